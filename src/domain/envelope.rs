@@ -1,0 +1,229 @@
+//! The envelope: one CloudEvents 1.0 event, its structured JSON form and what a binary form is made of.
+//!
+//! The structured form is written once, when a delivery is accepted, and stored as it is. Whoever
+//! publishes it reads it through a [`View`], which borrows from the stored bytes and copies nothing.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::template::Values;
+
+/// The content type of the structured form.
+pub const STRUCTURED: &str = "application/cloudevents+json; charset=utf-8";
+
+/// The only version of CloudEvents that is written.
+pub const SPECVERSION: &str = "1.0";
+
+/// The two content modes of CloudEvents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The message is the whole envelope.
+    #[default]
+    Structured,
+    /// The message is `data`; the attributes are headers.
+    Binary,
+}
+
+/// The attributes of an event and its data.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Envelope<'a, D> {
+    /// Always [`SPECVERSION`].
+    #[serde(borrow)]
+    pub specversion: Cow<'a, str>,
+    /// A UUIDv8, equal for every retry of a delivery.
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    /// The application's address at Sendbird.
+    #[serde(borrow)]
+    pub source: Cow<'a, str>,
+    /// `com.sendbird.calls.` and the category, with dots for colons.
+    #[serde(borrow)]
+    pub r#type: Cow<'a, str>,
+    /// `direct_calls/{call_id}` or `rooms/{room_id}`.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Cow<'a, str>>,
+    /// When it happened; RFC 3339, UTC, milliseconds.
+    #[serde(borrow)]
+    pub time: Cow<'a, str>,
+    /// Always `application/json`.
+    #[serde(borrow)]
+    pub datacontenttype: Cow<'a, str>,
+    /// Names the schema of `data` and its version.
+    #[serde(borrow)]
+    pub dataschema: Cow<'a, str>,
+    /// What order is kept by.
+    #[serde(borrow)]
+    pub partitionkey: Cow<'a, str>,
+    /// When the bridge accepted it.
+    #[serde(borrow)]
+    pub receivedtime: Cow<'a, str>,
+    /// `true` on a replay, otherwise absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed: Option<bool>,
+    /// Version 1 of the data.
+    pub data: D,
+}
+
+/// A stored event as a sink sees it.
+#[derive(Debug)]
+pub struct View<'a> {
+    structured: &'a Bytes,
+    envelope: Envelope<'a, &'a RawValue>,
+    head: Head<'a>,
+}
+
+/// The members of `data` that templates and filters need.
+#[derive(Debug, Deserialize)]
+struct Head<'a> {
+    #[serde(borrow)]
+    category: Cow<'a, str>,
+    #[serde(borrow)]
+    application_id: Option<Cow<'a, str>>,
+}
+
+impl<'a> View<'a> {
+    /// Reads a structured envelope.
+    ///
+    /// # Errors
+    /// When the bytes are not an envelope that this program wrote.
+    pub fn parse(structured: &'a Bytes) -> Result<Self, serde_json::Error> {
+        let envelope: Envelope<'a, &'a RawValue> = serde_json::from_slice(structured)?;
+        let head = serde_json::from_str(envelope.data.get())?;
+        Ok(Self { structured, envelope, head })
+    }
+
+    /// The attributes.
+    pub fn envelope(&self) -> &Envelope<'a, &'a RawValue> {
+        &self.envelope
+    }
+
+    /// The category as Sendbird wrote it.
+    pub fn category(&self) -> &str {
+        &self.head.category
+    }
+
+    /// What order is kept by.
+    pub fn key(&self) -> &str {
+        &self.envelope.partitionkey
+    }
+
+    /// What goes into the message's body; shares the stored bytes.
+    pub fn body(&self, format: Format) -> Bytes {
+        match format {
+            Format::Structured => self.structured.clone(),
+            Format::Binary => self.structured.slice_ref(self.envelope.data.get().as_bytes()),
+        }
+    }
+
+    /// The message's content type.
+    pub fn content_type(&self, format: Format) -> &str {
+        match format {
+            Format::Structured => STRUCTURED,
+            Format::Binary => &self.envelope.datacontenttype,
+        }
+    }
+
+    /// The attributes that become headers, each under the name that the binding prefixes (`ce_`,
+    /// `cloudEvents:`, `ce-`). In the structured form four of them, for consumers that filter without
+    /// parsing; in the binary form all.
+    pub fn headers(&self, format: Format) -> impl Iterator<Item = (&'static str, &str)> {
+        let e = &self.envelope;
+        let binary = format == Format::Binary;
+        let rest = [
+            ("specversion", Some(&*e.specversion)),
+            ("source", Some(&*e.source)),
+            ("dataschema", Some(&*e.dataschema)),
+            ("partitionkey", Some(&*e.partitionkey)),
+            ("receivedtime", Some(&*e.receivedtime)),
+            ("replayed", e.replayed.map(|replayed| if replayed { "true" } else { "false" })),
+        ];
+        [("id", Some(&*e.id)), ("type", Some(&*e.r#type)), ("subject", e.subject.as_deref()), ("time", Some(&*e.time))]
+            .into_iter()
+            .chain(rest.into_iter().filter(move |_| binary))
+            .filter_map(|(name, value)| value.map(|value| (name, value)))
+    }
+
+    /// The values of a template's placeholders.
+    pub fn values(&self) -> Values<'_> {
+        Values {
+            object: object(&self.head.category, self.envelope.subject.as_deref()),
+            verb: verb(&self.head.category),
+            key: &self.envelope.partitionkey,
+            category: &self.head.category,
+            application_id: self.head.application_id.as_deref().unwrap_or(""),
+        }
+    }
+}
+
+/// What an event is about, from a closed set: `direct_call`, `room` or `other`. A category that is
+/// neither by its name is what its subject says.
+pub fn object(category: &str, subject: Option<&str>) -> &'static str {
+    let name = category.split(':').next().unwrap_or_default();
+    let subject = subject.unwrap_or_default();
+    if name.eq_ignore_ascii_case("direct_call") {
+        "direct_call"
+    } else if name.eq_ignore_ascii_case("room") {
+        "room"
+    } else if subject.starts_with("direct_calls/") {
+        "direct_call"
+    } else if subject.starts_with("rooms/") {
+        "room"
+    } else {
+        "other"
+    }
+}
+
+/// What follows the first colon of a category, or all of it where there is none.
+pub fn verb(category: &str) -> &str {
+    category.split_once(':').map_or(category, |(_, verb)| verb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORED: &str = r#"{"specversion":"1.0","id":"i","source":"https://api-A.calls.sendbird.com","type":"com.sendbird.calls.room.create","subject":"rooms/R","time":"2026-01-01T00:00:00.000Z","datacontenttype":"application/json","dataschema":"urn:sendbird-bridge:schema:room:v1","partitionkey":"R","receivedtime":"2026-01-01T00:00:00.100Z","data":{"category":"room:create","application_id":"A","occurred_at_ms":1,"raw":{"category":"room:create"}}}"#;
+
+    #[test]
+    fn a_view_shares_the_stored_bytes() {
+        let stored = Bytes::from_static(STORED.as_bytes());
+        let view = View::parse(&stored).expect("an envelope");
+        assert_eq!((view.category(), view.key()), ("room:create", "R"));
+        assert_eq!(view.body(Format::Structured), stored);
+        let data = view.body(Format::Binary);
+        assert!(data.starts_with(b"{\"category\"") && stored.as_ptr_range().contains(&data.as_ptr()));
+        assert_eq!(view.values().object, "room");
+        assert_eq!(view.values().verb, "create");
+    }
+
+    #[test]
+    fn headers_are_four_or_all() {
+        let stored = Bytes::from_static(STORED.as_bytes());
+        let view = View::parse(&stored).expect("an envelope");
+        let names = |format| view.headers(format).map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(Format::Structured), ["id", "type", "subject", "time"]);
+        assert_eq!(
+            names(Format::Binary),
+            ["id", "type", "subject", "time", "specversion", "source", "dataschema", "partitionkey", "receivedtime"]
+        );
+    }
+
+    #[test]
+    fn writing_and_reading_agree() {
+        let envelope: Envelope<'_, &RawValue> = serde_json::from_str(STORED).expect("an envelope");
+        assert_eq!(serde_json::to_string(&envelope).expect("json"), STORED);
+    }
+
+    #[test]
+    fn objects_are_a_closed_set() {
+        assert_eq!(object("Direct_Call:dial", None), "direct_call");
+        assert_eq!(object("call:new", Some("direct_calls/x")), "direct_call");
+        assert_eq!(object("x:y", Some("rooms/x")), "room");
+        assert_eq!(object("x", None), "other");
+        assert_eq!((verb("a:b:c"), verb("a")), ("b:c", "a"));
+    }
+}

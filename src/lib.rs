@@ -1,0 +1,4 @@
+//! The bridge from Sendbird Calls webhooks to message brokers.
+
+pub mod domain;
+pub mod sink;

@@ -1,0 +1,171 @@
+//! Where events go: the seam between the pipeline and a broker's client library.
+//!
+//! A [`Sink`] opens [`Connection`]s; a connection publishes one event and says when the broker has
+//! acknowledged it, nothing less. Each client's errors are sorted once, in the file that talks to it,
+//! into [`Failure`]. Order, retries, cursors and dead letters are the pipeline's work, not a sink's: it
+//! never has two events of one key in flight on a sink, so a sink may publish side by side what it is
+//! given.
+
+use std::fmt;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::domain::envelope::View;
+
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "nats")]
+pub mod nats;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
+pub mod stdout;
+
+/// A configured destination. Opening a connection also checks, or makes, the topics, the exchange or
+/// the stream.
+pub trait Sink: Send + Sync + 'static {
+    /// Opens a connection, within a time of the sink's own choosing (seconds, never for ever).
+    ///
+    /// # Errors
+    /// Any [`Failure`] means that there is no connection now; the pipeline waits and tries again,
+    /// whatever its kind.
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, Failure>>;
+}
+
+/// An open connection to a broker.
+pub trait Connection: Send + Sync {
+    /// Sends one event. The message is built before this returns; the future resolves when the broker
+    /// has acknowledged it as durably as the broker can, and always resolves in bounded time unless the
+    /// client itself keeps trying and keeps the event's place (Kafka).
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>>;
+
+    /// Whether the broker can be reached, as far as the client knows.
+    fn connected(&self) -> bool;
+
+    /// Says goodbye within `limit`. What is unacknowledged then has an unknown outcome.
+    fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()>;
+}
+
+/// A broker's acknowledgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// The broker says that it had this id already (JetStream's duplicate window).
+    pub duplicate: bool,
+}
+
+/// Why an event is not published. What a client leaves open is `Retry`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// May succeed later, on this connection, unchanged.
+    Retry(Fault),
+    /// This event will never be taken: set it aside and go on.
+    Reject(Fault),
+    /// This connection is of no more use: open another; what was in flight has an unknown outcome.
+    Fatal(Fault),
+}
+
+/// What went wrong: a reason from a closed set, for metrics, and a sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The kind of failure.
+    pub reason: Reason,
+    /// What the client or broker said; never the event's content.
+    pub detail: String,
+}
+
+/// The kinds of failure, as metric labels and in dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// Not connected, or the connection broke.
+    Connection,
+    /// No acknowledgement in time; the event may have been written.
+    Timeout,
+    /// The broker is there but can't take it now (no leader, not enough replicas, an alarm, a nack).
+    Unavailable,
+    /// The client's own queue is full.
+    QueueFull,
+    /// Name, password, certificate or permission refused.
+    NotAuthorized,
+    /// The topic, exchange or stream does not exist.
+    NotFound,
+    /// The broker found no queue for it.
+    Unroutable,
+    /// Larger than the broker takes.
+    TooLarge,
+    /// The broker says that the message itself is wrong.
+    Invalid,
+    /// The stored event can't be read.
+    Damaged,
+    /// Anything that no other kind describes.
+    Other,
+}
+
+impl Reason {
+    /// Every reason, for declaring metrics.
+    pub const ALL: [Self; 11] = [
+        Self::Connection,
+        Self::Timeout,
+        Self::Unavailable,
+        Self::QueueFull,
+        Self::NotAuthorized,
+        Self::NotFound,
+        Self::Unroutable,
+        Self::TooLarge,
+        Self::Invalid,
+        Self::Damaged,
+        Self::Other,
+    ];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Timeout => "timeout",
+            Self::Unavailable => "unavailable",
+            Self::QueueFull => "queue_full",
+            Self::NotAuthorized => "not_authorized",
+            Self::NotFound => "not_found",
+            Self::Unroutable => "unroutable",
+            Self::TooLarge => "too_large",
+            Self::Invalid => "invalid",
+            Self::Damaged => "damaged",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Failure {
+    /// May succeed later.
+    pub fn retry(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self::Retry(Fault { reason, detail: detail.to_string() })
+    }
+
+    /// Never will.
+    pub fn reject(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self::Reject(Fault { reason, detail: detail.to_string() })
+    }
+
+    /// Needs another connection.
+    pub fn fatal(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self::Fatal(Fault { reason, detail: detail.to_string() })
+    }
+
+    /// What went wrong, whatever is to be done about it.
+    pub fn fault(&self) -> &Fault {
+        match self {
+            Self::Retry(fault) | Self::Reject(fault) | Self::Fatal(fault) => fault,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
