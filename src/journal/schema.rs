@@ -1,0 +1,116 @@
+//! The layout of the file and how its connections are set up.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::OpenError;
+
+/// The database's name in the journal's directory.
+pub(super) const FILE: &str = "journal.db";
+
+/// The newest layout that this program knows, in SQLite's `user_version`.
+const VERSION: i64 = 1;
+
+/// "SBBJ" in SQLite's `application_id`, so that `file` and we can tell it from other databases.
+const APPLICATION_ID: i64 = 0x5342_424a;
+
+/// The tables of version 1.
+///
+/// `records` has no index besides its position: random inserts would cost more than all else. `offset`
+/// is the number of bytes ever stored up to and with this record, so the size of any stretch is a
+/// difference of two rows. `seen` repeats the ids, so that the window is read at start without the
+/// payloads, and outlives the records that retention removes.
+const TABLES: &str = "
+    CREATE TABLE records (
+        position    INTEGER PRIMARY KEY,
+        offset      INTEGER NOT NULL,
+        accepted_ms INTEGER NOT NULL,
+        crc         INTEGER NOT NULL,
+        id          BLOB    NOT NULL,
+        key         TEXT    NOT NULL,
+        kind        TEXT    NOT NULL,
+        payload     BLOB    NOT NULL
+    ) STRICT;
+    CREATE TABLE seen (
+        position    INTEGER PRIMARY KEY,
+        accepted_ms INTEGER NOT NULL,
+        id          BLOB    NOT NULL
+    ) STRICT;
+    CREATE TABLE cursors (
+        sink        TEXT    PRIMARY KEY,
+        position    INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE dead_letters (
+        sink        TEXT    NOT NULL,
+        position    INTEGER NOT NULL,
+        at_ms       INTEGER NOT NULL,
+        reason      TEXT    NOT NULL,
+        detail      TEXT    NOT NULL,
+        id          BLOB    NOT NULL,
+        key         TEXT    NOT NULL,
+        kind        TEXT    NOT NULL,
+        payload     BLOB    NOT NULL,
+        PRIMARY KEY (sink, position)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// Opens the connection that writes, making the tables where there are none.
+pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
+    let database = |source| OpenError::Database { path: path.to_owned(), source };
+    let mut connection = Connection::open(path).map_err(database)?;
+    let version: i64 = pragma(&connection, "user_version").map_err(database)?;
+    let application: i64 = pragma(&connection, "application_id").map_err(database)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(database)?;
+    if tables > 0 && application != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    if version > VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+    }
+    configure(&connection).map_err(database)?;
+    if version == 0 {
+        create(&mut connection).map_err(database)?;
+    }
+    Ok(connection)
+}
+
+/// Opens a connection that only reads.
+pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.pragma_update(None, "cache_size", -1024)?;
+    Ok(connection)
+}
+
+/// Opens the connection that only moves pages from the log to the main file.
+pub(super) fn open_checkpointer(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -1024)?;
+    Ok(connection)
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    // FULL: the write-ahead log is fsynced by every commit; NORMAL would lose the last ones in a power cut.
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // Another connection checkpoints, so that no commit has to wait for it.
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "cache_size", -8192)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")
+}
+
+fn create(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(TABLES)?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}
+
+fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, name, |row| row.get(0))
+}
