@@ -1,5 +1,29 @@
-//! The bridge from Sendbird Calls webhooks to message brokers.
+//! `sendbird-bridge` takes Sendbird Calls webhooks and publishes them to message brokers.
+//!
+//! The layers, each of which may use what stands left of it:
+//!
+//! ```text
+//! domain, journal <- sendbird <- access, sink <- pipeline <- http <- config, app <- cli <- main
+//! ```
+//!
+//! `metrics` is a leaf, used from `pipeline` up. Read [`pipeline`] first: it is the whole story of an
+//! event. The modules below are in reading order, from the pure core outwards.
 
 pub mod domain;
 pub mod journal;
+pub mod sendbird;
+
+pub mod access;
 pub mod sink;
+
+pub mod pipeline;
+
+pub mod http;
+
+pub mod app;
+pub mod config;
+pub mod shutdown;
+
+pub mod cli;
+
+pub mod metrics;

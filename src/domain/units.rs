@@ -1,6 +1,7 @@
 //! Durations and sizes as an operator writes them: always with a unit.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -95,6 +96,19 @@ impl fmt::Display for Size {
         }
         write!(f, "{}B", self.0)
     }
+}
+
+/// Reads an address with its port, for serde.
+///
+/// # Errors
+/// What was expected and what was found.
+pub fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        de::Error::custom(format!(
+            "expected an address such as \"127.0.0.1:8080\" or \"[::]:8080\", but found \"{text}\""
+        ))
+    })
 }
 
 macro_rules! as_text {

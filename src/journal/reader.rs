@@ -1,5 +1,6 @@
 //! Reading what is stored, beside the writer and without disturbing it.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -23,6 +24,10 @@ pub struct Record {
     pub position: u64,
     /// When it was accepted, in Unix milliseconds.
     pub accepted_ms: i64,
+    /// Equal for events of one key; two keys may rarely share it.
+    pub key_hash: u64,
+    /// The event's type.
+    pub kind: String,
     /// What was stored.
     pub payload: Bytes,
 }
@@ -140,7 +145,19 @@ fn read(position: u64, row: &SqlRow<'_>) -> rusqlite::Result<Row> {
     if stored != i64::from(checksum(position, accepted_ms, id, key, kind, payload)) {
         return Ok(Row::Damaged { position });
     }
-    Ok(Row::Intact(Record { position, accepted_ms, payload: Bytes::copy_from_slice(payload) }))
+    Ok(Row::Intact(Record {
+        position,
+        accepted_ms,
+        key_hash: hash(key),
+        kind: String::from_utf8_lossy(kind).into_owned(),
+        payload: Bytes::copy_from_slice(payload),
+    }))
+}
+
+fn hash(key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(key);
+    hasher.finish()
 }
 
 /// CRC-32 over all of a record, its position included, so that a row can't pass for another.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::OpenError;
 
@@ -74,6 +74,14 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
         create(&mut connection).map_err(database)?;
     }
     Ok(connection)
+}
+
+/// Writes something that changes nothing, down to the fsync: what a journal that failed must be able to
+/// do before it is trusted again.
+pub(super) fn prove_writable(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
 }
 
 /// Opens a connection that only reads.

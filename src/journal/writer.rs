@@ -321,7 +321,8 @@ impl Writer {
 
     fn reopen(&mut self) {
         let opened = schema::open_writer(&self.shared.path).map_err(|error| error.to_string());
-        match opened.and_then(|connection| {
+        match opened.and_then(|mut connection| {
+            schema::prove_writable(&mut connection).map_err(|error| error.to_string())?;
             let log = load(&connection, &self.options).map_err(|error| error.to_string())?;
             Ok((connection, log))
         }) {

@@ -1,0 +1,469 @@
+//! The locks: who may deliver.
+//!
+//! Signatures are documented for Sendbird's chat product and not for Calls, so none of the locks is the
+//! one true lock and any of them may be used alone or together. The bridge starts only with at least one,
+//! and every doubt (an address that can't be read, a header that isn't text) counts as a refusal.
+//!
+//! A delivery passes in two steps that the types keep in order: [`Access::admit`] looks at the head
+//! before a byte of the body is read, [`Access::verify`] at the signature over the raw body.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use warp::http::{HeaderMap, HeaderName};
+
+use crate::domain::secret::Secret;
+use crate::sendbird::signature::{self, Keys};
+
+/// Source addresses that the rate limiter remembers before it drops those that have been quiet.
+const REMEMBERED_SOURCES: usize = 10_000;
+
+/// What is done about the signature header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SignatureMode {
+    /// A delivery without a right signature is refused.
+    #[default]
+    Required,
+    /// A wrong signature is refused, a missing one is not. This alone is no lock.
+    IfPresent,
+    /// Signatures are not looked at.
+    Off,
+}
+
+/// A header that each delivery must carry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderLock {
+    /// The header's name.
+    pub name: String,
+    /// Its value.
+    pub value: Secret,
+}
+
+/// A network in CIDR notation; an address alone is a network of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+/// `access.*`: the locks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `required`, `if-present` or `off`.
+    pub signature: SignatureMode,
+    /// The master API tokens that signatures are made with; several at once while one replaces another.
+    pub api_tokens: Vec<Secret>,
+    /// The headers that a signature may come in.
+    pub signature_headers: Vec<String>,
+    /// A secret last segment of the path: deliveries then go to `{server.path}/{path_secret}`.
+    pub path_secret: Option<Secret>,
+    /// A header that each delivery must carry.
+    pub header: Option<HeaderLock>,
+    /// The networks that deliveries may come from; empty means any.
+    pub networks: Vec<Network>,
+    /// The proxies whose X-Forwarded-For is believed when looking for the source address.
+    pub trusted_proxies: Vec<Network>,
+    /// The `application_id`s that deliveries may name; empty means any.
+    pub applications: Vec<String>,
+    /// Deliveries per second that one source address may send before it is answered 429; none means no
+    /// limit. Leave it off behind a proxy that is not in `trusted_proxies`: all senders are one there.
+    pub rate_per_source: Option<NonZeroU32>,
+    /// Starts without any lock. For trying things out only.
+    pub open: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            signature: SignatureMode::default(),
+            api_tokens: Vec::new(),
+            signature_headers: vec!["x-sendbird-signature".into()],
+            path_secret: None,
+            header: None,
+            networks: Vec::new(),
+            trusted_proxies: Vec::new(),
+            applications: Vec::new(),
+            rate_per_source: None,
+            open: false,
+        }
+    }
+}
+
+impl Settings {
+    /// Every fault, as key and message.
+    pub fn check(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let unsigned_is_fine = self.open && self.signature == SignatureMode::Required;
+        if self.signature != SignatureMode::Off && self.api_tokens.is_empty() && !unsigned_is_fine {
+            let mode = if self.signature == SignatureMode::Required { "required" } else { "if-present" };
+            let message = format!(
+                "expected at least one token because access.signature is \"{mode}\", but found none; \
+                 give a token, or set access.signature to \"off\" and use another lock"
+            );
+            faults.push(("api_tokens", message));
+        }
+        if self.signature != SignatureMode::Off && self.signature_headers.is_empty() {
+            faults.push(("signature_headers", "expected at least one header name, but found none".into()));
+        }
+        for header in &self.signature_headers {
+            if HeaderName::from_str(header).is_err() {
+                faults.push(("signature_headers", format!("expected a header name, but found \"{header}\"")));
+            }
+        }
+        if let Some(header) = &self.header
+            && HeaderName::from_str(&header.name).is_err()
+        {
+            faults.push(("header.name", format!("expected a header name, but found \"{}\"", header.name)));
+        }
+        if let Some(secret) = &self.path_secret
+            && !secret.expose().bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
+        {
+            let message = "expected letters, digits and \"-._~\" only, so that no client encodes it differently";
+            faults.push(("path_secret", message.into()));
+        }
+        if self.signature != SignatureMode::Required && !self.has_lock() && !self.open {
+            let message = "expected at least one lock, but found none: set access.signature to \"required\" with \
+                           api_tokens, or a path_secret, a header or networks (access.open = true starts without)";
+            faults.push(("signature", message.into()));
+        }
+        faults
+    }
+
+    /// Whether any lock is set.
+    pub fn has_lock(&self) -> bool {
+        (self.signature == SignatureMode::Required && !self.api_tokens.is_empty())
+            || self.path_secret.is_some()
+            || self.header.is_some()
+            || !self.networks.is_empty()
+    }
+}
+
+/// Why a delivery is refused at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// Its source address is in none of the networks.
+    Network,
+    /// Its source address sends too many.
+    TooMany,
+    /// The secret header is missing or wrong.
+    Header,
+    /// No signature header.
+    SignatureMissing,
+    /// No key makes this signature of this body.
+    SignatureWrong,
+    /// Its application is not allowed.
+    Application,
+}
+
+/// The head of a delivery that passed; proof that the body may be read.
+#[derive(Debug)]
+pub struct Admitted {
+    signature: Signature,
+}
+
+#[derive(Debug)]
+enum Signature {
+    Unchecked,
+    /// All values of all signature headers; one must be right.
+    ToVerify(Vec<Bytes>),
+}
+
+/// The raw body of a delivery that passed all locks but the application's.
+#[derive(Debug)]
+pub struct Verified {
+    /// The bytes as they came.
+    pub body: Bytes,
+}
+
+/// The locks, ready to use.
+pub struct Access {
+    mode: SignatureMode,
+    keys: Keys,
+    signature_headers: Vec<HeaderName>,
+    header: Option<(HeaderName, Secret)>,
+    networks: Vec<IpNet>,
+    trusted_proxies: Vec<IpNet>,
+    applications: Vec<String>,
+    rate: Option<DefaultKeyedRateLimiter<IpAddr>>,
+}
+
+impl Access {
+    /// Builds the locks from settings that [`Settings::check`] found no fault with; header names that
+    /// are none are left out.
+    pub fn new(settings: &Settings) -> Self {
+        let unsigned = settings.open && settings.api_tokens.is_empty();
+        let parse = |name: &String| HeaderName::from_str(name).ok();
+        let nets = |networks: &[Network]| networks.iter().map(|network| network.0).collect();
+        Self {
+            mode: if unsigned { SignatureMode::Off } else { settings.signature },
+            keys: Keys::new(settings.api_tokens.iter().map(Secret::expose)),
+            signature_headers: settings.signature_headers.iter().filter_map(parse).collect(),
+            header: settings.header.as_ref().and_then(|lock| Some((parse(&lock.name)?, lock.value.clone()))),
+            networks: nets(&settings.networks),
+            trusted_proxies: nets(&settings.trusted_proxies),
+            applications: settings.applications.clone(),
+            rate: settings.rate_per_source.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
+        }
+    }
+
+    /// Whether the head carries a signature, right or wrong; for the metric that tells an operator
+    /// whether his deliveries are signed.
+    pub fn is_signed(&self, headers: &HeaderMap) -> bool {
+        self.signature_headers.iter().any(|name| headers.contains_key(name))
+    }
+
+    /// Checks what can be checked before the body: network, rate, secret header, presence of a signature.
+    ///
+    /// # Errors
+    /// The first lock that does not open.
+    pub fn admit(&self, peer: IpAddr, headers: &HeaderMap) -> Result<Admitted, Denied> {
+        if !self.networks.is_empty() || self.rate.is_some() {
+            let source = self.source(peer, headers);
+            if !self.networks.is_empty() && !source.is_some_and(|source| contains(&self.networks, source)) {
+                return Err(Denied::Network);
+            }
+            self.check_rate(source.unwrap_or(peer))?;
+        }
+        if let Some((name, secret)) = &self.header
+            && !headers.get_all(name).iter().any(|value| secret.equals(value.as_bytes()))
+        {
+            return Err(Denied::Header);
+        }
+        if self.mode == SignatureMode::Off {
+            return Ok(Admitted { signature: Signature::Unchecked });
+        }
+        let values: Vec<Bytes> = self
+            .signature_headers
+            .iter()
+            .flat_map(|name| headers.get_all(name))
+            .map(|value| Bytes::copy_from_slice(value.as_bytes()))
+            .collect();
+        match (values.is_empty(), self.mode) {
+            (true, SignatureMode::Required) => Err(Denied::SignatureMissing),
+            (true, _) => Ok(Admitted { signature: Signature::Unchecked }),
+            (false, _) => Ok(Admitted { signature: Signature::ToVerify(values) }),
+        }
+    }
+
+    /// Checks the signature over the raw bytes, before anything looks into them.
+    ///
+    /// # Errors
+    /// [`Denied::SignatureWrong`].
+    pub fn verify(&self, admitted: Admitted, body: Bytes) -> Result<Verified, Denied> {
+        match admitted.signature {
+            Signature::Unchecked => Ok(Verified { body }),
+            Signature::ToVerify(values)
+                if values.iter().any(|value| signature::verify(&self.keys, &body, value).is_some()) =>
+            {
+                Ok(Verified { body })
+            }
+            Signature::ToVerify(_) => Err(Denied::SignatureWrong),
+        }
+    }
+
+    /// Checks the application that a verified delivery names; ids are compared ignoring case.
+    ///
+    /// # Errors
+    /// [`Denied::Application`], also when there is a list and the delivery names none.
+    pub fn check_application(&self, application_id: Option<&str>) -> Result<(), Denied> {
+        let allowed = |id: &str| self.applications.iter().any(|allowed| allowed.eq_ignore_ascii_case(id));
+        if self.applications.is_empty() || application_id.is_some_and(allowed) {
+            Ok(())
+        } else {
+            Err(Denied::Application)
+        }
+    }
+
+    /// The address that the delivery comes from: the peer's, or, behind trusted proxies, the last one in
+    /// X-Forwarded-For that none of them wrote about itself. `None` when that can't be read.
+    fn source(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        let mut source = peer.to_canonical();
+        if !contains(&self.trusted_proxies, source) {
+            return Some(source);
+        }
+        // Several headers are one list in the order in which they stand.
+        let hops: Vec<_> =
+            headers.get_all("x-forwarded-for").iter().map(|value| value.to_str().unwrap_or("?")).collect();
+        for hop in hops.iter().rev().flat_map(|list| list.rsplit(',')) {
+            source = address(hop.trim())?;
+            if !contains(&self.trusted_proxies, source) {
+                return Some(source);
+            }
+        }
+        Some(source)
+    }
+
+    fn check_rate(&self, source: IpAddr) -> Result<(), Denied> {
+        let Some(rate) = &self.rate else { return Ok(()) };
+        if rate.len() > REMEMBERED_SOURCES {
+            rate.retain_recent();
+        }
+        rate.check_key(&source).map_err(|_too_many| Denied::TooMany)
+    }
+}
+
+fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address))
+}
+
+/// An address as proxies write it: bare, with a port, or in brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let parsed = text
+        .parse::<IpAddr>()
+        .or_else(|_| text.parse::<std::net::SocketAddr>().map(|socket| socket.ip()))
+        .or_else(|_| text.trim_start_matches('[').trim_end_matches(']').parse());
+    parsed.ok().map(|address| address.to_canonical())
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<IpNet>()
+            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+            .map(|network| Self(network.trunc()))
+            .map_err(|_| format!("expected a network such as \"10.0.0.0/8\", but found \"{text}\""))
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl schemars::JsonSchema for Network {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Network".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string", "description": "a network in CIDR notation" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sendbird::signature::sign;
+    use warp::http::HeaderValue;
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    fn settings(toml: &str) -> Settings {
+        use figment::providers::{Format, Toml};
+        figment::Figment::from(Toml::string(toml)).extract().unwrap()
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .collect()
+    }
+
+    fn deliver(access: &Access, headers: &HeaderMap, body: &'static str) -> Result<(), Denied> {
+        let admitted = access.admit(PEER, headers)?;
+        access.verify(admitted, Bytes::from_static(body.as_bytes())).map(drop)
+    }
+
+    #[test]
+    fn any_of_several_tokens_and_headers_opens() {
+        let access = Access::new(&settings("api_tokens = ['new', 'old']\nsignature_headers = ['x-a', 'X-B']"));
+        for token in ["new", "old"] {
+            let signature = sign(token, b"body");
+            for name in ["x-a", "x-b"] {
+                assert_eq!(deliver(&access, &headers(&[(name, &signature)]), "body"), Ok(()));
+            }
+            assert_eq!(deliver(&access, &headers(&[("x-a", &signature)]), "Body"), Err(Denied::SignatureWrong));
+            assert_eq!(deliver(&access, &headers(&[("x-c", &signature)]), "body"), Err(Denied::SignatureMissing));
+        }
+        let stranger = sign("stranger", b"body");
+        assert_eq!(deliver(&access, &headers(&[("x-a", &stranger)]), "body"), Err(Denied::SignatureWrong));
+        assert_eq!(deliver(&access, &headers(&[("x-a", "")]), "body"), Err(Denied::SignatureWrong));
+    }
+
+    #[test]
+    fn if_present_refuses_only_wrong_ones() {
+        let access = Access::new(&settings("signature = 'if-present'\napi_tokens = ['t']\npath_secret = 's'"));
+        assert_eq!(deliver(&access, &headers(&[]), "body"), Ok(()));
+        let wrong = headers(&[("x-sendbird-signature", "00")]);
+        assert_eq!(deliver(&access, &wrong, "body"), Err(Denied::SignatureWrong));
+    }
+
+    #[test]
+    fn the_secret_header_must_be_right() {
+        let access = Access::new(&settings("signature = 'off'\nheader = { name = 'X-Key', value = 'k' }"));
+        assert_eq!(deliver(&access, &headers(&[("x-key", "k")]), ""), Ok(()));
+        assert_eq!(deliver(&access, &headers(&[("x-key", "K")]), ""), Err(Denied::Header));
+        assert_eq!(deliver(&access, &headers(&[]), ""), Err(Denied::Header));
+    }
+
+    #[test]
+    fn the_source_is_found_behind_trusted_proxies_only() {
+        let of = |networks: &str, forwarded: &[&str]| {
+            let toml = format!("signature = 'off'\nnetworks = ['203.0.113.0/24', '2001:db8::/32']\n{networks}");
+            let pairs: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
+            deliver(&Access::new(&settings(&toml)), &headers(&pairs), "")
+        };
+        let trusting = "trusted_proxies = ['10.0.0.0/8']";
+        assert_eq!(of("", &["203.0.113.9"]), Err(Denied::Network), "a stranger's header is not believed");
+        assert_eq!(of(trusting, &["203.0.113.9"]), Ok(()));
+        assert_eq!(of(trusting, &["203.0.113.9:5000, 10.2.3.4"]), Ok(()));
+        assert_eq!(of(trusting, &["198.51.100.1", "[2001:db8::1]:443"]), Ok(()));
+        assert_eq!(of(trusting, &["203.0.113.9, 198.51.100.1"]), Err(Denied::Network), "the last hop counts");
+        assert_eq!(of(trusting, &["203.0.113.9, nonsense"]), Err(Denied::Network));
+        assert_eq!(of(trusting, &[]), Err(Denied::Network));
+        assert_eq!(of(trusting, &["::ffff:203.0.113.9"]), Ok(()), "a mapped address is the same address");
+    }
+
+    #[test]
+    fn applications_are_compared_ignoring_case() {
+        let access = Access::new(&settings("applications = ['ABC']"));
+        assert_eq!(access.check_application(Some("abc")), Ok(()));
+        assert_eq!(access.check_application(Some("abd")), Err(Denied::Application));
+        assert_eq!(access.check_application(None), Err(Denied::Application));
+    }
+
+    #[test]
+    fn a_source_that_sends_too_many_is_told_so() {
+        let access = Access::new(&settings("signature = 'off'\nrate_per_source = 3"));
+        let results: Vec<_> = (0..5).map(|_| deliver(&access, &headers(&[]), "")).collect();
+        assert_eq!(results[..3], [Ok(()); 3]);
+        assert_eq!(results[4], Err(Denied::TooMany));
+        assert!(access.admit("10.0.0.2".parse().unwrap(), &headers(&[])).is_ok(), "others are not held up");
+    }
+
+    #[test]
+    fn no_lock_is_a_fault_unless_open() {
+        let keys = |toml: &str| settings(toml).check().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(keys(""), ["api_tokens"]);
+        assert_eq!(keys("signature = 'off'"), ["signature"]);
+        assert_eq!(keys("signature = 'if-present'\napi_tokens = ['t']"), ["signature"]);
+        for fine in [
+            "api_tokens = ['t']",
+            "open = true",
+            "signature = 'off'\nopen = true",
+            "signature = 'off'\npath_secret = 's'",
+            "signature = 'off'\nheader = { name = 'x', value = 'v' }",
+            "signature = 'off'\nnetworks = ['10.1.2.3']",
+        ] {
+            assert_eq!(keys(fine), [""; 0], "{fine}");
+        }
+        assert_eq!(
+            keys("signature_headers = ['a b']\npath_secret = 'a/b'\nheader = { name = '', value = 'v' }"),
+            ["api_tokens", "signature_headers", "header.name", "path_secret"]
+        );
+    }
+}

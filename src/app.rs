@@ -1,0 +1,285 @@
+//! The whole bridge: opens everything, owns every task, stops everything in order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Access;
+use crate::config::{Config, SinkConfig, SinkKind};
+use crate::domain::clock::Clock;
+use crate::http::admin::{self, Admin, SinkEntry};
+use crate::http::listener::Listener;
+use crate::http::{reply, webhook};
+use crate::journal::{self, Journal};
+use crate::metrics::{Labels, Metrics};
+use crate::pipeline::{Forwarder, Intake, SinkStatus};
+use crate::sendbird::category::Category;
+use crate::sink::{Reason, Sink, stdout};
+
+/// From the signal to the end of the process, at most; each step has its own, shorter limit.
+pub const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Why the bridge can't start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The journal can't be opened.
+    #[error(transparent)]
+    Journal(#[from] journal::OpenError),
+    /// An address can't be bound.
+    #[error("cannot listen on {address} ({key})")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The key that it comes from.
+        key: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A sink can't be made from its settings.
+    #[error("cannot set up the sink \"{name}\": {detail}")]
+    Sink {
+        /// The sink.
+        name: String,
+        /// What its client said.
+        detail: String,
+    },
+    /// Two metrics have one name.
+    #[error("cannot declare the metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// A task that runs for as long as the bridge does has ended.
+    #[error("the task \"{task}\" ended unasked")]
+    TaskEnded {
+        /// The task.
+        task: String,
+    },
+}
+
+/// An open bridge that does not answer yet.
+pub struct App {
+    journal: Journal,
+    intake: Arc<Intake>,
+    forwarders: Vec<Forwarder>,
+    webhook: Listener,
+    admin_listener: Listener,
+    admin: Admin,
+    config: Config,
+}
+
+impl App {
+    /// Opens the journal, sets up the sinks (without waiting for their brokers) and binds the addresses.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is left open then.
+    pub async fn bind(config: Config) -> Result<Self, Error> {
+        let clock = Clock::system();
+        let sink_names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
+        let metrics = Arc::new(declare_metrics(&sink_names)?);
+        if !config.access.has_lock() {
+            tracing::warn!("access.open is set: ANYBODY who can reach this bridge can deliver events");
+        }
+        // Bound first: a second bridge on the same machine then fails on its address, with a clear word.
+        let listen = |address: SocketAddr, key| move |source| Error::Listen { address, key, source };
+        let server = &config.server;
+        let webhook = Listener::bind(server.listen, server.max_connections, metrics.connections.clone())
+            .await
+            .map_err(listen(server.listen, "server.listen"))?;
+        // The admin endpoint's connections are not the webhook's.
+        let uncounted = prometheus::IntGauge::new("admin_connections", "not registered")?;
+        let admin_listener = Listener::bind(config.admin.listen, admin::MAX_CONNECTIONS, uncounted)
+            .await
+            .map_err(listen(config.admin.listen, "admin.listen"))?;
+        let journal = open_journal(&config, &clock, &metrics).await?;
+
+        let mut forwarders = Vec::new();
+        let mut entries = Vec::new();
+        for (name, sink) in &config.sinks {
+            let status = Arc::new(SinkStatus::default());
+            entries.push(SinkEntry { name: name.clone(), kind: sink.kind.label(), status: Arc::clone(&status) });
+            forwarders.push(Forwarder {
+                name: name.clone(),
+                sink: make_sink(name, sink)?,
+                types: sink.types(),
+                journal: journal.clone(),
+                metrics: Arc::clone(&metrics),
+                clock: clock.clone(),
+                status,
+            });
+        }
+        let intake = Arc::new(Intake {
+            access: Access::new(&config.access),
+            normalize: config.envelope.clone(),
+            journal: journal.clone(),
+            metrics: Arc::clone(&metrics),
+            clock: clock.clone(),
+        });
+        let admin = Admin {
+            token: config.admin.token.clone(),
+            journal: journal.clone(),
+            max_bytes: config.journal.max_bytes.0,
+            metrics,
+            sinks: entries,
+            clock,
+            stopping: Arc::new(AtomicBool::new(false)),
+            stop: CancellationToken::new(),
+            started: Instant::now(),
+        };
+        Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, config })
+    }
+
+    /// The addresses of the webhook and the admin endpoint.
+    ///
+    /// # Errors
+    /// When the system can't say.
+    pub fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.webhook.local_addr()?, self.admin_listener.local_addr()?))
+    }
+
+    /// The journal, for those who watch from inside the process.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Runs until `stop`, or until one of its tasks ends unasked; then stops in order: no more
+    /// deliveries, answer those under way, let the sinks finish what is in flight, close the journal.
+    ///
+    /// # Errors
+    /// [`Error::TaskEnded`], after everything was stopped.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
+        let Self { journal, intake, forwarders, webhook, admin_listener, admin, config } = self;
+        let (stop_webhook, stop_sinks, stop_admin) =
+            (CancellationToken::new(), CancellationToken::new(), admin.stop.clone());
+        let stopping = Arc::clone(&admin.stopping);
+        let mut tasks = Tasks::default();
+        for forwarder in forwarders {
+            tasks.start(format!("sink {}", forwarder.name), forwarder.forward(stop_sinks.clone()));
+        }
+        let filter = admin::filter(Arc::new(admin));
+        tasks.start("admin".into(), admin_listener.serve(filter, stop_admin.clone()));
+        let filter = webhook::filter(&config.server, config.access.path_secret.clone(), intake);
+        tasks.start("webhook".into(), webhook.serve(filter, stop_webhook.clone()));
+        tracing::info!("ready");
+
+        let ended = tokio::select! {
+            () = stop.cancelled() => None,
+            task = tasks.next() => Some(task),
+        };
+        if let Some(task) = &ended {
+            tracing::error!(task, "a task ended unasked; stopping");
+        }
+        stopping.store(true, Ordering::Relaxed);
+        let in_order = async {
+            stop_webhook.cancel();
+            tasks.finish("webhook").await;
+            stop_sinks.cancel();
+            tasks.finish("sink").await;
+            stop_admin.cancel();
+            tasks.finish("admin").await;
+        };
+        if tokio::time::timeout(STOP_LIMIT, in_order).await.is_err() {
+            tracing::warn!("not everything ended in time; what is unpublished stays in the journal");
+        }
+        tasks.set.shutdown().await;
+        if let Err(error) = tokio::task::spawn_blocking(move || journal.close()).await {
+            tracing::error!(%error, "closing the journal was interrupted");
+        }
+        tracing::info!("stopped");
+        ended.map_or(Ok(()), |task| Err(Error::TaskEnded { task }))
+    }
+}
+
+/// The tasks by name.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<()>,
+    names: Vec<(tokio::task::Id, String)>,
+}
+
+impl Tasks {
+    fn start(&mut self, name: String, task: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.set.spawn(task);
+        self.names.push((handle.id(), name));
+    }
+
+    /// Waits for a task to end and says which; for ever where there is none.
+    async fn next(&mut self) -> String {
+        let id = match self.set.join_next_with_id().await {
+            None => return std::future::pending().await,
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => {
+                tracing::error!(%error, "a task failed");
+                error.id()
+            }
+        };
+        let index = self.names.iter().position(|(known, _)| *known == id);
+        index.map_or_else(|| "unknown".into(), |index| self.names.swap_remove(index).1)
+    }
+
+    /// Waits until no task whose name starts so is left.
+    async fn finish(&mut self, prefix: &str) {
+        while self.names.iter().any(|(_, name)| name.starts_with(prefix)) {
+            self.next().await;
+        }
+    }
+}
+
+fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
+    let categories: Vec<&str> = Category::LABELS.to_vec();
+    let reasons: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    let compiled = [
+        ("kafka", cfg!(feature = "kafka")),
+        ("nats", cfg!(feature = "nats")),
+        ("rabbitmq", cfg!(feature = "rabbitmq")),
+    ];
+    let features: Vec<&str> = compiled.iter().filter(|(_, compiled)| *compiled).map(|(name, _)| *name).collect();
+    Metrics::new(&Labels {
+        categories: &categories,
+        rejections: reply::REASONS,
+        sinks,
+        sink_reasons: &reasons,
+        features: &features.join(","),
+    })
+}
+
+async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<Journal, Error> {
+    let commits = metrics.journal_commit_seconds.clone();
+    let options = journal::Options {
+        settings: config.journal.clone(),
+        dedup: config.dedup.clone(),
+        sinks: config.sinks.keys().cloned().collect(),
+        clock: clock.clone(),
+        on_commit: Box::new(move |took| commits.observe(took.as_secs_f64())),
+    };
+    match tokio::task::spawn_blocking(move || Journal::open(options)).await {
+        Ok(journal) => Ok(journal?),
+        Err(error) => Err(Error::TaskEnded { task: format!("open the journal: {error}") }),
+    }
+}
+
+#[cfg_attr(
+    not(any(feature = "kafka", feature = "rabbitmq", feature = "nats")),
+    expect(unused_variables, reason = "standard output has no client that a name is for")
+)]
+fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
+    #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+    let failed = |detail: String| Error::Sink { name: name.to_owned(), detail };
+    match &config.kind {
+        SinkKind::Stdout(stdout::Settings {}) => Ok(Box::new(stdout::Stdout::new(config.format))),
+        #[cfg(feature = "kafka")]
+        SinkKind::Kafka(settings) => crate::sink::kafka::Kafka::new(name, settings.clone(), config.format)
+            .map(|sink| Box::new(sink) as Box<dyn Sink>)
+            .map_err(|error| failed(error.to_string())),
+        #[cfg(feature = "rabbitmq")]
+        SinkKind::Rabbitmq(settings) => crate::sink::rabbitmq::RabbitMq::new(name, settings.clone(), config.format)
+            .map(|sink| Box::new(sink) as Box<dyn Sink>)
+            .map_err(|error| failed(error.to_string())),
+        #[cfg(feature = "nats")]
+        SinkKind::Nats(settings) => crate::sink::nats::Nats::new(name, settings.clone(), config.format)
+            .map(|sink| Box::new(sink) as Box<dyn Sink>)
+            .map_err(|error| failed(error.to_string())),
+    }
+}

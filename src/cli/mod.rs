@@ -1,0 +1,172 @@
+//! The commands, one a file.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 64
+//! wrong usage or configuration.
+#![allow(clippy::print_stderr, reason = "talking to a person at a terminal is what this layer is for")]
+
+mod client;
+mod config;
+mod demo;
+mod latency;
+mod logs;
+mod schema;
+mod send;
+mod serve;
+mod tail;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::{CONFIG_VARIABLE, Faults, Loaded};
+
+/// Exit code for wrong usage or configuration, as in sysexits.h.
+const USAGE: u8 = 64;
+
+/// Bridges Sendbird Calls webhooks to Kafka, RabbitMQ and NATS JetStream.
+///
+/// Each delivery is checked, made durable, answered within 800 ms and published as a CloudEvent under its
+/// call_id or room_id. Try it without a broker: sendbird-bridge demo
+#[derive(Debug, Parser)]
+#[command(name = "sendbird-bridge", version, max_term_width = 100)]
+struct Cli {
+    /// The configuration file (TOML); variables SENDBIRD_BRIDGE_… are laid over it
+    #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
+    config: Option<PathBuf>,
+
+    /// How logs are written to standard error
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// One JSON object a line
+    Json,
+    /// For reading
+    Text,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the bridge
+    Serve,
+    /// See it work: a bridge of its own plays a day of signed deliveries and prints the envelopes
+    Demo(demo::Args),
+    /// Play Sendbird towards any URL: signed, one second to answer, three tries
+    Send(send::Args),
+    /// Follow the feed of a running bridge, one envelope a line
+    Tail(tail::Args),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Print a document made from the code
+    #[command(subcommand)]
+    Schema(schema::Command),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] Faults),
+    /// The arguments make no sense together.
+    #[error("{0}")]
+    Usage(String),
+    /// What was to be done failed, and the command has said so.
+    #[error("{0}")]
+    Failed(String),
+    /// Something else failed.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Failure {
+    fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let help = !error.use_stderr();
+            // Nothing can be done about a terminal that can't be written to.
+            error.print().ok();
+            return if help { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+        }
+    };
+    // One TLS provider for the whole process; a second one would make some clients panic.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("error: another TLS provider is installed");
+        return ExitCode::FAILURE;
+    }
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&failure);
+            match failure {
+                Failure::Config(_) | Failure::Usage(_) => ExitCode::from(USAGE),
+                Failure::Failed(_) | Failure::Other(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let load = || Loaded::load(cli.config.as_deref(), std::env::vars());
+    match cli.command {
+        Command::Serve => {
+            logs::start(cli.log_format, "info");
+            block_on(serve::run(load()?.config))
+        }
+        Command::Demo(args) => {
+            logs::start(cli.log_format, "warn");
+            block_on(demo::run(args))
+        }
+        Command::Send(args) => block_on(send::run(args)),
+        Command::Tail(args) => block_on(tail::run(args)),
+        Command::Config(command) => {
+            logs::start(cli.log_format, "warn");
+            config::run(command, load()?)
+        }
+        Command::Schema(command) => schema::run(command),
+    }
+}
+
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::other)?.block_on(command)
+}
+
+/// The error and what caused it, each fault of the configuration on a line of its own.
+fn report(failure: &Failure) {
+    eprintln!("error: {failure}");
+    if let Failure::Config(Faults(faults)) = failure {
+        for fault in faults {
+            eprintln!("  {fault}");
+        }
+    }
+    let mut cause = std::error::Error::source(failure);
+    while let Some(error) = cause {
+        eprintln!("  caused by: {error}");
+        cause = error.source();
+    }
+}
+
+/// Prints a result. A reader that went away, as `head` does, is no failure: `false` says so.
+fn print(text: &str) -> Result<bool, Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::other(error)),
+    }
+}

@@ -1,0 +1,373 @@
+//! `send`: plays Sendbird towards any URL.
+//!
+//! As Sendbird does, it signs the raw body, waits one second for an answer and sends the same request up
+//! to three times until it gets one. Deliveries of one call or room go out one after the other, as they
+//! would happen; different ones side by side.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::Uri;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::client::{self, HttpClient};
+use super::latency::Latencies;
+use super::{Failure, print};
+use crate::domain::clock::Clock;
+use crate::domain::secret::Secret;
+use crate::sendbird::category::Category;
+use crate::sendbird::sample::{Sample, Sampler};
+use crate::sendbird::signature::sign;
+
+/// How long Sendbird waits for an answer, and how often it tries; documented.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+const TRIES: u32 = 3;
+
+/// Between two tries. Sendbird's own pause is not documented.
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
+
+/// Deliveries that may wait for a sender that is held up.
+const QUEUE: usize = 16;
+
+/// The largest answer looked at.
+const LARGEST_ANSWER: usize = 64 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where to deliver
+    #[arg(long, default_value = "http://127.0.0.1:8080/webhooks/sendbird", value_parser = client::url)]
+    url: Uri,
+
+    /// The master API token to sign with; without one, deliveries are not signed
+    #[arg(long, value_parser = client::secret)]
+    token: Option<Secret>,
+
+    /// A file that holds the token
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+
+    /// A header that each delivery carries, as NAME:VALUE (repeatable)
+    #[arg(long, value_name = "NAME:VALUE", value_parser = header)]
+    header: Vec<(HeaderName, HeaderValue)>,
+
+    /// Deliver this category (repeatable); by default one direct_call:dial
+    #[arg(long, value_name = "CATEGORY", value_parser = category)]
+    category: Vec<Category>,
+
+    /// Deliver all 13 categories, in the natural order of live calls and rooms
+    #[arg(long, conflicts_with = "category")]
+    all: bool,
+
+    /// Deliver this body, as it is
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["category", "all"])]
+    file: Option<PathBuf>,
+
+    /// How many deliveries to make; by default one of each category
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+
+    /// Deliveries per second at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+
+    /// How many deliveries may be under way at once
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    concurrency: u16,
+
+    /// How many live calls and rooms to interleave; by default four for each delivery under way
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    calls: Option<u32>,
+
+    /// Makes the same deliveries again; by default they are new each time
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// The application that the deliveries name
+    #[arg(long, value_name = "ID", default_value = "0A1B2C3D-1111-4222-8333-444455556666")]
+    application: String,
+
+    /// Append a JSON line to this file for each delivery: what was sent and what was answered
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Outcome {
+    /// The last status; `None` when there was no answer to any try.
+    pub(super) status: Option<u16>,
+    /// What the bridge said of the event, when it answered 200.
+    pub(super) answer: Option<Answer>,
+    /// How many tries it took.
+    pub(super) tries: u32,
+    /// How long the last try took.
+    #[serde(rename = "ms", serialize_with = "milliseconds")]
+    pub(super) took: Duration,
+    /// Why there was no answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) error: Option<&'static str>,
+}
+
+/// The bridge's answer to a delivery that is durable.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Answer {
+    /// The event's id.
+    pub(super) id: String,
+    /// `stored` or `duplicate`.
+    pub(super) status: String,
+}
+
+#[derive(Serialize)]
+struct RecordLine<'a> {
+    category: &'a str,
+    key: &'a str,
+    #[serde(flatten)]
+    outcome: &'a Outcome,
+}
+
+/// Sendbird, as a receiver sees it.
+#[derive(Clone)]
+pub(super) struct Sendbird {
+    client: HttpClient,
+    url: Uri,
+    token: Option<Secret>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Sendbird {
+    pub(super) fn new(
+        url: Uri,
+        token: Option<Secret>,
+        headers: Vec<(HeaderName, HeaderValue)>,
+    ) -> Result<Self, Failure> {
+        Ok(Self { client: client::new()?, url, token, headers })
+    }
+
+    /// Delivers a body: one second for an answer, three tries.
+    pub(super) async fn deliver(&self, body: &Bytes) -> Outcome {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let begun = Instant::now();
+            let attempt = timeout(ANSWER_WITHIN, self.attempt(body)).await;
+            let took = begun.elapsed();
+            let (status, answer, error) = match attempt {
+                Ok(Ok((status, answer))) => (Some(status), answer, None),
+                Ok(Err(error)) => (None, None, Some(error)),
+                Err(_elapsed) => (None, None, Some("no answer in time")),
+            };
+            let again = status.is_none_or(|status| status >= 500) && tries < TRIES;
+            if !again {
+                return Outcome { status, answer, tries, took, error };
+            }
+            sleep(BETWEEN_TRIES).await;
+        }
+    }
+
+    async fn attempt(&self, body: &Bytes) -> Result<(u16, Option<Answer>), &'static str> {
+        let mut request = hyper::Request::post(self.url.clone())
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, "SendBird");
+        if let Some(token) = &self.token {
+            request = request.header("x-sendbird-signature", sign(token.expose(), body));
+        }
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(body.clone())).map_err(|_| "the request cannot be built")?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| if error.is_connect() { "no connection" } else { "the connection broke" })?;
+        let status = response.status().as_u16();
+        let body =
+            Limited::new(response.into_body(), LARGEST_ANSWER).collect().await.map_err(|_| "the answer broke off")?;
+        Ok((status, serde_json::from_slice(&body.to_bytes()).ok()))
+    }
+}
+
+/// What is counted while sending.
+struct Tally {
+    latencies: Latencies,
+    results: BTreeMap<String, u64>,
+    not_in_time: u64,
+    retried: u64,
+    record: Option<std::io::BufWriter<std::fs::File>>,
+}
+
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let token = client::token(args.token.clone(), args.token_file.as_ref())?;
+    let sendbird = Sendbird::new(args.url.clone(), token, args.header.clone())?;
+    let (samples, count) = samples(&args)?;
+    let tally = Arc::new(Mutex::new(Tally {
+        latencies: Latencies::new()?,
+        results: BTreeMap::new(),
+        not_in_time: 0,
+        retried: 0,
+        record: args.record.as_ref().map(open_record).transpose()?,
+    }));
+    let progress = progress(count);
+    let begun = Instant::now();
+    send_all(&args, &sendbird, samples, &tally, &progress).await;
+    progress.finish_and_clear();
+    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(record) = &mut tally.record {
+        record.flush().map_err(Failure::other)?;
+    }
+    print(&report(&tally, count, begun.elapsed()))?;
+    match tally.not_in_time {
+        0 => Ok(()),
+        n => Err(Failure::Failed(format!("{n} of {count} deliveries were not answered 200 in time"))),
+    }
+}
+
+/// Deliveries of one key go to one sender, so they stay in order.
+async fn send_all(
+    args: &Args,
+    sendbird: &Sendbird,
+    samples: impl Iterator<Item = Sample>,
+    tally: &Arc<Mutex<Tally>>,
+    progress: &ProgressBar,
+) {
+    let mut senders = JoinSet::new();
+    let mut queues = Vec::new();
+    for _ in 0..args.concurrency {
+        let (queue, mut waiting) = mpsc::channel::<Sample>(QUEUE);
+        let (sendbird, tally, progress) = (sendbird.clone(), Arc::clone(tally), progress.clone());
+        queues.push(queue);
+        senders.spawn(async move {
+            while let Some(sample) = waiting.recv().await {
+                let outcome = sendbird.deliver(&sample.body).await;
+                tally.lock().unwrap_or_else(PoisonError::into_inner).add(&sample, &outcome);
+                progress.inc(1);
+            }
+        });
+    }
+    let begun = Instant::now();
+    for (index, sample) in samples.enumerate() {
+        if let Some(rate) = args.rate {
+            sleep_until(begun + Duration::from_secs_f64(index as f64 / f64::from(rate))).await;
+        }
+        let mut hasher = DefaultHasher::new();
+        sample.key.hash(&mut hasher);
+        let queue = &queues[(hasher.finish() % queues.len() as u64) as usize];
+        if queue.send(sample).await.is_err() {
+            break;
+        }
+    }
+    drop(queues);
+    while senders.join_next().await.is_some() {}
+}
+
+type Samples = Box<dyn Iterator<Item = Sample>>;
+
+fn samples(args: &Args) -> Result<(Samples, u64), Failure> {
+    if let Some(file) = &args.file {
+        let body = std::fs::read(file)
+            .map_err(|error| Failure::Usage(format!("cannot read the body from {}: {error}", file.display())))?;
+        let sample = Sample { category: Category::Other, key: String::new(), body: body.into() };
+        let count = args.count.unwrap_or(1);
+        return Ok((Box::new(std::iter::repeat_n(sample, usize::try_from(count).unwrap_or(usize::MAX))), count));
+    }
+    let now_ms = Clock::system().now_ms();
+    let calls = args.calls.unwrap_or(u32::from(args.concurrency) * 4) as usize;
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
+    let mut sampler = Sampler::new(seed, calls, now_ms, &args.application);
+    if args.all {
+        let count = args.count.unwrap_or(Category::ALL.len() as u64);
+        // Fewer than one of each would not be all: live calls alone might take long to show the rarest.
+        let mut first: Vec<Sample> = Category::ALL.into_iter().map(|category| sampler.of(category)).collect();
+        first.truncate(usize::try_from(count).unwrap_or(usize::MAX));
+        return Ok((
+            Box::new(first.into_iter().chain(sampler).take(usize::try_from(count).unwrap_or(usize::MAX))),
+            count,
+        ));
+    }
+    let categories = if args.category.is_empty() { vec![Category::DirectCallDial] } else { args.category.clone() };
+    let count = args.count.unwrap_or(categories.len() as u64);
+    let samples = (0..count).zip(categories.into_iter().cycle()).map(move |(_, category)| sampler.of(category));
+    Ok((Box::new(samples.collect::<Vec<_>>().into_iter()), count))
+}
+
+impl Tally {
+    fn add(&mut self, sample: &Sample, outcome: &Outcome) {
+        if outcome.status.is_some() {
+            self.latencies.add(outcome.took);
+        }
+        self.retried += u64::from(outcome.tries > 1);
+        self.not_in_time += u64::from(outcome.status != Some(200));
+        let result = match (outcome.status, &outcome.answer) {
+            (Some(200), Some(answer)) => format!("200 {}", answer.status),
+            (Some(status), _) => status.to_string(),
+            (None, _) => outcome.error.unwrap_or("no answer").to_owned(),
+        };
+        *self.results.entry(result).or_default() += 1;
+        let line = RecordLine { category: sample.category.label(), key: &sample.key, outcome };
+        if let Some(record) = &mut self.record
+            && let Err(error) =
+                serde_json::to_writer(&mut *record, &line).map_err(Into::into).and_then(|()| record.write_all(b"\n"))
+        {
+            tracing::error!(%error, "cannot write the record");
+        }
+    }
+}
+
+fn report(tally: &Tally, count: u64, took: Duration) -> String {
+    let mut text = tally.latencies.table();
+    for (result, n) in &tally.results {
+        text += &format!("{n:>7} {result}\n");
+    }
+    if tally.retried > 0 {
+        text += &format!("{:>7} needed more than one try\n", tally.retried);
+    }
+    let seconds = took.as_secs_f64();
+    text + &format!("{count:>7} deliveries in {seconds:.1} s, {:.0} a second\n", count as f64 / seconds.max(0.001))
+}
+
+fn progress(count: u64) -> ProgressBar {
+    let terminal = std::io::stderr().is_terminal();
+    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
+    ProgressBar::with_draw_target(Some(count), target)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn open_record(path: &PathBuf) -> Result<std::io::BufWriter<std::fs::File>, Failure> {
+    let file = std::fs::File::options().create(true).append(true).open(path);
+    file.map(std::io::BufWriter::new)
+        .map_err(|error| Failure::Usage(format!("cannot write the record to {}: {error}", path.display())))
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("expected NAME:VALUE")?;
+    let name = name.trim().parse().map_err(|_| "expected a header name before the colon")?;
+    let value = value.trim().parse().map_err(|_| "expected a header value after the colon")?;
+    Ok((name, value))
+}
+
+fn category(text: &str) -> Result<Category, String> {
+    match Category::of(text) {
+        Category::Other => {
+            let known: Vec<&str> = Category::ALL.iter().map(|category| category.label()).collect();
+            let hint = crate::config::nearest(text, &known).map(|known| format!("; did you mean {known}?"));
+            Err(format!("expected one of {}{}", known.join(", "), hint.unwrap_or_default()))
+        }
+        known => Ok(known),
+    }
+}
+
+fn milliseconds<S: serde::Serializer>(took: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(took.as_secs_f64() * 1000.0)
+}

@@ -1,0 +1,33 @@
+//! `serve`: the bridge, until a signal.
+
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use crate::app::App;
+use crate::config::Config;
+use crate::shutdown;
+
+pub(super) async fn run(config: Config) -> Result<(), Failure> {
+    let path = config.server.path.clone();
+    let secret = if config.access.path_secret.is_some() { "/<path_secret>" } else { "" };
+    let sinks: Vec<String> =
+        config.sinks.iter().map(|(name, sink)| format!("{name} ({})", sink.kind.label())).collect();
+    let app = App::bind(config).await.map_err(Failure::other)?;
+    let (webhook, admin) = app.addresses().map_err(Failure::other)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        webhook = format!("http://{webhook}{path}{secret}"),
+        admin = format!("http://{admin}"),
+        "listening"
+    );
+    if sinks.is_empty() {
+        tracing::warn!("no sinks are configured: events are kept in the journal and can be read from the feed");
+    } else {
+        tracing::info!(sinks = sinks.join(", "), "publishing");
+    }
+    let stop = CancellationToken::new();
+    tokio::select! {
+        stopped = app.run(stop.clone()) => stopped.map_err(Failure::other),
+        Err(error) = shutdown::on_signal(stop) => Err(Failure::other(error)),
+    }
+}

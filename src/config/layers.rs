@@ -1,0 +1,170 @@
+//! Where values come from: the TOML file, the environment over it, files that hold secrets.
+
+use std::path::Path;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Tag, Value};
+use figment::{Error, Figment, Metadata, Profile, Provider};
+
+use super::Fault;
+
+/// Names the configuration file where the command line does not.
+pub const CONFIG_VARIABLE: &str = "SENDBIRD_BRIDGE_CONFIG";
+
+const PREFIX: &str = "SENDBIRD_BRIDGE_";
+
+/// The last parts of keys that hold secrets. From the environment they are taken as they are, never as
+/// numbers; each can also be given as `<key>_file`.
+const SECRETS: [&str; 8] = ["api_tokens", "path_secret", "value", "token", "url", "password", "nkey_seed", "username"];
+
+/// The last parts of keys that hold lists, which a variable may write with commas.
+const LISTS: [&str; 8] = [
+    "api_tokens",
+    "signature_headers",
+    "networks",
+    "trusted_proxies",
+    "applications",
+    "brokers",
+    "servers",
+    "categories",
+];
+
+/// Whether a part of a key names a secret.
+pub(super) fn is_secret(part: &str) -> bool {
+    SECRETS.contains(&part)
+}
+
+/// The layers in their order.
+pub(super) fn figment(
+    file: Option<&Path>,
+    environment: impl Iterator<Item = (String, String)>,
+    faults: &mut Vec<Fault>,
+) -> Figment {
+    let mut figment = Figment::new();
+    if let Some(file) = file {
+        // figment takes a file that isn't there for an empty one.
+        match std::fs::metadata(file) {
+            Ok(found) if found.is_file() => figment = figment.merge(Toml::file_exact(file)),
+            Ok(_) => faults.push(file_fault(file, "expected a file, but found something else".into())),
+            Err(error) => faults.push(file_fault(file, format!("expected a readable file, but found: {error}"))),
+        }
+    }
+    figment.merge(Variables::read(environment, faults))
+}
+
+fn file_fault(file: &Path, message: String) -> Fault {
+    Fault { key: "--config".into(), message, source: Some(file.display().to_string()) }
+}
+
+/// The variable that sets a key.
+pub(super) fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// The environment as a layer.
+struct Variables(Dict);
+
+impl Variables {
+    fn read(environment: impl Iterator<Item = (String, String)>, faults: &mut Vec<Fault>) -> Self {
+        let mut dict = Dict::new();
+        for (name, text) in environment {
+            let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+            if name == CONFIG_VARIABLE || is_service_link(rest) {
+                continue;
+            }
+            let path: Vec<String> = rest.to_lowercase().split("__").map(str::to_owned).collect();
+            if path.len() < 2 || path.iter().any(String::is_empty) {
+                let message = "expected two underscores between the levels of a key, as in \
+                               SENDBIRD_BRIDGE_SERVER__LISTEN"
+                    .to_owned();
+                faults.push(Fault { key: path.join("."), message, source: Some(format!("the variable {name}")) });
+                continue;
+            }
+            insert(&mut dict, &path, text);
+        }
+        Self(dict)
+    }
+}
+
+/// Kubernetes puts these into every pod beside a Service of our name; they are not meant for us.
+fn is_service_link(rest: &str) -> bool {
+    !rest.contains("__") && (rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_"))
+}
+
+fn insert(dict: &mut Dict, path: &[String], text: String) {
+    match path {
+        [] => {}
+        [leaf] => {
+            dict.insert(leaf.clone(), value(leaf, text));
+        }
+        [first, rest @ ..] => {
+            let inner = dict.entry(first.clone()).or_insert_with(|| Value::from(Dict::new()));
+            if let Value::Dict(_, inner) = inner {
+                insert(inner, rest, text);
+            }
+        }
+    }
+}
+
+fn value(leaf: &str, text: String) -> Value {
+    if LISTS.contains(&leaf) {
+        let list = text.trim();
+        let list = list.strip_prefix('[').and_then(|list| list.strip_suffix(']')).unwrap_or(list);
+        let unquoted = |item: &str| item.trim().trim_matches(['"', '\'']).to_owned();
+        let items: Vec<String> = list.split(',').map(unquoted).filter(|item| !item.is_empty()).collect();
+        return Value::from(items);
+    }
+    if SECRETS.contains(&leaf) {
+        return Value::from(text);
+    }
+    // Numbers, booleans and tables are recognised; all else is text. It can't fail.
+    text.parse().unwrap_or_else(|_: std::convert::Infallible| Value::from(text))
+}
+
+impl Provider for Variables {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("environment")
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        Ok(Profile::Default.collect(self.0.clone()))
+    }
+}
+
+/// Replaces every `<secret>_file` by what the file holds, without the line break at its end.
+pub(super) fn read_secret_files(dict: &mut Dict, prefix: &str, faults: &mut Vec<Fault>) {
+    let keys: Vec<String> = dict.keys().cloned().collect();
+    for key in keys {
+        let full = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        if let Some(Value::Dict(_, inner)) = dict.get_mut(&key) {
+            read_secret_files(inner, &full, faults);
+            continue;
+        }
+        let Some(secret) = key.strip_suffix("_file").filter(|secret| SECRETS.contains(secret)) else { continue };
+        let Some(path) = dict.remove(&key) else { continue };
+        let fault = |message: String| Fault { key: full.clone(), message, source: None };
+        if dict.contains_key(secret) {
+            faults.push(fault(format!("expected {secret} or {key}, but found both")));
+            continue;
+        }
+        let Some(path) = path.as_str() else {
+            faults.push(fault("expected the path of a file as text".into()));
+            continue;
+        };
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                dict.insert(secret.to_owned(), held(secret, &text));
+            }
+            Err(error) => faults.push(fault(format!("expected a readable file, but found {path}: {error}"))),
+        }
+    }
+}
+
+/// What a file holds: one secret, or one a line where there may be several.
+fn held(secret: &str, text: &str) -> Value {
+    if LISTS.contains(&secret) {
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        return Value::Array(Tag::Default, lines.map(Value::from).collect());
+    }
+    Value::from(text.trim_end_matches(['\r', '\n']))
+}

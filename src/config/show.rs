@@ -1,0 +1,76 @@
+//! The configuration as people see it: effective values with their sources, and its schema.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use serde_json::Value;
+
+use super::{Config, SinkKind};
+use crate::access;
+use crate::domain::envelope::Format;
+use crate::http::{admin, webhook};
+use crate::journal;
+use crate::sendbird::normalize;
+
+/// One line a value: `key = value  # source`.
+pub(super) fn show(config: &Config, source: impl Fn(&str) -> Option<String>) -> String {
+    let mut lines = Vec::new();
+    match serde_json::to_value(config) {
+        Ok(tree) => flatten(&tree, String::new(), &mut lines),
+        Err(error) => lines.push(("error".to_owned(), error.to_string())),
+    }
+    let width = lines.iter().map(|(key, value)| key.len() + value.len()).filter(|width| *width < 70).max().unwrap_or(0);
+    lines
+        .into_iter()
+        .map(|(key, value)| {
+            let pad = " ".repeat(width.saturating_sub(key.len() + value.len()));
+            let source = source(&key).unwrap_or_else(|| "default".into());
+            format!("{key} = {value}{pad}  # {source}\n")
+        })
+        .collect()
+}
+
+fn flatten(value: &Value, key: String, lines: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (name, value) in members {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                flatten(value, key, lines);
+            }
+        }
+        Value::Null => lines.push((key, "none".into())),
+        other => lines.push((key, other.to_string())),
+    }
+}
+
+/// The file's shape; only its schema is used.
+#[derive(JsonSchema)]
+#[schemars(title = "sendbird-bridge configuration", default)]
+#[allow(dead_code, reason = "the fields are read by the derived schema")]
+#[derive(Default)]
+struct File {
+    server: webhook::Settings,
+    admin: admin::Settings,
+    access: access::Settings,
+    journal: journal::Settings,
+    dedup: journal::DedupSettings,
+    envelope: normalize::Settings,
+    /// Any number of sinks, each under its name.
+    sinks: std::collections::BTreeMap<String, Sink>,
+}
+
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "the fields are read by the derived schema")]
+struct Sink {
+    #[serde(flatten)]
+    kind: SinkKind,
+    /// Globs over the categories that the sink wants; empty means all.
+    #[serde(default)]
+    categories: Vec<String>,
+    /// The content mode of CloudEvents.
+    #[serde(default)]
+    format: Format,
+}
+
+/// JSON Schema, draft 2020-12.
+pub(super) fn schema() -> Schema {
+    SchemaGenerator::new(SchemaSettings::draft2020_12()).into_root_schema_for::<File>()
+}

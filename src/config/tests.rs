@@ -1,0 +1,182 @@
+//! The configuration from outside: layers, faults, sources, secrets.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::domain::units::Span;
+
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+fn load(toml: &str, variables: &[(&str, &str)]) -> Result<Loaded, Vec<String>> {
+    let dir = Dir::new();
+    let file = dir.file("bridge.toml", toml);
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Loaded::load(Some(&file), variables).map_err(|faults| faults.0.iter().map(ToString::to_string).collect())
+}
+
+fn faults(toml: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    load(toml, variables).expect_err("faults")
+}
+
+const LOCKED: &str = "access.api_tokens = ['t']\n";
+
+#[test]
+fn the_environment_lies_over_the_file() {
+    let toml = format!("{LOCKED}server.listen = '127.0.0.1:1'\nserver.answer_deadline = '500ms'");
+    let variables = [
+        ("SENDBIRD_BRIDGE_SERVER__LISTEN", "127.0.0.1:2"),
+        ("SENDBIRD_BRIDGE_SERVER__MAX_CONNECTIONS", "17"),
+        ("SENDBIRD_BRIDGE_ENVELOPE__INCLUDE_RAW", "false"),
+        ("SENDBIRD_BRIDGE_CONFIG", "elsewhere"),
+        ("PATH", "/bin"),
+    ];
+    let loaded = load(&toml, &variables).unwrap();
+    let server = &loaded.config.server;
+    assert_eq!(server.listen.port(), 2);
+    assert_eq!((server.max_connections, server.answer_deadline), (17, Span::from_millis(500)));
+    assert!(!loaded.config.envelope.include_raw);
+}
+
+#[test]
+fn all_faults_are_named_at_once_with_their_sources() {
+    let toml = "
+        server.listen = 'nowhere'
+        server.max_body = 5
+        journal.dirr = '/x'
+        dedup.window = '1 parsec'
+        [sinks.out]
+        type = 'stdin'
+        [sinks.lines]
+        type = 'stdout'
+        categories = ['romm:*']
+    ";
+    let found = faults(toml, &[("SENDBIRD_BRIDGE_ADMIN__LISTEN", "0.0.0.0:9")]);
+    for (key, word, source) in [
+        ("server.listen", "nowhere", "bridge.toml"),
+        ("server.max_body", "expected a size with a unit", "bridge.toml"),
+        ("journal.dirr", "did you mean \"dir\"?", "bridge.toml"),
+        ("dedup.window", "1 parsec", "bridge.toml"),
+        ("sinks.out.type", "stdin", "bridge.toml"),
+        ("sinks.lines.categories", "romm:*", "bridge.toml"),
+        ("admin.token", "not loopback", ""),
+        ("access.api_tokens", "expected at least one token", ""),
+    ] {
+        let fault = found.iter().find(|fault| fault.starts_with(&format!("{key}: ")));
+        let fault = fault.unwrap_or_else(|| panic!("no fault of {key} in {found:#?}"));
+        assert!(fault.contains(word) && fault.contains(source), "{fault}");
+    }
+    assert_eq!(found.len(), 8, "{found:#?}");
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    let found = faults(LOCKED, &[("SENDBIRD_BRIDGE_SERVER__MAX_BODY", "many"), ("SENDBIRD_BRIDGE_LISTEN", "x")]);
+    assert!(found.iter().any(|fault| fault.contains("SENDBIRD_BRIDGE_SERVER__MAX_BODY")), "{found:#?}");
+    assert!(found.iter().any(|fault| fault.contains("the variable SENDBIRD_BRIDGE_LISTEN")), "{found:#?}");
+}
+
+#[test]
+fn variables_that_kubernetes_adds_are_left_alone() {
+    let links = [
+        ("SENDBIRD_BRIDGE_SERVICE_HOST", "10.0.0.1"),
+        ("SENDBIRD_BRIDGE_PORT", "tcp://10.0.0.1:80"),
+        ("SENDBIRD_BRIDGE_PORT_80_TCP_ADDR", "10.0.0.1"),
+    ];
+    load(LOCKED, &links).unwrap();
+}
+
+#[test]
+fn secrets_of_digits_stay_as_they_are() {
+    let variables = [
+        ("SENDBIRD_BRIDGE_ACCESS__API_TOKENS", "007, 1e3"),
+        ("SENDBIRD_BRIDGE_ACCESS__PATH_SECRET", "000123"),
+        ("SENDBIRD_BRIDGE_ADMIN__TOKEN", "true"),
+    ];
+    let config = load("", &variables).unwrap().config;
+    let tokens: Vec<_> = config.access.api_tokens.iter().map(|token| token.expose()).collect();
+    assert_eq!(tokens, ["007", "1e3"]);
+    assert_eq!(config.access.path_secret.unwrap().expose(), "000123");
+    assert_eq!(config.admin.token.unwrap().expose(), "true");
+}
+
+#[test]
+fn secrets_are_read_from_files() {
+    let dir = Dir::new();
+    let tokens = dir.file("tokens", "first\n\nsecond\n");
+    let token = dir.file("token", " with spaces \n");
+    let toml = format!("access.api_tokens_file = '{}'\nadmin.token_file = '{}'", tokens.display(), token.display());
+    let config = load(&toml, &[]).unwrap().config;
+    let exposed: Vec<_> = config.access.api_tokens.iter().map(|token| token.expose()).collect();
+    assert_eq!(exposed, ["first", "second"]);
+    assert_eq!(config.admin.token.unwrap().expose(), " with spaces ");
+
+    let both = format!("access.api_tokens_file = '{}'\naccess.api_tokens = ['t']", tokens.display());
+    assert!(faults(&both, &[])[0].contains("found both"));
+    let missing = faults("access.api_tokens_file = '/nonexistent/token'", &[]);
+    assert!(
+        missing.iter().any(|fault| fault.starts_with("access.api_tokens_file: expected a readable file")),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let toml = "
+        access.api_tokens = ['canary-1']
+        access.path_secret = 'canary-2'
+        access.header = { name = 'x-key', value = 'canary-3' }
+        admin.token = 'canary-4'
+    ";
+    let loaded = load(toml, &[]).unwrap();
+    let shown = format!("{}{loaded:?}", loaded.show());
+    // The debug form holds the layers as they were read, which nothing prints; the rest must be clean.
+    let shown = shown.split("Origin").next().unwrap();
+    assert!(!shown.contains("canary"), "{shown}");
+    assert!(shown.contains("access.path_secret = \"<hidden>\""));
+
+    let wrong = faults("access.api_tokens = 'canary'\nadmin.token = 12345678\naccess.path_secret = 'can/ary'", &[]);
+    assert!(
+        wrong
+            .iter()
+            .all(|fault| !fault.contains("canary") && !fault.contains("can/ary") && !fault.contains("12345678")),
+        "{wrong:#?}"
+    );
+}
+
+#[test]
+fn values_are_shown_with_their_sources() {
+    let shown =
+        load(&format!("{LOCKED}dedup.window = '2h'"), &[("SENDBIRD_BRIDGE_DEDUP__MAX_IDS", "5000")]).unwrap().show();
+    let line =
+        |key: &str| shown.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key} in {shown}"));
+    assert!(line("dedup.window = \"2h\"").ends_with("bridge.toml"));
+    assert!(line("dedup.max_ids = 5000").ends_with("# the variable SENDBIRD_BRIDGE_DEDUP__MAX_IDS"));
+    assert!(line("server.max_body = \"256KiB\"").ends_with("# default"));
+}
+
+#[test]
+fn a_file_that_is_missing_or_no_toml_is_named() {
+    let found = Loaded::load(Some(std::path::Path::new("/nonexistent/bridge.toml")), std::iter::empty());
+    assert!(found.unwrap_err().0.iter().any(|fault| fault.to_string().contains("/nonexistent/bridge.toml")));
+    let found = faults("server.listen = ", &[]);
+    assert!(found[0].contains("bridge.toml"), "{found:?}");
+}
+
+#[test]
+fn categories_become_types() {
+    let config = load(&format!("{LOCKED}[sinks.a]\ntype = 'stdout'\ncategories = ['room:*', 'direct_call:dial']"), &[]);
+    let types = config.unwrap().config.sinks["a"].types();
+    assert_eq!(types, ["com.sendbird.calls.room.*", "com.sendbird.calls.direct_call.dial"]);
+}

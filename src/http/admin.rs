@@ -1,0 +1,285 @@
+//! The admin endpoint: health, metrics, status and the feed.
+//!
+//! Health and metrics are open; the rest asks for the admin token where one is set. Readiness means
+//! that the journal takes events and never depends on a broker: otherwise an outage of a broker would
+//! take every receiver away from Sendbird, and events would be lost.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use warp::filters::path::FullPath;
+use warp::http::header::AUTHORIZATION;
+use warp::http::{HeaderMap, Method, StatusCode};
+use warp::reply::Response;
+use warp::{Filter, Reply};
+
+use super::feed;
+use super::reply::{Problem, respond};
+use crate::domain::clock::Clock;
+use crate::domain::secret::Secret;
+use crate::domain::units;
+use crate::journal::{Filter as Wanted, Health, Journal, Limits, Row, Stats};
+use crate::metrics::{self, Metrics};
+use crate::pipeline::SinkStatus;
+
+/// Connections to the admin endpoint; each reader of the feed holds one.
+pub const MAX_CONNECTIONS: usize = 256;
+
+/// `admin.*`: where operators look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The address and port of the admin endpoint.
+    #[serde(deserialize_with = "units::address")]
+    pub listen: SocketAddr,
+    /// The bearer token for everything but health and metrics; required when `listen` is not loopback.
+    pub token: Option<Secret>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)), token: None }
+    }
+}
+
+impl Settings {
+    /// Every fault, as key and message.
+    pub fn check(&self) -> Vec<(&'static str, String)> {
+        if self.token.is_none() && !self.listen.ip().to_canonical().is_loopback() {
+            let message =
+                format!("expected a token because admin.listen ({}) is not loopback, but found none", self.listen);
+            return vec![("token", message)];
+        }
+        Vec::new()
+    }
+}
+
+/// What the admin endpoint shows.
+pub struct Admin {
+    /// The token, if one is asked for.
+    pub token: Option<Secret>,
+    /// What is stored.
+    pub journal: Journal,
+    /// `journal.max_bytes`.
+    pub max_bytes: u64,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The sinks, in order of name.
+    pub sinks: Vec<SinkEntry>,
+    /// For ages.
+    pub clock: Clock,
+    /// Set when the bridge begins to stop.
+    pub stopping: Arc<AtomicBool>,
+    /// Ends feeds that follow.
+    pub stop: CancellationToken,
+    /// When the bridge started.
+    pub started: Instant,
+}
+
+/// A sink as the admin endpoint knows it.
+pub struct SinkEntry {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: &'static str,
+    /// How it is doing.
+    pub status: Arc<SinkStatus>,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    version: &'static str,
+    uptime_seconds: u64,
+    ready: bool,
+    stopping: bool,
+    journal: JournalStatus,
+    sinks: Vec<SinkReport<'a>>,
+}
+
+#[derive(Serialize)]
+struct JournalStatus {
+    #[serde(flatten)]
+    stats: Stats,
+    max_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct SinkReport<'a> {
+    name: &'a str,
+    r#type: &'a str,
+    connected: bool,
+    cursor: u64,
+    pending_records: u64,
+    oldest_pending_seconds: f64,
+    in_flight: u64,
+    dead_letters: u64,
+    last_failure: Option<String>,
+}
+
+/// The filter that answers every request to the admin listener.
+pub fn filter(
+    admin: Arc<Admin>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::method().and(warp::path::full()).and(query).and(warp::header::headers_cloned()).then(
+        move |method, path: FullPath, query: String, headers| {
+            let admin = Arc::clone(&admin);
+            async move {
+                let answer = admin.answer(&method, path.as_str(), &query, &headers).await;
+                answer.unwrap_or_else(Reply::into_response)
+            }
+        },
+    )
+}
+
+impl Admin {
+    async fn answer(
+        self: &Arc<Self>,
+        method: &Method,
+        path: &str,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Problem> {
+        const OPEN: [&str; 4] = ["/livez", "/readyz", "/startupz", "/metrics"];
+        const GUARDED: [&str; 2] = ["/status", "/events"];
+        if !OPEN.contains(&path) {
+            self.check_token(headers)?;
+            if !GUARDED.contains(&path) {
+                return Err(Problem::NotFound);
+            }
+        }
+        if method != Method::GET && method != Method::HEAD {
+            return Err(Problem::Method { allow: "GET, HEAD" });
+        }
+        match path {
+            "/readyz" => self.ready().map(|()| ok()).map_err(|why| Problem::NotReady { why }),
+            "/metrics" => self.metrics().await,
+            "/status" => self.status().await,
+            "/events" => feed::open(self, query, headers).await,
+            // Alive, and started, because it answers: everything is open before the listener is.
+            _ => Ok(ok()),
+        }
+    }
+
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let Some(token) = &self.token else { return Ok(()) };
+        let given = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        if given.is_some_and(|given| token.equals(given)) { Ok(()) } else { Err(Problem::AdminToken) }
+    }
+
+    fn ready(&self) -> Result<(), &'static str> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("stopping");
+        }
+        match self.journal.health() {
+            Health::Healthy => Ok(()),
+            Health::Full => Err("the journal is full"),
+            Health::Failed => Err("the journal's disk fails"),
+            Health::Closed => Err("the journal is closed"),
+        }
+    }
+
+    async fn metrics(self: &Arc<Self>) -> Result<Response, Problem> {
+        let stats = self.journal.stats();
+        let metrics = &self.metrics;
+        metrics.journal_records.set(gauge(stats.records));
+        metrics.journal_bytes.set(gauge(stats.bytes));
+        metrics.journal_max_bytes.set(gauge(self.max_bytes));
+        metrics.journal_disk_free_bytes.set(gauge(stats.disk_free_bytes));
+        metrics.journal_healthy.set(i64::from(stats.health == Health::Healthy));
+        metrics.dedup_ids.set(gauge(stats.dedup_ids));
+        for sink in self.sink_reports().await {
+            let label = &[sink.name];
+            metrics.sink_connected.with_label_values(label).set(i64::from(sink.connected));
+            metrics.sink_in_flight.with_label_values(label).set(gauge(sink.in_flight));
+            metrics.sink_pending_records.with_label_values(label).set(gauge(sink.pending_records));
+            metrics.sink_oldest_pending_seconds.with_label_values(label).set(sink.oldest_pending_seconds);
+            metrics.sink_dead_letters.with_label_values(label).set(gauge(sink.dead_letters));
+        }
+        let text = metrics.render().map_err(|error| internal(&error))?;
+        Ok(respond(StatusCode::OK, metrics::CONTENT_TYPE, text))
+    }
+
+    async fn status(self: &Arc<Self>) -> Result<Response, Problem> {
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            ready: self.ready().is_ok(),
+            stopping: self.stopping.load(Ordering::Relaxed),
+            journal: JournalStatus { stats: self.journal.stats(), max_bytes: self.max_bytes },
+            sinks: self.sink_reports().await,
+        };
+        let body = serde_json::to_vec(&status).map_err(|error| internal(&error))?;
+        Ok(respond(StatusCode::OK, "application/json", body))
+    }
+
+    async fn sink_reports(&self) -> Vec<SinkReport<'_>> {
+        let cursors: Vec<u64> = self.sinks.iter().map(|sink| self.journal.cursor(&sink.name)).collect();
+        let last = self.journal.stats().last_position;
+        let accepted = accepted_after(self.journal.clone(), cursors.clone()).await;
+        let now_ms = self.clock.now_ms();
+        self.sinks
+            .iter()
+            .zip(cursors)
+            .zip(accepted)
+            .map(|((sink, cursor), accepted_ms)| SinkReport {
+                name: &sink.name,
+                r#type: sink.kind,
+                connected: sink.status.connected(),
+                cursor,
+                pending_records: last.saturating_sub(cursor),
+                oldest_pending_seconds: accepted_ms.map_or(0.0, |at| now_ms.saturating_sub(at).max(0) as f64 / 1000.0),
+                in_flight: sink.status.in_flight(),
+                dead_letters: self.journal.dead_letters(&sink.name),
+                last_failure: sink.status.last_failure(),
+            })
+            .collect()
+    }
+}
+
+/// When the first event after each cursor was accepted.
+async fn accepted_after(journal: Journal, cursors: Vec<u64>) -> Vec<Option<i64>> {
+    let count = cursors.len();
+    let read = move || -> rusqlite::Result<Vec<Option<i64>>> {
+        let reader = journal.reader()?;
+        let one = Limits { rows: 1, bytes: 1 };
+        let accepted = |cursor| {
+            let batch = reader.after(cursor, one, &Wanted::default())?;
+            Ok(batch.rows.first().and_then(|row| match row {
+                Row::Intact(record) => Some(record.accepted_ms),
+                Row::Damaged { .. } => None,
+            }))
+        };
+        cursors.into_iter().map(accepted).collect()
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "cannot read the oldest pending events");
+            vec![None; count]
+        }
+        Err(error) => {
+            tracing::debug!(%error, "reading the oldest pending events was interrupted");
+            vec![None; count]
+        }
+    }
+}
+
+/// Logs what failed and answers 500.
+pub(super) fn internal(error: &dyn std::fmt::Display) -> Problem {
+    tracing::error!(%error, "the admin endpoint failed");
+    Problem::Internal
+}
+
+fn ok() -> Response {
+    respond(StatusCode::OK, "text/plain; charset=utf-8", b"ok\n".to_vec())
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,9 @@
+//! HTTP in and out: the accept loop, the webhook and the admin endpoint.
+//!
+//! Only this layer knows of methods, paths and status codes; what a delivery means is the pipeline's.
+
+pub mod admin;
+mod feed;
+pub mod listener;
+pub mod reply;
+pub mod webhook;

@@ -1,0 +1,230 @@
+//! The only file that knows status codes: what each outcome is answered with.
+//!
+//! Errors are RFC 9457 problem documents made of constants; nothing of a request ever comes back in one.
+
+use warp::http::StatusCode;
+use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use warp::reply::Response;
+
+use crate::access::Denied;
+use crate::journal::AppendError;
+use crate::pipeline::{Accepted, Refused};
+use crate::sendbird::delivery;
+
+/// Why a request is not answered as it would like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The pipeline did not take the delivery.
+    Refused(Refused),
+    /// No such path, or a wrong path secret, which must look the same.
+    NotFound,
+    /// The path has another method.
+    Method {
+        /// The method that it has.
+        allow: &'static str,
+    },
+    /// The body is larger than `server.max_body`.
+    TooLarge,
+    /// The body did not arrive within the deadline.
+    TooSlow,
+    /// The body broke off.
+    Interrupted,
+    /// The admin endpoint's token is missing or wrong.
+    AdminToken,
+    /// A parameter of the feed makes no sense.
+    Parameter {
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// The bridge is not ready.
+    NotReady {
+        /// Why.
+        why: &'static str,
+    },
+    /// Something of ours failed.
+    Internal,
+}
+
+/// The values of the label `reason` of `rejected_total`.
+pub const REASONS: &[&str] = &[
+    "application",
+    "deadline",
+    "disk",
+    "full",
+    "header",
+    "interrupted",
+    "malformed",
+    "method",
+    "network",
+    "no_category",
+    "not_found",
+    "overload",
+    "signature_missing",
+    "signature_wrong",
+    "stopping",
+    "too_large",
+    "too_many",
+    "too_slow",
+];
+
+struct Facts {
+    status: StatusCode,
+    reason: &'static str,
+    detail: &'static str,
+}
+
+const fn facts(status: StatusCode, reason: &'static str, detail: &'static str) -> Facts {
+    Facts { status, reason, detail }
+}
+
+impl Problem {
+    /// The reason, as a metric label.
+    pub fn reason(self) -> &'static str {
+        self.facts().reason
+    }
+
+    fn facts(self) -> Facts {
+        use StatusCode as S;
+        match self {
+            Self::Refused(refused) => refused_facts(refused),
+            Self::NotFound => facts(S::NOT_FOUND, "not_found", "there is nothing at this path"),
+            Self::Method { .. } => facts(S::METHOD_NOT_ALLOWED, "method", "this path has another method"),
+            Self::TooLarge => facts(S::PAYLOAD_TOO_LARGE, "too_large", "the body is larger than this endpoint takes"),
+            Self::TooSlow => facts(S::REQUEST_TIMEOUT, "too_slow", "the request did not arrive in time"),
+            Self::Interrupted => facts(S::BAD_REQUEST, "interrupted", "the body broke off"),
+            Self::AdminToken => facts(S::UNAUTHORIZED, "admin_token", "expected the admin token as a bearer token"),
+            Self::Parameter { expected } => facts(S::BAD_REQUEST, "parameter", expected),
+            Self::NotReady { why } => facts(S::SERVICE_UNAVAILABLE, "not_ready", why),
+            Self::Internal => facts(S::INTERNAL_SERVER_ERROR, "internal", "something failed here; the log says what"),
+        }
+    }
+}
+
+fn refused_facts(refused: Refused) -> Facts {
+    use StatusCode as S;
+    const UNAVAILABLE: S = S::SERVICE_UNAVAILABLE;
+    match refused {
+        Refused::Denied(Denied::Network) => facts(S::FORBIDDEN, "network", "this network is not allowed"),
+        Refused::Denied(Denied::Application) => facts(S::FORBIDDEN, "application", "this application is not allowed"),
+        Refused::Denied(Denied::TooMany) => facts(S::TOO_MANY_REQUESTS, "too_many", "too many requests"),
+        Refused::Denied(Denied::Header) => facts(S::UNAUTHORIZED, "header", "a header is missing or wrong"),
+        Refused::Denied(Denied::SignatureMissing) => {
+            facts(S::UNAUTHORIZED, "signature_missing", "expected a signature, but found none")
+        }
+        Refused::Denied(Denied::SignatureWrong) => facts(S::UNAUTHORIZED, "signature_wrong", "the signature is wrong"),
+        Refused::Malformed(delivery::Refused::NotAnObject) => {
+            facts(S::BAD_REQUEST, "malformed", "expected a JSON object")
+        }
+        Refused::Malformed(delivery::Refused::NoCategory) => {
+            facts(S::BAD_REQUEST, "no_category", "expected a category as text")
+        }
+        Refused::Unavailable(AppendError::Busy) => facts(UNAVAILABLE, "overload", "too much to do; try again"),
+        Refused::Unavailable(AppendError::Full) => facts(UNAVAILABLE, "full", "no room to store it; try again later"),
+        Refused::Unavailable(AppendError::Failed) => facts(UNAVAILABLE, "disk", "it cannot be stored; try again"),
+        Refused::Unavailable(AppendError::Closed) => facts(UNAVAILABLE, "stopping", "stopping; try again"),
+        Refused::Deadline => facts(UNAVAILABLE, "deadline", "it could not be stored in time; try again"),
+    }
+}
+
+impl warp::Reply for Problem {
+    fn into_response(self) -> Response {
+        let Facts { status, detail, .. } = self.facts();
+        let title = status.canonical_reason().unwrap_or_default();
+        let body = format!(
+            "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}",
+            status.as_u16()
+        );
+        let mut response = respond(status, "application/problem+json", body.into());
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Self::Method { allow } = self {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Self::AdminToken = self {
+            response
+                .headers_mut()
+                .insert(HeaderName::from_static("www-authenticate"), HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// The answer to a delivery that is durable.
+pub fn accepted(accepted: &Accepted) -> Response {
+    let status = if accepted.duplicate { "duplicate" } else { "stored" };
+    let body = format!("{{\"id\":\"{}\",\"status\":\"{status}\"}}", accepted.id);
+    respond(StatusCode::OK, "application/json", body.into())
+}
+
+/// An answer with a body.
+pub fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// Written to a connection that there is no room for.
+pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/problem+json\r\n\
+    content-length: 108\r\n\
+    retry-after: 1\r\n\
+    connection: close\r\n\r\n\
+    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections; try again\"}";
+
+/// Written to a connection whose head came too slowly for a request to exist.
+pub const HEAD_TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\n\
+    content-type: application/problem+json\r\n\
+    content-length: 107\r\n\
+    connection: close\r\n\r\n\
+    {\"type\":\"about:blank\",\"title\":\"Request Timeout\",\"status\":408,\"detail\":\"the request did not arrive in time\"}";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warp::Reply;
+
+    #[test]
+    fn every_webhook_problem_is_as_the_contract_says() {
+        let expected = [
+            (Problem::NotFound, 404),
+            (Problem::Method { allow: "POST" }, 405),
+            (Problem::TooLarge, 413),
+            (Problem::TooSlow, 408),
+            (Problem::Interrupted, 400),
+            (Problem::Refused(Refused::Denied(Denied::Network)), 403),
+            (Problem::Refused(Refused::Denied(Denied::Application)), 403),
+            (Problem::Refused(Refused::Denied(Denied::TooMany)), 429),
+            (Problem::Refused(Refused::Denied(Denied::Header)), 401),
+            (Problem::Refused(Refused::Denied(Denied::SignatureMissing)), 401),
+            (Problem::Refused(Refused::Denied(Denied::SignatureWrong)), 401),
+            (Problem::Refused(Refused::Malformed(delivery::Refused::NotAnObject)), 400),
+            (Problem::Refused(Refused::Malformed(delivery::Refused::NoCategory)), 400),
+            (Problem::Refused(Refused::Unavailable(AppendError::Busy)), 503),
+            (Problem::Refused(Refused::Unavailable(AppendError::Full)), 503),
+            (Problem::Refused(Refused::Unavailable(AppendError::Failed)), 503),
+            (Problem::Refused(Refused::Unavailable(AppendError::Closed)), 503),
+            (Problem::Refused(Refused::Deadline), 503),
+        ];
+        assert_eq!(expected.len(), REASONS.len(), "each reason has a case");
+        for (problem, status) in expected {
+            assert!(REASONS.contains(&problem.reason()), "{problem:?}");
+            let response = problem.into_response();
+            assert_eq!(response.status().as_u16(), status, "{problem:?}");
+            assert_eq!(response.headers()["content-type"], "application/problem+json");
+            assert_eq!(response.headers().contains_key("retry-after"), matches!(status, 429 | 503), "{problem:?}");
+            assert_eq!(response.headers().contains_key("allow"), status == 405);
+        }
+    }
+
+    #[test]
+    fn raw_answers_are_well_formed() {
+        for raw in [TOO_MANY_CONNECTIONS, HEAD_TOO_SLOW] {
+            let text = std::str::from_utf8(raw).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}", body.len())), "{} bytes: {head}", body.len());
+            serde_json::from_str::<serde_json::Value>(body).unwrap();
+        }
+    }
+}

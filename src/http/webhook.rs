@@ -1,0 +1,220 @@
+//! The webhook endpoint: one path, one method, a capped body, a deadline.
+//!
+//! A single filter takes every request and decides in one place, so that no chain of alternatives can
+//! turn a 404 into a 405.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+use warp::filters::path::FullPath;
+use warp::http::header::{CONTENT_LENGTH, EXPECT};
+use warp::http::{HeaderMap, Method};
+use warp::reply::Response;
+use warp::{Filter, Rejection, Reply};
+
+use super::listener::Peer;
+use super::reply::{self, Problem};
+use crate::domain::secret::Secret;
+use crate::domain::units::{self, Size, Span};
+use crate::pipeline::{Accepted, Intake};
+
+/// How much of a body that is too large is read and thrown away, so that its sender, still writing,
+/// gets the answer and not a reset.
+const DISCARD: usize = 16 * 1024 * 1024;
+
+/// `server.*`: where deliveries come in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The address and port of the webhook.
+    #[serde(deserialize_with = "units::address")]
+    pub listen: SocketAddr,
+    /// Its path.
+    pub path: String,
+    /// The largest body taken.
+    pub max_body: Size,
+    /// How many connections may be open; one more is answered 503 and closed.
+    pub max_connections: usize,
+    /// From the end of a delivery's head to its answer, at most; Sendbird waits one second.
+    pub answer_deadline: Span,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            path: "/webhooks/sendbird".into(),
+            max_body: Size::kib(256),
+            max_connections: 4096,
+            answer_deadline: Span::from_millis(800),
+        }
+    }
+}
+
+impl Settings {
+    /// Every fault, as key and message.
+    pub fn check(&self) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
+        let slashes = self.path.contains("//") || (self.path.len() > 1 && self.path.ends_with('/'));
+        if !self.path.starts_with('/') || slashes || !self.path.bytes().all(plain) {
+            let message = format!("expected a path such as \"/webhooks/sendbird\", but found \"{}\"", self.path);
+            faults.push(("path", message));
+        }
+        if !(Size::kib(1)..=Size::mib(16)).contains(&self.max_body) {
+            faults.push(("max_body", format!("expected 1KiB to 16MiB, but found {}", self.max_body)));
+        }
+        if !(1..=1_000_000).contains(&self.max_connections) {
+            faults.push(("max_connections", format!("expected 1 to 1000000, but found {}", self.max_connections)));
+        }
+        if !(Span::from_millis(50)..=Span::from_secs(10)).contains(&self.answer_deadline) {
+            faults.push(("answer_deadline", format!("expected 50ms to 10s, but found {}", self.answer_deadline)));
+        }
+        faults
+    }
+}
+
+struct Webhook {
+    path: String,
+    path_secret: Option<Secret>,
+    max_body: usize,
+    deadline: std::time::Duration,
+    intake: Arc<Intake>,
+}
+
+/// The filter that answers every request to the webhook's listener.
+pub fn filter(
+    settings: &Settings,
+    path_secret: Option<Secret>,
+    intake: Arc<Intake>,
+) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
+    let webhook = Arc::new(Webhook {
+        path: settings.path.clone(),
+        path_secret,
+        max_body: settings.max_body.as_usize(),
+        deadline: settings.answer_deadline.0,
+        intake,
+    });
+    warp::method()
+        .and(warp::path::full())
+        .and(warp::ext::get::<Peer>())
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(move |method, path: FullPath, peer, headers, body| {
+            let webhook = Arc::clone(&webhook);
+            async move { webhook.answer(method, path.as_str(), peer, &headers, body).await }
+        })
+        .recover(|rejection: Rejection| async move {
+            // Only a request without a peer or a body could be rejected, and the listener makes none.
+            tracing::error!(?rejection, "a request could not be looked at");
+            Ok::<_, Infallible>(Problem::Internal.into_response())
+        })
+        .unify()
+}
+
+impl Webhook {
+    async fn answer<B: Buf>(
+        &self,
+        method: Method,
+        path: &str,
+        peer: Peer,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+    ) -> Response {
+        let begun = Instant::now();
+        let result = self.accept(begun + self.deadline, method, path, peer, headers, body).await;
+        let metrics = &self.intake.metrics;
+        let response = match result {
+            Ok(accepted) => reply::accepted(&accepted),
+            Err(problem) => {
+                metrics.rejected.with_label_values(&[problem.reason()]).inc();
+                problem.into_response()
+            }
+        };
+        metrics.answer_seconds.with_label_values(&[response.status().as_str()]).observe(begun.elapsed().as_secs_f64());
+        response
+    }
+
+    async fn accept<B: Buf>(
+        &self,
+        deadline: Instant,
+        method: Method,
+        path: &str,
+        peer: Peer,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+    ) -> Result<Accepted, Problem> {
+        if !self.is_ours(path) {
+            return Err(Problem::NotFound);
+        }
+        if method != Method::POST {
+            return Err(Problem::Method { allow: "POST" });
+        }
+        let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
+        let body = self.read(deadline, headers, body).await?;
+        let accepting = self.intake.accept(admitted, body).map_err(Problem::Refused)?;
+        self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
+    }
+
+    fn is_ours(&self, path: &str) -> bool {
+        let Some(rest) = path.strip_prefix(&self.path) else { return false };
+        match &self.path_secret {
+            None => rest.is_empty(),
+            // `server.path = "/"` has its slash already.
+            Some(secret) if self.path == "/" => secret.equals(rest.as_bytes()),
+            Some(secret) => rest.strip_prefix('/').is_some_and(|given| secret.equals(given.as_bytes())),
+        }
+    }
+
+    /// Reads the body, but no more of it than may be and no longer than until the deadline.
+    async fn read<B: Buf>(
+        &self,
+        deadline: Instant,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+    ) -> Result<Bytes, Problem> {
+        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let too_large = length.is_some_and(|length| length > self.max_body as u64);
+        if too_large && headers.contains_key(EXPECT) {
+            // The sender asks before it sends the body, and is told.
+            return Err(Problem::TooLarge);
+        }
+        let mut body = pin!(body);
+        let mut first = Bytes::new();
+        let mut rest = BytesMut::new();
+        let mut seen = 0usize;
+        while let Some(chunk) = timeout_at(deadline, body.next())
+            .await
+            .map_err(|_elapsed| if too_large || seen > self.max_body { Problem::TooLarge } else { Problem::TooSlow })?
+        {
+            let mut chunk = chunk.map_err(|_broken| Problem::Interrupted)?;
+            seen += chunk.remaining();
+            if too_large || seen > self.max_body {
+                if seen > DISCARD {
+                    break;
+                }
+                continue;
+            }
+            // Most bodies are one chunk, which is then taken as it is.
+            if first.is_empty() && rest.is_empty() {
+                first = chunk.copy_to_bytes(chunk.remaining());
+            } else {
+                if rest.is_empty() {
+                    rest.extend_from_slice(&first);
+                }
+                rest.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
+            }
+        }
+        match (too_large || seen > self.max_body, rest.is_empty()) {
+            (true, _) => Err(Problem::TooLarge),
+            (false, true) => Ok(first),
+            (false, false) => Ok(rest.freeze()),
+        }
+    }
+}

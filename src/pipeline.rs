@@ -1,0 +1,460 @@
+//! The story: how a delivery becomes a message in a broker.
+//!
+//! ```text
+//! accept():   head -> admit -> body -> verify -> parse -> normalize -> append -> durable -> 200
+//! forward():  journal -> order by key -> publish -> acknowledged -> cursor
+//! ```
+//!
+//! The two halves share nothing but the journal. [`Intake`] never waits for a broker, and a
+//! [`Forwarder`], one for each sink, never holds up an answer or another sink. What is certain at each
+//! arrow is in its type: `Admitted`, `Verified`, `Delivery`, `Event`, a position.
+
+mod fetch;
+mod order;
+mod trouble;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use warp::http::HeaderMap;
+
+use self::fetch::Fetch;
+use self::order::Order;
+use self::trouble::Trouble;
+use crate::access::{Access, Admitted, Denied};
+use crate::domain::backoff::Backoff;
+use crate::domain::clock::Clock;
+use crate::domain::envelope::View;
+use crate::domain::glob;
+use crate::domain::identity::EventId;
+use crate::journal::{AppendError, Appended, Batch, DeadLetter, Entry, Journal, Pending, Record, Row};
+use crate::metrics::Metrics;
+use crate::sendbird::category::Category;
+use crate::sendbird::delivery;
+use crate::sendbird::normalize;
+use crate::sink::{Connection, Failure, Fault, Published, Reason, Sink};
+
+/// Events in flight on one sink at most; each waits for its own acknowledgement.
+const IN_FLIGHT: usize = 1024;
+
+/// How long a sink may take to open a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long events in flight may take to be acknowledged once the bridge is stopping, and a connection
+/// to be closed; what is left then is published again after the next start, with the same ids.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pauses between attempts, for a connection as for one event.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
+
+/// How often a connection is asked whether it is one.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+// ---------------------------------------------------------------------------------------------------
+// accept: from the socket to the disk
+// ---------------------------------------------------------------------------------------------------
+
+/// Turns deliveries into durable events.
+pub struct Intake {
+    /// The locks.
+    pub access: Access,
+    /// How envelopes are made.
+    pub normalize: normalize::Settings,
+    /// Where they are kept.
+    pub journal: Journal,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// When they are received.
+    pub clock: Clock,
+}
+
+/// Why a delivery is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A lock did not open.
+    Denied(Denied),
+    /// It is no delivery.
+    Malformed(delivery::Refused),
+    /// The journal can't take it now.
+    Unavailable(AppendError),
+    /// It could not be made durable before the deadline. It may be durable later: then Sendbird's next
+    /// try is a known duplicate.
+    Deadline,
+}
+
+/// A delivery on its way to the disk. It gets there even if this is dropped.
+pub struct Accepting {
+    id: EventId,
+    category: Category,
+    pending: Pending,
+}
+
+/// A delivery that is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The event's id.
+    pub id: EventId,
+    /// Whether it was known already.
+    pub duplicate: bool,
+}
+
+impl Intake {
+    /// Decides by the head alone whether the body may be read.
+    ///
+    /// # Errors
+    /// [`Refused::Denied`].
+    pub fn admit(&self, peer: IpAddr, headers: &HeaderMap) -> Result<Admitted, Refused> {
+        let present = if self.access.is_signed(headers) { "true" } else { "false" };
+        self.metrics.signature_headers.with_label_values(&[present]).inc();
+        self.access.admit(peer, headers).map_err(Refused::Denied)
+    }
+
+    /// Checks and translates a delivery and hands it to the journal. Nothing here waits, so a sender
+    /// that hangs up can't interrupt it.
+    ///
+    /// # Errors
+    /// Any [`Refused`] but the deadline; nothing is stored then.
+    pub fn accept(&self, admitted: Admitted, body: Bytes) -> Result<Accepting, Refused> {
+        let verified = self.access.verify(admitted, body).map_err(Refused::Denied)?;
+        let delivery = delivery::parse(&verified.body).map_err(Refused::Malformed)?;
+        let accepted_ms = self.clock.now_ms();
+        let event = normalize::normalize(&delivery, accepted_ms, &self.normalize);
+        self.access.check_application(event.application_id.as_deref()).map_err(Refused::Denied)?;
+        self.count_unexpected(&event);
+        let entry =
+            Entry { id: *event.id.as_bytes(), key: event.key, kind: event.kind, accepted_ms, payload: event.envelope };
+        let pending = self.journal.append(entry).map_err(Refused::Unavailable)?;
+        Ok(Accepting { id: event.id, category: event.category, pending })
+    }
+
+    /// Waits until the delivery is durable, or until `deadline`.
+    ///
+    /// # Errors
+    /// [`Refused::Unavailable`] and [`Refused::Deadline`].
+    pub async fn durable(&self, accepting: Accepting, deadline: Instant) -> Result<Accepted, Refused> {
+        let appended = timeout_at(deadline, accepting.pending.durable())
+            .await
+            .map_err(|_elapsed| Refused::Deadline)?
+            .map_err(Refused::Unavailable)?;
+        let duplicate = matches!(appended, Appended::Duplicate(_));
+        let outcome = if duplicate { "duplicate" } else { "stored" };
+        self.metrics.deliveries.with_label_values(&[accepting.category.label(), outcome]).inc();
+        Ok(Accepted { id: accepting.id, duplicate })
+    }
+
+    fn count_unexpected(&self, event: &normalize::Event) {
+        for (kind, count) in [("key", event.oddities.unknown_keys), ("type", event.oddities.unexpected_types)] {
+            if count > 0 {
+                self.metrics.unexpected_members.with_label_values(&[kind]).inc_by(count.into());
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// forward: from the disk to a broker
+// ---------------------------------------------------------------------------------------------------
+
+/// Publishes what the journal holds to one sink.
+pub struct Forwarder {
+    /// The sink's name.
+    pub name: String,
+    /// The broker.
+    pub sink: Box<dyn Sink>,
+    /// Globs over the types of the events that the sink wants; empty means all.
+    pub types: Vec<String>,
+    /// Where the events are.
+    pub journal: Journal,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// For the age of what is published.
+    pub clock: Clock,
+    /// What others may see of it.
+    pub status: Arc<SinkStatus>,
+}
+
+/// How a sink is doing.
+#[derive(Debug, Default)]
+pub struct SinkStatus {
+    connected: AtomicBool,
+    in_flight: AtomicU64,
+    last_failure: Mutex<Option<String>>,
+}
+
+impl SinkStatus {
+    /// Whether the broker can be reached.
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Events sent and not yet acknowledged.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The last thing that went wrong and has not gone well since.
+    pub fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn disconnected(&self) {
+        self.connected.store(false, Ordering::Relaxed);
+        self.in_flight.store(0, Ordering::Relaxed);
+    }
+
+    fn set_failure(&self, failure: Option<String>) {
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+}
+
+/// Why a connection is no longer used.
+enum Ended {
+    Stopped,
+    Failed(Fault),
+}
+
+/// What a piece of work has come to.
+enum Step {
+    /// The broker, or its client, has answered.
+    Answered { attempt: Attempt, result: Result<Published, Failure> },
+    /// The pause after a failure is over.
+    Again { record: Record, retries: u32 },
+    /// A dead letter is durable.
+    Aside { position: u64 },
+}
+
+/// One try at publishing one event.
+struct Attempt {
+    record: Record,
+    retries: u32,
+    category: &'static str,
+    sent: Instant,
+}
+
+impl Forwarder {
+    /// Publishes until `stop`, through any number of connections.
+    pub async fn forward(self, stop: CancellationToken) {
+        let mut order = Order::after(self.journal.cursor(&self.name));
+        let mut trouble = Trouble::new(&self.name);
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let connecting = tokio::select! {
+                connecting = timeout(CONNECT_LIMIT, self.sink.connect()) => connecting,
+                () = stop.cancelled() => break,
+            };
+            let fault = match connecting {
+                Ok(Ok(connection)) => {
+                    let mut session = Session::new(&self, &*connection, &mut order, &mut trouble);
+                    let ended = session.run(&stop).await;
+                    if session.published {
+                        failures = 0;
+                    }
+                    self.status.disconnected();
+                    connection.close(DRAIN_LIMIT).await;
+                    match ended {
+                        Ended::Stopped => break,
+                        Ended::Failed(fault) => fault,
+                    }
+                }
+                Ok(Err(failure)) => failure.fault().clone(),
+                Err(_elapsed) => Fault { reason: Reason::Timeout, detail: "no connection in time".into() },
+            };
+            self.note_failure(&fault, &mut trouble);
+            tokio::select! {
+                () = sleep(BACKOFF.pause(failures, fastrand::f64())) => failures = failures.saturating_add(1),
+                () = stop.cancelled() => break,
+            }
+        }
+    }
+
+    fn wants(&self, record: &Record) -> bool {
+        self.types.is_empty() || self.types.iter().any(|pattern| glob::matches(pattern, &record.kind))
+    }
+
+    fn note_failure(&self, fault: &Fault, trouble: &mut Trouble) {
+        self.metrics.sink_retries.with_label_values(&[self.name.as_str(), fault.reason.as_str()]).inc();
+        self.status.set_failure(Some(fault.to_string()));
+        trouble.failed(fault);
+    }
+}
+
+/// The use of one connection.
+struct Session<'a> {
+    forwarder: &'a Forwarder,
+    connection: &'a dyn Connection,
+    order: &'a mut Order,
+    trouble: &'a mut Trouble,
+    steps: FuturesUnordered<BoxFuture<'static, Step>>,
+    published: bool,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        forwarder: &'a Forwarder,
+        connection: &'a dyn Connection,
+        order: &'a mut Order,
+        trouble: &'a mut Trouble,
+    ) -> Self {
+        // What was in flight on the last connection has an unknown outcome and goes out again.
+        order.restart();
+        Self { forwarder, connection, order, trouble, steps: FuturesUnordered::new(), published: false }
+    }
+
+    /// Publishes until the connection fails, or until `stop` and what is in flight is acknowledged.
+    async fn run(&mut self, stop: &CancellationToken) -> Ended {
+        let mut durable = self.forwarder.journal.durable();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut fetch = Fetch::new(self.forwarder.journal.clone());
+        let drained = sleep(Duration::MAX);
+        tokio::pin!(drained);
+        let mut stopping = false;
+        loop {
+            if stopping && self.steps.is_empty() {
+                return Ended::Stopped;
+            }
+            if !stopping {
+                if self.order.has_room() && self.order.through() < *durable.borrow_and_update() {
+                    fetch.start(self.order.through());
+                }
+                self.send_what_is_due();
+            }
+            self.forwarder.status.in_flight.store(self.steps.len() as u64, Ordering::Relaxed);
+            tokio::select! {
+                Some(step) = self.steps.next() => if let Err(fault) = self.step(step) {
+                    return Ended::Failed(fault);
+                },
+                batch = fetch.finished() => self.take_in(batch),
+                changed = durable.changed(), if !stopping && !fetch.is_running() => if changed.is_err() {
+                    return Ended::Stopped;
+                },
+                _ = look.tick() => {
+                    self.forwarder.status.connected.store(self.connection.connected(), Ordering::Relaxed);
+                }
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    drained.as_mut().reset(Instant::now() + DRAIN_LIMIT);
+                }
+                () = &mut drained => return Ended::Stopped,
+            }
+        }
+    }
+
+    /// Puts what was read in line, by its key.
+    fn take_in(&mut self, batch: Batch) {
+        for row in batch.rows {
+            match row {
+                Row::Intact(record) if self.forwarder.wants(&record) => self.order.add(record),
+                Row::Intact(record) => self.order.pass(record.position),
+                Row::Damaged { position } => {
+                    self.order.hold(position);
+                    let detail = "the stored event does not match its checksum";
+                    self.set_aside(position, Fault { reason: Reason::Damaged, detail: detail.into() });
+                }
+            }
+        }
+        self.advance();
+    }
+
+    fn send_what_is_due(&mut self) {
+        while self.steps.len() < IN_FLIGHT
+            && let Some(record) = self.order.take()
+        {
+            self.send(record, 0);
+        }
+    }
+
+    fn send(&mut self, record: Record, retries: u32) {
+        let (publishing, category) = match View::parse(&record.payload) {
+            Ok(event) => (self.connection.publish(&event), Category::of(event.category()).label()),
+            Err(error) => {
+                return self.set_aside(record.position, Fault { reason: Reason::Damaged, detail: error.to_string() });
+            }
+        };
+        let attempt = Attempt { record, retries, category, sent: Instant::now() };
+        self.steps.push(Box::pin(async move { Step::Answered { attempt, result: publishing.await } }));
+    }
+
+    /// Does what follows from a step; an error ends the session.
+    fn step(&mut self, step: Step) -> Result<(), Fault> {
+        match step {
+            Step::Answered { attempt, result: Ok(published) } => self.acknowledged(&attempt, published),
+            Step::Answered { attempt, result: Err(Failure::Retry(fault)) } => self.pause(attempt, &fault),
+            Step::Answered { attempt, result: Err(Failure::Reject(fault)) } => {
+                self.set_aside(attempt.record.position, fault);
+            }
+            Step::Answered { result: Err(Failure::Fatal(fault)), .. } => return Err(fault),
+            Step::Again { record, retries } => self.send(record, retries),
+            Step::Aside { position } => {
+                self.order.finish(position);
+                self.advance();
+            }
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, attempt: &Attempt, published: Published) {
+        let Forwarder { name, metrics, clock, status, .. } = self.forwarder;
+        let age_ms = clock.now_ms().saturating_sub(attempt.record.accepted_ms).max(0);
+        metrics.sink_published.with_label_values(&[name.as_str(), attempt.category]).inc();
+        metrics.sink_publish_seconds.with_label_values(&[name]).observe(attempt.sent.elapsed().as_secs_f64());
+        metrics.delivery_to_broker_seconds.with_label_values(&[name]).observe(age_ms as f64 / 1000.0);
+        if published.duplicate {
+            metrics.sink_broker_duplicates.with_label_values(&[name]).inc();
+        }
+        if self.trouble.is_over() {
+            status.set_failure(None);
+        }
+        self.published = true;
+        self.order.finish(attempt.record.position);
+        self.advance();
+    }
+
+    /// Keeps the event's place, and with it its key's, until the pause is over.
+    fn pause(&mut self, attempt: Attempt, fault: &Fault) {
+        self.forwarder.note_failure(fault, self.trouble);
+        let Attempt { record, retries, .. } = attempt;
+        let pause = BACKOFF.pause(retries, fastrand::f64());
+        self.steps.push(Box::pin(async move {
+            sleep(pause).await;
+            Step::Again { record, retries: retries.saturating_add(1) }
+        }));
+    }
+
+    /// Only once the dead letter is durable may the events behind it go on.
+    fn set_aside(&mut self, position: u64, fault: Fault) {
+        let Forwarder { name, journal, clock, .. } = self.forwarder;
+        tracing::error!(
+            sink = name,
+            position,
+            reason = fault.reason.as_str(),
+            detail = fault.detail,
+            "event set aside"
+        );
+        let letter = DeadLetter {
+            sink: name.clone(),
+            position,
+            reason: fault.reason.as_str().into(),
+            detail: fault.detail,
+            at_ms: clock.now_ms(),
+        };
+        let journal = journal.clone();
+        self.steps.push(Box::pin(async move {
+            while let Err(error) = journal.set_aside(letter.clone()).await {
+                tracing::debug!(%error, "dead letter not kept yet");
+                sleep(BACKOFF.longest).await;
+            }
+            Step::Aside { position }
+        }));
+    }
+
+    fn advance(&mut self) {
+        self.forwarder.journal.advance(&self.forwarder.name, self.order.cursor());
+    }
+}

