@@ -263,11 +263,15 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
     }
 }
 
+/// Makes a sink; nothing is connected yet.
+///
+/// # Errors
+/// [`Error::Sink`].
 #[cfg_attr(
     not(any(feature = "kafka", feature = "rabbitmq", feature = "nats")),
     expect(unused_variables, reason = "standard output has no client that a name is for")
 )]
-fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
+pub fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
     #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
     let failed = |detail: String| Error::Sink { name: name.to_owned(), detail };
     match &config.kind {

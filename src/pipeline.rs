@@ -458,3 +458,6 @@ impl<'a> Session<'a> {
         self.forwarder.journal.advance(&self.forwarder.name, self.order.cursor());
     }
 }
+
+#[cfg(test)]
+mod tests;

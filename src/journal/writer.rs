@@ -34,6 +34,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often retention, the window and the free space are looked at, and a failed disk is tried again.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// Room that must be left for the journal to call itself healthy, or a 64th of a small budget: so that
+/// it does not call itself healthy while the next event no longer fits.
+const HEADROOM: u64 = 1024 * 1024;
+
 /// What a row takes besides its payload, key and type, roughly; so that `max_bytes` means the file.
 const ROW_BYTES: u64 = 160;
 
@@ -315,7 +319,8 @@ impl Writer {
     }
 
     fn has_room(&self) -> bool {
-        self.log.bytes() < self.options.settings.max_bytes.0
+        let budget = self.options.settings.max_bytes.0;
+        self.log.bytes() + HEADROOM.min(budget / 64) < budget
             && self.shared.disk_free.load(Ordering::Relaxed) >= DISK_RESERVE
     }
 
