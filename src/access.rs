@@ -327,7 +327,7 @@ impl FromStr for Network {
         text.parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
             .map(|network| Self(network.trunc()))
-            .map_err(|_| format!("expected a network such as \"10.0.0.0/8\", but found \"{text}\""))
+            .map_err(|_no_network| format!("expected a network such as \"10.0.0.0/8\", but found \"{text}\""))
     }
 }
 

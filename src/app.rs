@@ -13,7 +13,7 @@ use crate::access::Access;
 use crate::config::{Config, SinkConfig, SinkKind};
 use crate::domain::clock::Clock;
 use crate::http::admin::{self, Admin, SinkEntry};
-use crate::http::listener::Listener;
+use crate::http::listener::{Counts, Listener};
 use crate::http::{reply, webhook};
 use crate::journal::{self, Journal};
 use crate::metrics::{Labels, Metrics};
@@ -85,12 +85,15 @@ impl App {
         // Bound first: a second bridge on the same machine then fails on its address, with a clear word.
         let listen = |address: SocketAddr, key| move |source| Error::Listen { address, key, source };
         let server = &config.server;
-        let webhook = Listener::bind(server.listen, server.max_connections, metrics.connections.clone())
+        let counts = Counts {
+            open: metrics.connections.clone(),
+            refused: metrics.rejected.with_label_values(&["connections"]),
+            late: metrics.rejected.with_label_values(&["too_slow"]),
+        };
+        let webhook = Listener::bind(server.listen, server.max_connections, counts)
             .await
             .map_err(listen(server.listen, "server.listen"))?;
-        // The admin endpoint's connections are not the webhook's.
-        let uncounted = prometheus::IntGauge::new("admin_connections", "not registered")?;
-        let admin_listener = Listener::bind(config.admin.listen, admin::MAX_CONNECTIONS, uncounted)
+        let admin_listener = Listener::bind(config.admin.listen, admin::MAX_CONNECTIONS, Counts::unregistered()?)
             .await
             .map_err(listen(config.admin.listen, "admin.listen"))?;
         let journal = open_journal(&config, &clock, &metrics).await?;
@@ -260,11 +263,15 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
     }
 }
 
+/// Makes a sink; nothing is connected yet.
+///
+/// # Errors
+/// [`Error::Sink`].
 #[cfg_attr(
     not(any(feature = "kafka", feature = "rabbitmq", feature = "nats")),
     expect(unused_variables, reason = "standard output has no client that a name is for")
 )]
-fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
+pub fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
     #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
     let failed = |detail: String| Error::Sink { name: name.to_owned(), detail };
     match &config.kind {

@@ -276,6 +276,7 @@ impl Gather<'_> {
         self.checked("access", config.access.check());
         self.checked("journal", config.journal.check());
         self.checked("dedup", config.dedup.check());
+        self.checked("envelope", config.envelope.check());
         config
     }
 

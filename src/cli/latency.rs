@@ -11,8 +11,9 @@ pub(super) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     pub(super) fn new() -> Result<Self, Failure> {
+        const MINUTE_IN_US: u64 = 60_000_000;
         const SIGNIFICANT_DIGITS: u8 = 3;
-        Histogram::new(SIGNIFICANT_DIGITS).map(Self).map_err(Failure::other)
+        Histogram::new_with_max(MINUTE_IN_US, SIGNIFICANT_DIGITS).map(Self).map_err(Failure::other)
     }
 
     pub(super) fn add(&mut self, took: Duration) {

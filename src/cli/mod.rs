@@ -136,7 +136,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Tail(args) => block_on(tail::run(args)),
         Command::Config(command) => {
             logs::start(cli.log_format, "warn");
-            config::run(command, load()?)
+            block_on(config::run(command, load()?))
         }
         Command::Schema(command) => schema::run(command),
     }

@@ -188,15 +188,17 @@ impl Sendbird {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        let request = request.body(Full::new(body.clone())).map_err(|_| "the request cannot be built")?;
+        let request = request.body(Full::new(body.clone())).map_err(|_invalid| "the request cannot be built")?;
         let response = self
             .client
             .request(request)
             .await
             .map_err(|error| if error.is_connect() { "no connection" } else { "the connection broke" })?;
         let status = response.status().as_u16();
-        let body =
-            Limited::new(response.into_body(), LARGEST_ANSWER).collect().await.map_err(|_| "the answer broke off")?;
+        let body = Limited::new(response.into_body(), LARGEST_ANSWER)
+            .collect()
+            .await
+            .map_err(|_broken| "the answer broke off")?;
         Ok((status, serde_json::from_slice(&body.to_bytes()).ok()))
     }
 }
@@ -357,8 +359,8 @@ fn open_record(path: &PathBuf) -> Result<std::io::BufWriter<std::fs::File>, Fail
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("expected NAME:VALUE")?;
-    let name = name.trim().parse().map_err(|_| "expected a header name before the colon")?;
-    let value = value.trim().parse().map_err(|_| "expected a header value after the colon")?;
+    let name = name.trim().parse().map_err(|_no_name| "expected a header name before the colon")?;
+    let value = value.trim().parse().map_err(|_no_value| "expected a header value after the colon")?;
     Ok((name, value))
 }
 

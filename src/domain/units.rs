@@ -104,7 +104,7 @@ impl fmt::Display for Size {
 /// What was expected and what was found.
 pub fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse().map_err(|_| {
+    text.parse().map_err(|_no_address| {
         de::Error::custom(format!(
             "expected an address such as \"127.0.0.1:8080\" or \"[::]:8080\", but found \"{text}\""
         ))

@@ -1,7 +1,7 @@
 //! The accept loop: warp's filters on hyper, with the limits that `warp::serve` has not.
 //!
 //! A connection costs a permit, and without one it is answered 503 and closed at once. A head that
-//! does not arrive in time is answered 408; an idle keep-alive connection is closed, but later than load
+//! does not arrive whole, or not in time, is answered 408; an idle keep-alive connection is closed, but later than load
 //! balancers close theirs. Stopping closes the socket, lets every request that has begun be answered and
 //! gives up after a limit.
 
@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use prometheus::IntGauge;
+use prometheus::{IntCounter, IntGauge};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -49,7 +49,32 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 pub struct Listener {
     socket: TcpListener,
     max_connections: usize,
-    open: IntGauge,
+    counts: Counts,
+}
+
+/// What a listener counts.
+#[derive(Clone)]
+pub struct Counts {
+    /// Open connections.
+    pub open: IntGauge,
+    /// Connections that there was no room for.
+    pub refused: IntCounter,
+    /// Heads that did not arrive whole, or not in time.
+    pub late: IntCounter,
+}
+
+impl Counts {
+    /// Counts that nobody sees, for a listener whose connections are no deliveries.
+    ///
+    /// # Errors
+    /// Only if the names were invalid.
+    pub fn unregistered() -> prometheus::Result<Self> {
+        Ok(Self {
+            open: IntGauge::new("open", "not registered")?,
+            refused: IntCounter::new("refused", "not registered")?,
+            late: IntCounter::new("late", "not registered")?,
+        })
+    }
 }
 
 /// Who is at the other end of the connection, for filters.
@@ -57,12 +82,12 @@ pub struct Listener {
 pub struct Peer(pub IpAddr);
 
 impl Listener {
-    /// Binds `address`. `open` shows the connections, of which there are at most `max_connections`.
+    /// Binds `address`, for at most `max_connections` at once.
     ///
     /// # Errors
     /// When the address can't be bound.
-    pub async fn bind(address: SocketAddr, max_connections: usize, open: IntGauge) -> io::Result<Self> {
-        Ok(Self { socket: TcpListener::bind(address).await?, max_connections, open })
+    pub async fn bind(address: SocketAddr, max_connections: usize, counts: Counts) -> io::Result<Self> {
+        Ok(Self { socket: TcpListener::bind(address).await?, max_connections, counts })
     }
 
     /// The address, with the port that the system chose for port 0.
@@ -91,15 +116,20 @@ impl Listener {
             match accepted {
                 Ok((stream, peer)) => match Arc::clone(&permits).try_acquire_owned() {
                     Ok(permit) => {
-                        let (filter, stop, open) = (filter.clone(), stop.clone(), self.open.clone());
+                        let (filter, stop, counts) = (filter.clone(), stop.clone(), self.counts.clone());
                         connections.spawn(async move {
-                            open.inc();
-                            connection(stream, Peer(peer.ip()), filter, stop).await;
-                            open.dec();
+                            counts.open.inc();
+                            if !connection(stream, Peer(peer.ip()), filter, stop).await {
+                                counts.late.inc();
+                            }
+                            counts.open.dec();
                             drop(permit);
                         });
                     }
-                    Err(_none_left) => refuse(&stream),
+                    Err(_none_left) => {
+                        self.counts.refused.inc();
+                        refuse(&stream);
+                    }
                 },
                 Err(error) => {
                     tracing::debug!(%error, "accept failed");
@@ -124,7 +154,8 @@ fn refuse(stream: &TcpStream) {
     }
 }
 
-async fn connection<F>(stream: TcpStream, peer: Peer, filter: F, stop: CancellationToken)
+/// Serves one connection to its end; `false` if that was a head that did not arrive.
+async fn connection<F>(stream: TcpStream, peer: Peer, filter: F, stop: CancellationToken) -> bool
 where
     F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
     F::Extract: Reply,
@@ -162,10 +193,12 @@ where
             Pin::new(&mut connection).graceful_shutdown();
         }
         if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+            let broken_off = result.as_ref().is_err_and(hyper::Error::is_incomplete_message);
             if let Err(error) = result {
                 tracing::debug!(%error, "connection ended");
             }
-            return Poll::Ready(true);
+            // The other side may have closed only its own half and still wait for an answer.
+            return Poll::Ready(!(broken_off && activity.head_since().is_some()));
         }
         // hyper has read all there is, so what the socket's reader noticed is up to date.
         match activity.head_since() {
@@ -188,6 +221,7 @@ where
         let answered = timeout(Duration::from_secs(1), stream.write_all(reply::HEAD_TOO_SLOW)).await;
         tracing::debug!(?answered, "head too slow");
     }
+    in_time
 }
 
 /// What is going on in a connection: nothing, a head coming in, or a request being answered.

@@ -48,6 +48,7 @@ pub enum Problem {
 /// The values of the label `reason` of `rejected_total`.
 pub const REASONS: &[&str] = &[
     "application",
+    "connections",
     "deadline",
     "disk",
     "full",
@@ -165,6 +166,12 @@ pub fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) ->
     response
 }
 
+/// Logs what failed and answers 500.
+pub fn internal(error: &dyn std::fmt::Display) -> Problem {
+    tracing::error!(%error, "a request failed");
+    Problem::Internal
+}
+
 /// Written to a connection that there is no room for.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/problem+json\r\n\
@@ -207,7 +214,8 @@ mod tests {
             (Problem::Refused(Refused::Unavailable(AppendError::Closed)), 503),
             (Problem::Refused(Refused::Deadline), 503),
         ];
-        assert_eq!(expected.len(), REASONS.len(), "each reason has a case");
+        // The listener counts connections that it has no room for.
+        assert_eq!(expected.len() + 1, REASONS.len(), "each reason has a case");
         for (problem, status) in expected {
             assert!(REASONS.contains(&problem.reason()), "{problem:?}");
             let response = problem.into_response();

@@ -233,6 +233,7 @@ fn a_full_journal_refuses_and_recovers_by_itself() {
     };
     assert_eq!(error, AppendError::Full);
     assert!((90..110).contains(&n), "{n} records of 10 KB in 1 MiB");
+    eventually("being full", || journal.health() == Health::Full);
     // Duplicates of what is stored are still recognised, and smaller events may still fit.
     assert_eq!(append(&journal, bench.entry_of(1, 10_000)), Ok(Appended::Duplicate(1)));
     journal.advance("a", u64::from(n) - 1);

@@ -317,3 +317,25 @@ fn items<'a>(of: &Object<'a>) -> Option<Items<'a>> {
     items.reverse();
     Some(Items(items))
 }
+
+#[cfg(test)]
+mod tests {
+    use schemars::generate::SchemaSettings;
+
+    use super::*;
+
+    #[test]
+    fn the_schema_says_what_is_always_there() {
+        let settings = SchemaSettings::draft2020_12().for_serialize();
+        let schema = settings.into_generator().into_root_schema_for::<Data<'_>>();
+        let required = |schema: &serde_json::Value| -> Vec<String> {
+            serde_json::from_value(schema["required"].clone()).expect("a list of names")
+        };
+        let schema = schema.to_value();
+        assert_eq!(required(&schema), ["category", "application_id", "occurred_at_ms", "raw"]);
+        assert_eq!(required(&schema["$defs"]["Call"]).len(), 10);
+        assert_eq!(required(&schema["$defs"]["Room"]).len(), 8);
+        assert_eq!(required(&schema["$defs"]["Participant"]).len(), 10);
+        assert_eq!(required(&schema["$defs"]["Invitation"]), ["inviter_id", "invitee_id"]);
+    }
+}

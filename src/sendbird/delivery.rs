@@ -2,7 +2,7 @@
 //!
 //! [`parse`] turns a body into a [`Delivery`], or refuses it for one of two reasons, the only ones there
 //! are. A delivery holds the redacted text and knows its category and application; all else is read from
-//! it when asked for, one level at a time, through [`Object`]. Whatever has an unexpected type is taken
+//! it when asked for, one level at a time, through `Object`. Whatever has an unexpected type is taken
 //! for not known and counted: Sendbird may add keys, categories and types at any time (documented for keys).
 
 use std::borrow::Cow;

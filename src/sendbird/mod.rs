@@ -17,6 +17,8 @@ pub mod delivery;
 mod golden;
 mod json;
 pub mod normalize;
+#[cfg(test)]
+mod properties;
 pub mod redact;
 pub mod sample;
 pub mod signature;

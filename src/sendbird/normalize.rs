@@ -36,6 +36,19 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Every fault, as key and message.
+    pub fn check(&self) -> Vec<(&'static str, String)> {
+        // CloudEvents asks for a URI: something, a colon, and no white space.
+        let plain = self.schema_base.bytes().all(|byte| byte.is_ascii_graphic());
+        if plain && self.schema_base.find(':').is_some_and(|scheme| scheme > 0) {
+            return Vec::new();
+        }
+        let message = format!("expected the beginning of a URI, but found \"{}\"", self.schema_base);
+        vec![("schema_base", message)]
+    }
+}
+
 /// A delivery made ready to be kept.
 #[derive(Clone, Debug)]
 pub struct Event {

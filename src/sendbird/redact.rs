@@ -7,7 +7,7 @@
 
 use serde_json::value::RawValue;
 
-use super::json::{scalar_end, skip_space, unquote, value_end};
+use super::json::{skip_space, unquote, value_end};
 
 /// The keys whose values are secrets, at any depth, ignoring the case of ASCII letters. Likely: the first
 /// two are seen in the signalling of Sendbird's SDKs (a relay's user name and password, valid about a
@@ -47,80 +47,93 @@ pub fn redact(body: &str) -> Result<String, NotJson> {
     let Ok(valid) = serde_json::from_str::<&RawValue>(body) else { return Err(NotJson) };
     let text = valid.get();
     let bytes = text.as_bytes();
-    let mut out = String::with_capacity(text.len() + REDACTED.len());
+    let mut copy = Copy { text, from: 0, out: String::with_capacity(text.len() + REDACTED.len()) };
     let (mut at, mut depth) = (0, 0_usize);
     while let Some(&byte) = bytes.get(at) {
-        match byte {
-            b'"' => at = copy_string_and_hide(text, at, &mut out),
-            b' ' | b'\t' | b'\n' | b'\r' => at += 1,
+        at = match byte {
+            b'"' => copy_string_and_hide(&mut copy, at),
+            b' ' | b'\t' | b'\n' | b'\r' => {
+                let end = skip_space(bytes, at);
+                copy.replace(at, end, "");
+                end
+            }
             b'{' | b'[' => {
                 depth += 1;
                 if depth > DEEPEST {
                     return Err(NotJson);
                 }
-                out.push(char::from(byte));
-                at += 1;
+                at + 1
             }
             b'}' | b']' => {
                 depth = depth.saturating_sub(1);
-                out.push(char::from(byte));
-                at += 1;
+                at + 1
             }
-            b',' | b':' => {
-                out.push(char::from(byte));
-                at += 1;
-            }
-            _ => {
-                let end = scalar_end(bytes, at);
-                out.push_str(&text[at..end]);
-                at = end;
-            }
-        }
+            _ => at + 1,
+        };
     }
-    Ok(out)
+    Ok(copy.finish())
 }
 
-/// Copies the string that opens at `open`; if it is the key of a secret, also writes what stands for its
-/// value and passes over the value. Returns where to go on.
-fn copy_string_and_hide(text: &str, open: usize, out: &mut String) -> usize {
-    let bytes = text.as_bytes();
-    let start = out.len();
-    let end = copy_string(text, open, out);
+/// Passes over the string that opens at `open`; if it is the key of a secret, also over its value, which is
+/// replaced. Returns where to go on.
+fn copy_string_and_hide(copy: &mut Copy<'_>, open: usize) -> usize {
+    let bytes = copy.text.as_bytes();
+    let (end, escaped) = copy_string(copy, open);
     let colon = skip_space(bytes, end);
     // In JSON, the strings before a colon are the keys.
-    if bytes.get(colon) != Some(&b':') || !is_secret(&out[start..]) {
+    if bytes.get(colon) != Some(&b':') || !is_secret(&copy.text[open..end], escaped) {
         return end;
     }
-    out.push_str(":\"");
-    out.push_str(REDACTED);
-    out.push('"');
-    value_end(bytes, skip_space(bytes, colon + 1))
+    let value = value_end(bytes, skip_space(bytes, colon + 1));
+    copy.replace(end, value, &format!(":\"{REDACTED}\""));
+    value
 }
 
-fn copy_string(text: &str, open: usize, out: &mut String) -> usize {
-    let bytes = text.as_bytes();
-    let (mut copied, mut at) = (open, open + 1);
+/// Passes over the string that opens at `open`, replacing halves of surrogate pairs. Returns the position
+/// after it, and whether it has escapes.
+fn copy_string(copy: &mut Copy<'_>, open: usize) -> (usize, bool) {
+    let bytes = copy.text.as_bytes();
+    let (mut at, mut escaped) = (open + 1, false);
     while let Some(&byte) = bytes.get(at) {
         match byte {
-            b'"' => {
-                at += 1;
-                break;
+            b'"' => return (at + 1, escaped),
+            b'\\' => {
+                escaped = true;
+                at += match surrogate(bytes, at) {
+                    Some(Half::High) if surrogate(bytes, at + 6) == Some(Half::Low) => 12,
+                    Some(_) => {
+                        copy.replace(at, at + 6, "\\ufffd");
+                        6
+                    }
+                    None => 2,
+                };
             }
-            b'\\' => match surrogate(bytes, at) {
-                Some(Half::High) if surrogate(bytes, at + 6) == Some(Half::Low) => at += 12,
-                Some(_) => {
-                    out.push_str(&text[copied..at]);
-                    out.push_str("\\ufffd");
-                    at += 6;
-                    copied = at;
-                }
-                None => at += 2,
-            },
             _ => at += 1,
         }
     }
-    out.push_str(&text[copied..at]);
-    at
+    (bytes.len(), escaped)
+}
+
+/// What is kept is copied in runs, as long as nothing is replaced; in a typical body that is all of it.
+struct Copy<'a> {
+    text: &'a str,
+    /// What stands before this is in `out` already.
+    from: usize,
+    out: String,
+}
+
+impl Copy<'_> {
+    /// Writes `by` in the place of what stands from `start` to `end`.
+    fn replace(&mut self, start: usize, end: usize, by: &str) {
+        self.out.push_str(&self.text[self.from..start]);
+        self.out.push_str(by);
+        self.from = end;
+    }
+
+    fn finish(mut self) -> String {
+        self.out.push_str(&self.text[self.from..]);
+        self.out
+    }
 }
 
 #[derive(PartialEq, Eq)]
@@ -139,9 +152,11 @@ fn surrogate(bytes: &[u8], at: usize) -> Option<Half> {
     }
 }
 
-fn is_secret(token: &str) -> bool {
+/// Whether a key, given with its quotation marks, is a secret's. One with half of a surrogate pair has no
+/// text, and is none.
+fn is_secret(token: &str, escaped: bool) -> bool {
     let named = |key: &str| SECRET_KEYS.iter().any(|secret| secret.eq_ignore_ascii_case(key));
-    if token.contains('\\') { named(&unquote(token)) } else { named(token.trim_matches('"')) }
+    if escaped { named(&unquote(token)) } else { named(token.trim_matches('"')) }
 }
 
 #[cfg(test)]

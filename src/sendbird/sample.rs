@@ -102,25 +102,13 @@ impl Iterator for Sampler {
 /// order in which they occur. Among them calls that are missed, declined, canceled and cut, a room of
 /// three, and invitations with every answer.
 pub fn day(seed: u64, start_ms: i64, application_id: &str) -> Vec<Sample> {
-    use Category as C;
     let mut rng = Rng::with_seed(seed);
     let mut plays = Vec::new();
     for result in ["completed", "no_answer", "declined", "canceled", "connection_lost"] {
         plays.push(Live::call(&mut rng, result));
     }
     plays.extend((0..9).map(|_| Live::call(&mut rng, "completed")));
-    let invited = |guest, answer| [Step(C::RoomInvitationSend, guest), Step(answer, guest)];
-    let mut standup = vec![Step(C::RoomCreate, 0), Step(C::RoomParticipantEnter, 0)];
-    for guest in [1, 2] {
-        standup.extend(invited(guest, C::RoomInvitationAccept));
-        standup.push(Step(C::RoomParticipantEnter, guest));
-    }
-    standup.extend(invited(3, C::RoomInvitationDecline));
-    standup.extend(invited(4, C::RoomInvitationCancel));
-    standup.extend(invited(5, C::RoomInvitationNoAnswer));
-    standup.extend([Step(C::RoomParticipantDisconnect, 2), Step(C::RoomParticipantExit, 1)]);
-    standup.extend([Step(C::RoomParticipantExit, 0), Step(C::RoomDelete, 0)]);
-    plays.push(Live::room(&mut rng, standup));
+    plays.push(Live::room(&mut rng, room_with_everything()));
     for _ in 0..2 {
         let script = room_script(&mut rng);
         plays.push(Live::room(&mut rng, script));
@@ -265,6 +253,23 @@ impl Person {
     fn new(user: &'static User, entered_ms: i64) -> Self {
         Self { user, participant_id: String::new(), client_id: String::new(), entered_ms }
     }
+}
+
+/// A room of three, and invitations with every answer.
+fn room_with_everything() -> Vec<Step> {
+    use Category as C;
+    let invited = |guest, answer| [Step(C::RoomInvitationSend, guest), Step(answer, guest)];
+    let mut script = vec![Step(C::RoomCreate, 0), Step(C::RoomParticipantEnter, 0)];
+    for guest in [1, 2] {
+        script.extend(invited(guest, C::RoomInvitationAccept));
+        script.push(Step(C::RoomParticipantEnter, guest));
+    }
+    script.extend(invited(3, C::RoomInvitationDecline));
+    script.extend(invited(4, C::RoomInvitationCancel));
+    script.extend(invited(5, C::RoomInvitationNoAnswer));
+    script.extend([Step(C::RoomParticipantDisconnect, 2), Step(C::RoomParticipantExit, 1)]);
+    script.extend([Step(C::RoomParticipantExit, 0), Step(C::RoomDelete, 0)]);
+    script
 }
 
 /// A room from its making to its deletion: up to four guests are invited, and who is in leaves.

@@ -1,0 +1,232 @@
+//! The forwarder with a broker that fails as it is told.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+
+use futures_util::FutureExt;
+
+use super::*;
+use crate::journal::{DedupSettings, Options, Settings};
+use crate::metrics::Labels;
+
+/// What the broker does with an event, by its id, on each try; after the last it acknowledges.
+type Script = HashMap<String, Vec<fn() -> Failure>>;
+
+#[derive(Clone, Default)]
+struct Broker(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    script: Script,
+    refuse_connections: u32,
+    connections: u32,
+    /// Ids in the order in which the broker took them.
+    taken: Vec<String>,
+    /// Keys that have an event in flight, to see that no key has two.
+    out: HashSet<String>,
+}
+
+impl Sink for Broker {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, Failure>> {
+        let mut state = self.0.lock().unwrap();
+        state.connections += 1;
+        state.out.clear();
+        let refused = state.refuse_connections > 0;
+        state.refuse_connections = state.refuse_connections.saturating_sub(1);
+        let broker = self.clone();
+        async move {
+            if refused {
+                Err(Failure::retry(Reason::Connection, "refused"))
+            } else {
+                Ok(Box::new(broker) as Box<dyn Connection>)
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Connection for Broker {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        let (id, key) = (event.envelope().id.to_string(), event.key().to_owned());
+        assert!(self.0.lock().unwrap().out.insert(key.clone()), "two events of {key} in flight");
+        let broker = self.clone();
+        async move {
+            // Others may overtake this one here, as they may in a real client.
+            sleep(Duration::from_millis(fastrand::u64(0..3))).await;
+            let mut state = broker.0.lock().unwrap();
+            state.out.remove(&key);
+            match state.script.get_mut(&id).and_then(Vec::pop) {
+                Some(failure) => Err(failure()),
+                None => {
+                    state.taken.push(id);
+                    Ok(Published::default())
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn connected(&self) -> bool {
+        true
+    }
+
+    fn close(self: Box<Self>, _: Duration) -> BoxFuture<'static, ()> {
+        async {}.boxed()
+    }
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    journal: Journal,
+    broker: Broker,
+    metrics: Arc<Metrics>,
+    status: Arc<SinkStatus>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(Options {
+            settings: Settings { dir: dir.path().into(), ..Settings::default() },
+            dedup: DedupSettings::default(),
+            sinks: vec!["s".into()],
+            clock: Clock::system(),
+            on_commit: Box::new(|_| {}),
+        })
+        .unwrap();
+        let labels = Labels { categories: &[], rejections: &[], sinks: &["s"], sink_reasons: &[], features: "" };
+        let metrics = Arc::new(Metrics::new(&labels).unwrap());
+        Self { _dir: dir, journal, broker: Broker::default(), metrics, status: Arc::default() }
+    }
+
+    /// Stores an event and returns its id.
+    async fn store(&self, n: u32, key: &str, verb: &str) -> String {
+        let id = format!("event-{n}");
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&n.to_be_bytes());
+        let kind = format!("com.sendbird.calls.room.{verb}");
+        let envelope = serde_json::json!({
+            "specversion": "1.0", "id": id, "source": "s", "type": kind, "time": "t", "datacontenttype": "j",
+            "dataschema": "d", "partitionkey": key, "receivedtime": "t",
+            "data": { "category": format!("room:{verb}"), "application_id": null },
+        });
+        let payload = envelope.to_string().into_bytes();
+        let entry = Entry { id: bytes, key: key.into(), kind, accepted_ms: 0, payload };
+        self.journal.append(entry).unwrap().durable().await.unwrap();
+        id
+    }
+
+    /// Forwards until everything is dealt with.
+    async fn forward(&self, types: &[&str]) {
+        let forwarder = Forwarder {
+            name: "s".into(),
+            sink: Box::new(self.broker.clone()),
+            types: types.iter().map(|&glob| glob.to_owned()).collect(),
+            journal: self.journal.clone(),
+            metrics: Arc::clone(&self.metrics),
+            clock: Clock::system(),
+            status: Arc::clone(&self.status),
+        };
+        let stop = CancellationToken::new();
+        let done = async {
+            let begun = Instant::now();
+            while self.journal.cursor("s") < self.journal.stats().last_position {
+                assert!(begun.elapsed() < Duration::from_secs(20), "cursor stays at {}", self.journal.cursor("s"));
+                sleep(Duration::from_millis(2)).await;
+            }
+            stop.cancel();
+        };
+        tokio::join!(forwarder.forward(stop.clone()), done);
+    }
+
+    fn taken(&self) -> Vec<String> {
+        self.broker.0.lock().unwrap().taken.clone()
+    }
+
+    fn fail(&self, id: &str, failures: &[fn() -> Failure]) {
+        self.broker.0.lock().unwrap().script.insert(id.to_owned(), failures.to_vec());
+    }
+}
+
+fn retry() -> Failure {
+    Failure::retry(Reason::Unavailable, "later")
+}
+
+fn reject() -> Failure {
+    Failure::reject(Reason::TooLarge, "too large")
+}
+
+fn fatal() -> Failure {
+    Failure::fatal(Reason::Connection, "gone")
+}
+
+#[tokio::test]
+async fn every_key_keeps_its_order_through_all_failures() {
+    let bench = Bench::new();
+    let mut by_key: HashMap<String, Vec<String>> = HashMap::new();
+    for n in 0..300 {
+        let key = format!("key {}", n % 7);
+        let id = bench.store(n, &key, "create").await;
+        let failures: &[fn() -> Failure] = match n % 50 {
+            3 => &[retry, retry],
+            20 => &[fatal],
+            31 => &[retry, fatal],
+            _ => &[],
+        };
+        bench.fail(&id, failures);
+        by_key.entry(key).or_default().push(id);
+    }
+    bench.broker.0.lock().unwrap().refuse_connections = 2;
+    bench.forward(&[]).await;
+    let taken = bench.taken();
+    for (key, ids) in by_key {
+        let mut first = HashSet::new();
+        let seen: Vec<_> = taken.iter().filter(|id| ids.contains(id) && first.insert((*id).clone())).collect();
+        assert_eq!(seen, ids.iter().collect::<Vec<_>>(), "{key}");
+    }
+    assert!(bench.broker.0.lock().unwrap().connections > 2 + 6);
+    assert!(bench.metrics.sink_retries.with_label_values(&["s", "unavailable"]).get() >= 12);
+    assert_eq!(bench.journal.dead_letters("s"), 0);
+    assert_eq!(bench.status.last_failure(), None, "it works again");
+}
+
+#[tokio::test]
+async fn a_refused_event_is_set_aside_and_holds_back_nothing() {
+    let bench = Bench::new();
+    let first = bench.store(1, "a", "create").await;
+    let second = bench.store(2, "a", "delete").await;
+    bench.fail(&first, &[reject]);
+    bench.forward(&[]).await;
+    assert_eq!(bench.taken(), [second]);
+    assert_eq!(bench.journal.dead_letters("s"), 1);
+}
+
+#[tokio::test]
+async fn a_sink_gets_only_what_it_wants() {
+    let bench = Bench::new();
+    bench.store(1, "a", "create").await;
+    let wanted = bench.store(2, "b", "delete").await;
+    bench.forward(&["com.sendbird.calls.*.delete"]).await;
+    assert_eq!(bench.taken(), [wanted]);
+}
+
+#[tokio::test]
+async fn what_is_no_envelope_is_set_aside() {
+    let bench = Bench::new();
+    let entry = Entry { id: [9; 16], key: "a".into(), kind: "t".into(), accepted_ms: 0, payload: b"{}".to_vec() };
+    bench.journal.append(entry).unwrap().durable().await.unwrap();
+    let next = bench.store(2, "a", "create").await;
+    bench.forward(&[]).await;
+    assert_eq!((bench.taken(), bench.journal.dead_letters("s")), (vec![next], 1));
+}
+
+#[tokio::test]
+async fn one_event_that_cannot_go_holds_back_only_its_key() {
+    let bench = Bench::new();
+    let stuck = bench.store(1, "a", "create").await;
+    let behind = bench.store(2, "a", "delete").await;
+    let other = bench.store(3, "b", "create").await;
+    bench.fail(&stuck, &[retry, retry, retry]);
+    bench.forward(&[]).await;
+    assert_eq!(bench.taken(), [other, stuck, behind]);
+}
