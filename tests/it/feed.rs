@@ -35,7 +35,7 @@ fn a_reader_resumes_after_the_position_that_it_names() {
     assert_eq!(positions(&bridge.events_of("after=end&follow=false")), [0_u64; 0]);
     // A client that reconnects repeats its first address; the header knows better.
     let request = Request::get("/events?follow=false&after=2").header("last-event-id", "8");
-    assert_eq!(positions(&bridge.feed(&request).to_end()), [9, 10]);
+    assert_eq!(positions(&bridge.feed(&request).rest()), [9, 10]);
 }
 
 #[test]

@@ -12,6 +12,12 @@ mod accept;
 mod architecture;
 mod commands;
 mod config;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod crash;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod faults;
 mod feed;
 mod recovery;
 mod shutdown;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod sinks;

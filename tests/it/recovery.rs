@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use crate::support::bridge::{Bridge, Config, TOKEN};
-use crate::support::eventually;
 use crate::support::oracle::{Arrived, judge, read_record};
 use crate::support::process::{Process, Stdout, program};
 use crate::support::samples::dial;
+use crate::support::{PATIENCE, eventually};
 
 /// Load on a bridge, from a process of its own.
 pub(crate) struct Load {
@@ -31,7 +31,7 @@ impl Load {
 
     /// Waits until all is sent, and says whether all was answered 200.
     pub(crate) fn finish(self) -> bool {
-        self.process.wait().code() == Some(0)
+        self.process.wait_within(PATIENCE * 3).code() == Some(0)
     }
 }
 

@@ -217,7 +217,7 @@ impl Bridge {
     /// What a query of the feed gives, to its end.
     #[track_caller]
     pub(crate) fn events_of(&self, query: &str) -> Vec<Event> {
-        self.feed(&Request::get(&format!("/events?{query}"))).to_end()
+        self.feed(&Request::get(&format!("/events?{query}"))).rest()
     }
 
     /// Opens the feed.
@@ -294,7 +294,7 @@ impl Feed {
         }
     }
 
-    pub(crate) fn to_end(&mut self) -> Vec<Event> {
+    pub(crate) fn rest(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.next()).collect()
     }
 }

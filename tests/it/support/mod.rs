@@ -1,6 +1,8 @@
 //! What the tests stand on: a bridge as a user would start it, and clients that can misbehave.
 
 pub(crate) mod bridge;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod broker;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod oracle;

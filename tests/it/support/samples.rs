@@ -25,9 +25,10 @@ pub(crate) fn with_items(call_id: &str, occurred_at: u64, items: &Value) -> Vec<
     body.to_string().into_bytes()
 }
 
-/// A delivery of about so many bytes.
+/// A delivery of about so many bytes, which can't be compressed much.
 pub(crate) fn large(call_id: &str, occurred_at: u64, bytes: usize) -> Vec<u8> {
-    with_items(call_id, occurred_at, &json!({ "filler": "x".repeat(bytes) }))
+    let filler: String = std::iter::repeat_with(fastrand::alphanumeric).take(bytes).collect();
+    with_items(call_id, occurred_at, &json!({ "filler": filler }))
 }
 
 /// The 13 samples by name (`direct_call.dial`), as Sendbird would send them.
