@@ -273,20 +273,23 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
 )]
 pub fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
     #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-    let failed = |detail: String| Error::Sink { name: name.to_owned(), detail };
+    let failed = |faults: Vec<(String, String)>| {
+        let faults: Vec<String> = faults.into_iter().map(|(key, message)| format!("{key}: {message}")).collect();
+        Error::Sink { name: name.to_owned(), detail: faults.join("; ") }
+    };
     match &config.kind {
         SinkKind::Stdout(stdout::Settings {}) => Ok(Box::new(stdout::Stdout::new(config.format))),
         #[cfg(feature = "kafka")]
         SinkKind::Kafka(settings) => crate::sink::kafka::Kafka::new(name, settings.clone(), config.format)
             .map(|sink| Box::new(sink) as Box<dyn Sink>)
-            .map_err(|error| failed(error.to_string())),
+            .map_err(failed),
         #[cfg(feature = "rabbitmq")]
         SinkKind::Rabbitmq(settings) => crate::sink::rabbitmq::RabbitMq::new(name, settings.clone(), config.format)
             .map(|sink| Box::new(sink) as Box<dyn Sink>)
-            .map_err(|error| failed(error.to_string())),
+            .map_err(failed),
         #[cfg(feature = "nats")]
         SinkKind::Nats(settings) => crate::sink::nats::Nats::new(name, settings.clone(), config.format)
             .map(|sink| Box::new(sink) as Box<dyn Sink>)
-            .map_err(|error| failed(error.to_string())),
+            .map_err(failed),
     }
 }
