@@ -11,11 +11,11 @@
 
 mod fetch;
 mod order;
+mod status;
 mod trouble;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use warp::http::HeaderMap;
 
 use self::fetch::Fetch;
 use self::order::Order;
+pub use self::status::SinkStatus;
 use self::trouble::Trouble;
 use crate::access::{Access, Admitted, Denied};
 use crate::domain::backoff::Backoff;
@@ -180,40 +181,6 @@ pub struct Forwarder {
     pub status: Arc<SinkStatus>,
 }
 
-/// How a sink is doing.
-#[derive(Debug, Default)]
-pub struct SinkStatus {
-    connected: AtomicBool,
-    in_flight: AtomicU64,
-    last_failure: Mutex<Option<String>>,
-}
-
-impl SinkStatus {
-    /// Whether the broker can be reached.
-    pub fn connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
-    }
-
-    /// Events sent and not yet acknowledged.
-    pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// The last thing that went wrong and has not gone well since.
-    pub fn last_failure(&self) -> Option<String> {
-        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn disconnected(&self) {
-        self.connected.store(false, Ordering::Relaxed);
-        self.in_flight.store(0, Ordering::Relaxed);
-    }
-
-    fn set_failure(&self, failure: Option<String>) {
-        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
-    }
-}
-
 /// Why a connection is no longer used.
 enum Ended {
     Stopped,
@@ -325,7 +292,7 @@ impl<'a> Session<'a> {
                 }
                 self.send_what_is_due();
             }
-            self.forwarder.status.in_flight.store(self.steps.len() as u64, Ordering::Relaxed);
+            self.forwarder.status.set_in_flight(self.steps.len() as u64);
             tokio::select! {
                 Some(step) = self.steps.next() => if let Err(fault) = self.step(step) {
                     return Ended::Failed(fault);
@@ -335,7 +302,7 @@ impl<'a> Session<'a> {
                     return Ended::Stopped;
                 },
                 _ = look.tick() => {
-                    self.forwarder.status.connected.store(self.connection.connected(), Ordering::Relaxed);
+                    self.forwarder.status.set_connected(self.connection.connected());
                 }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;

@@ -19,7 +19,7 @@ use warp::reply::Response;
 use warp::{Filter, Reply};
 
 use super::feed;
-use super::reply::{Problem, respond};
+use super::reply::{self, Problem, respond};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Secret;
 use crate::domain::units;
@@ -160,7 +160,7 @@ impl Admin {
             "/readyz" => self.ready().map(|()| ok()).map_err(|why| Problem::NotReady { why }),
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
-            "/events" => feed::open(self, query, headers).await,
+            "/events" => feed::open(&self.journal, &self.stop, query, headers),
             // Alive, and started, because it answers: everything is open before the listener is.
             _ => Ok(ok()),
         }
@@ -201,7 +201,7 @@ impl Admin {
             metrics.sink_oldest_pending_seconds.with_label_values(label).set(sink.oldest_pending_seconds);
             metrics.sink_dead_letters.with_label_values(label).set(gauge(sink.dead_letters));
         }
-        let text = metrics.render().map_err(|error| internal(&error))?;
+        let text = metrics.render().map_err(|error| reply::internal(&error))?;
         Ok(respond(StatusCode::OK, metrics::CONTENT_TYPE, text))
     }
 
@@ -214,7 +214,7 @@ impl Admin {
             journal: JournalStatus { stats: self.journal.stats(), max_bytes: self.max_bytes },
             sinks: self.sink_reports().await,
         };
-        let body = serde_json::to_vec(&status).map_err(|error| internal(&error))?;
+        let body = serde_json::to_vec(&status).map_err(|error| reply::internal(&error))?;
         Ok(respond(StatusCode::OK, "application/json", body))
     }
 
@@ -268,12 +268,6 @@ async fn accepted_after(journal: Journal, cursors: Vec<u64>) -> Vec<Option<i64>>
             vec![None; count]
         }
     }
-}
-
-/// Logs what failed and answers 500.
-pub(super) fn internal(error: &dyn std::fmt::Display) -> Problem {
-    tracing::error!(%error, "the admin endpoint failed");
-    Problem::Internal
 }
 
 fn ok() -> Response {

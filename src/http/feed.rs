@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,8 +20,7 @@ use warp::http::HeaderMap;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
 
-use super::admin::{Admin, internal};
-use super::reply::Problem;
+use super::reply::{Problem, internal};
 use crate::journal::{Filter, Journal, Limits, Reader, Row};
 
 /// How much is read at a time for one reader of the feed.
@@ -58,9 +57,14 @@ struct Feed {
 }
 
 /// Answers a request for the feed.
-pub(super) async fn open(admin: &Arc<Admin>, query: &str, headers: &HeaderMap) -> Result<Response, Problem> {
+pub(super) fn open(
+    journal: &Journal,
+    stop: &CancellationToken,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
     let request = parse(query, headers)?;
-    let stats = admin.journal.stats();
+    let stats = journal.stats();
     let oldest = stats.first_position.saturating_sub(1);
     let position = match request.after {
         None => oldest,
@@ -75,14 +79,14 @@ pub(super) async fn open(admin: &Arc<Admin>, query: &str, headers: &HeaderMap) -
         ready = Some(Bytes::from(format!(": positions {} to {oldest} are no longer kept\n\n", position + 1)));
     }
     let feed = Feed {
-        journal: admin.journal.clone(),
-        durable: admin.journal.durable(),
-        reader: Some(admin.journal.reader().map_err(|error| internal(&error))?),
+        journal: journal.clone(),
+        durable: journal.durable(),
+        reader: Some(journal.reader().map_err(|error| internal(&error))?),
         position,
         filter: request.filter,
         until: (!request.follow).then_some(stats.last_position),
         ready,
-        stop: admin.stop.clone(),
+        stop: stop.clone(),
     };
     let mut response = warp::reply::stream(feed.chunks()).into_response();
     let headers = response.headers_mut();

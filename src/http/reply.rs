@@ -166,6 +166,12 @@ pub fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) ->
     response
 }
 
+/// Logs what failed and answers 500.
+pub fn internal(error: &dyn std::fmt::Display) -> Problem {
+    tracing::error!(%error, "a request failed");
+    Problem::Internal
+}
+
 /// Written to a connection that there is no room for.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/problem+json\r\n\

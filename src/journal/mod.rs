@@ -10,6 +10,7 @@
 //! number of [`Reader`]s read beside them.
 
 mod checkpoint;
+mod log;
 mod reader;
 mod retention;
 mod schema;
@@ -323,7 +324,7 @@ impl Journal {
         let path = dir.join(schema::FILE);
         let connection = schema::open_writer(&path)?;
         let database = |source| OpenError::Database { path: path.clone(), source };
-        let found = writer::load(&connection, &options).map_err(database)?;
+        let found = log::load(&connection, &options).map_err(database)?;
         sync_dir(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
 
         let (commands, queue) = sync_channel(QUEUE_COMMANDS);

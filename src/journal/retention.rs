@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::writer::Log;
+use super::log::Log;
 use super::{Options, Shared};
 
 /// Rows deleted in one transaction, so that no commit waits long behind it.

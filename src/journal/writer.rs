@@ -4,7 +4,7 @@
 //! letters ride along. A full disk rolls the group back and is tried again with the next one; any other
 //! write error closes the file, and nothing is taken until it has been opened and read anew.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,16 +12,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, ErrorCode, Transaction, params};
 use tokio::sync::oneshot;
 
 use super::checkpoint::{self, Checkpointer};
+use super::log::{self, Log};
 use super::reader::checksum;
 use super::{
     AppendError, Appended, Command, DISK_RESERVE, DeadLetter, Entry, Health, Options, Shared, disk_free, retention,
     schema,
 };
-use crate::domain::dedup::Window;
 
 /// The most events and bytes of one commit: enough to spread an fsync over many, few enough to stay
 /// well inside an answer's deadline on a slow disk.
@@ -37,106 +37,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Room that must be left for the journal to call itself healthy, or a 64th of a small budget: so that
 /// it does not call itself healthy while the next event no longer fits.
 const HEADROOM: u64 = 1024 * 1024;
-
-/// What a row takes besides its payload, key and type, roughly; so that `max_bytes` means the file.
-const ROW_BYTES: u64 = 160;
-
-/// What the writer knows of the file's content.
-pub(super) struct Log {
-    pub(super) first: u64,
-    pub(super) last: u64,
-    /// Bytes ever stored before the first record, and up to and with the last.
-    pub(super) start_offset: u64,
-    pub(super) end_offset: u64,
-    pub(super) window: Window,
-    /// Rows of `seen` up to here are known to be deleted.
-    pub(super) seen_deleted: u64,
-    /// The durable cursors of the configured sinks.
-    pub(super) cursors: BTreeMap<String, u64>,
-    pub(super) dead_letters: BTreeMap<String, u64>,
-}
-
-impl Log {
-    pub(super) fn bytes(&self) -> u64 {
-        self.end_offset - self.start_offset
-    }
-}
-
-/// Reads what the writer must know: the ends of the log, the window, the cursors.
-pub(super) fn load(connection: &Connection, options: &Options) -> rusqlite::Result<Log> {
-    let end = |order| {
-        let sql = format!(
-            "SELECT position, offset, length(payload), length(CAST(key AS BLOB)), length(CAST(kind AS BLOB))
-             FROM records ORDER BY position {order} LIMIT 1"
-        );
-        let row = |row: &rusqlite::Row<'_>| {
-            let size =
-                row_size(row.get::<_, i64>(2)? as u64, row.get::<_, i64>(3)? as u64, row.get::<_, i64>(4)? as u64);
-            Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64, size))
-        };
-        connection.query_row(&sql, [], row).optional()
-    };
-    let (first, first_offset, first_size) = end("ASC")?.unwrap_or_default();
-    let (last, end_offset, _) = end("DESC")?.unwrap_or_default();
-    let mut log = Log {
-        first,
-        last,
-        start_offset: first_offset - first_size,
-        end_offset,
-        window: Window::new(options.dedup.window.as_millis(), options.dedup.max_ids),
-        seen_deleted: 0,
-        cursors: BTreeMap::new(),
-        dead_letters: BTreeMap::new(),
-    };
-    load_window(connection, &mut log, options)?;
-    for sink in &options.sinks {
-        let stored = connection
-            .query_row("SELECT position FROM cursors WHERE sink = ?1", [sink], |row| row.get::<_, i64>(0))
-            .optional()?
-            .map(|position| position as u64);
-        log.cursors.insert(sink.clone(), starting_point(sink, stored, &log));
-        let letters = "SELECT count(*) FROM dead_letters WHERE sink = ?1";
-        let letters: i64 = connection.query_row(letters, [sink], |row| row.get(0))?;
-        log.dead_letters.insert(sink.clone(), letters as u64);
-    }
-    Ok(log)
-}
-
-fn load_window(connection: &Connection, log: &mut Log, options: &Options) -> rusqlite::Result<()> {
-    let now_ms = options.clock.now_ms();
-    let mut statement = connection.prepare("SELECT position, accepted_ms, id FROM seen ORDER BY position")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let accepted_ms: i64 = row.get(1)?;
-        if accepted_ms.saturating_add(options.dedup.window.as_millis()) > now_ms {
-            log.window.insert(row.get(2)?, row.get::<_, i64>(0)? as u64, accepted_ms);
-        }
-    }
-    Ok(())
-}
-
-/// A sink that is new, or was renamed, starts with the oldest event kept: twice with the same id is
-/// better than not at all.
-fn starting_point(sink: &str, stored: Option<u64>, log: &Log) -> u64 {
-    let oldest = log.first.saturating_sub(1);
-    match stored {
-        Some(position) if position < oldest => {
-            tracing::warn!(
-                sink,
-                cursor = position,
-                oldest = log.first,
-                "events after this sink's cursor are no longer kept"
-            );
-            oldest
-        }
-        Some(position) => position,
-        None => oldest,
-    }
-}
-
-fn row_size(payload: u64, key: u64, kind: u64) -> u64 {
-    payload + key + kind + ROW_BYTES
-}
 
 pub(super) fn spawn(
     connection: Connection,
@@ -214,7 +114,7 @@ impl Writer {
         let Some(connection) = &mut self.connection else {
             return group.refuse(AppendError::Failed);
         };
-        let room = self.log.bytes() + group.bytes as u64 + group.appends.len() as u64 * ROW_BYTES;
+        let room = self.log.bytes() + group.bytes as u64 + log::row_size(0, 0, 0) * group.appends.len() as u64;
         if room > self.options.settings.max_bytes.0
             && let Err(error) = retention::retire(connection, &mut self.log, &self.options, &self.shared)
         {
@@ -328,7 +228,7 @@ impl Writer {
         let opened = schema::open_writer(&self.shared.path).map_err(|error| error.to_string());
         match opened.and_then(|mut connection| {
             schema::prove_writable(&mut connection).map_err(|error| error.to_string())?;
-            let log = load(&connection, &self.options).map_err(|error| error.to_string())?;
+            let log = log::load(&connection, &self.options).map_err(|error| error.to_string())?;
             Ok((connection, log))
         }) {
             Ok((connection, log)) => {
@@ -432,7 +332,7 @@ fn append(
             done.outcomes.push(Ok(Appended::Duplicate(position)));
             continue;
         }
-        let size = row_size(entry.payload.len() as u64, entry.key.len() as u64, entry.kind.len() as u64);
+        let size = log::row_size(entry.payload.len() as u64, entry.key.len() as u64, entry.kind.len() as u64);
         if disk_low || log.bytes() + done.new_bytes + size > options.settings.max_bytes.0 {
             done.outcomes.push(Err(AppendError::Full));
             continue;
