@@ -1,5 +1,5 @@
-//! The files in `config/` say what the code does: every key is there, every default is the code's, and
-//! each of them, with all its examples, loads.
+//! The files in `config/` and the README say what the code does: every key is in the reference, every
+//! default there is the code's, and each file and example loads.
 //!
 //! In them a `#` before a key, without a space between, comments out an example; with a space it begins
 //! a sentence.
@@ -15,6 +15,7 @@ use super::{Config, Loaded, TYPES, schema};
 const REFERENCE: &str = include_str!("../../config/reference.toml");
 const DEV: &str = include_str!("../../config/dev.toml");
 const PRODUCTION: &str = include_str!("../../config/production.toml");
+const README: &str = include_str!("../../README.md");
 
 /// Where the examples say that their files lie.
 const PLACES: [&str; 2] = ["/run/secrets/", "/etc/sendbird-bridge/"];
@@ -164,9 +165,10 @@ fn the_reference_names_every_key() {
 #[test]
 fn the_examples_load() {
     let config = load(&with_examples(REFERENCE), &[("SENDBIRD_BRIDGE_ACCESS__API_TOKENS", "t")]);
-    let mut types: Vec<_> = config.sinks.values().map(|sink| sink.kind.label()).collect();
-    types.sort_unstable();
-    assert_eq!(types, TYPES);
+    assert_eq!(config.sinks.len(), TYPES.len());
+    for name in TYPES {
+        assert_eq!(config.sinks[*name].kind.label(), *name);
+    }
     assert!(config.access.path_secret.is_some() && config.access.header.is_some() && config.admin.token.is_some());
 }
 
@@ -178,4 +180,13 @@ fn the_other_files_load() {
     let production = load(&with_examples(PRODUCTION), &[]);
     assert!(production.access.has_lock() && !production.access.networks.is_empty());
     assert_eq!(production.sinks.contains_key("kafka"), cfg!(feature = "kafka"));
+}
+
+#[test]
+fn the_examples_of_the_readme_load() {
+    let blocks: Vec<_> = README.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 5, "{} blocks", blocks.len());
+    for block in blocks {
+        load(&with_examples(block), &[("SENDBIRD_BRIDGE_ACCESS__OPEN", "true")]);
+    }
 }
