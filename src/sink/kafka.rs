@@ -1,1 +1,159 @@
-//! (being written)
+//! Publishing to Kafka.
+//!
+//! Promises: published means that all in-sync replicas have the record; the client's own resends never double
+//! or reorder records (idempotent producer); the partition of a key is the one that Java clients choose.
+//!
+//! A publish waits for as long as the client keeps trying: it knows the record's place and its sequence
+//! number, and would lose both by giving up after a time. What the client gives up on is tried again by the
+//! pipeline; a producer that failed for good ends as `Fatal`, and the next connection has a new one.
+//!
+//! Leaves to others: order by key, retries and back-off (the pipeline); topics and their configuration (whoever
+//! runs the cluster, unless `create_topics` is set).
+
+mod client;
+mod errors;
+mod properties;
+mod record;
+mod settings;
+mod topics;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rdkafka::ClientConfig;
+use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
+
+pub use settings::{CreateTopics, Mechanism, Sasl, Settings};
+
+use super::settings::Faults;
+use super::{Failure, Published, Reason, Sink};
+use crate::domain::envelope::{Format, View};
+use crate::domain::template::Template;
+use client::Producer;
+use errors::{failure, of_the_whole_batch};
+use record::Record;
+use topics::Topics;
+
+/// A Kafka cluster.
+#[derive(Debug)]
+pub struct Kafka {
+    name: String,
+    config: ClientConfig,
+    topic: Template,
+    create: Option<CreateTopics>,
+    format: Format,
+}
+
+impl Kafka {
+    /// Takes settings that have no faults.
+    ///
+    /// # Errors
+    /// All faults of the settings.
+    pub fn new(name: &str, settings: Settings, format: Format) -> Result<Self, Faults> {
+        let topic = settings.parse()?;
+        let config = properties::all(name, &settings);
+        Ok(Self { name: name.to_owned(), config, topic, create: settings.create_topics.as_option().cloned(), format })
+    }
+}
+
+impl Sink for Kafka {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn super::Connection>, Failure>> {
+        async move {
+            let topics = Topics::new(self.config.clone(), self.create.clone());
+            let config = self.config.clone();
+            let producer = run(move || Producer::connect(&config)).await??;
+            topics.look(&self.name, &producer, topics::known(&self.topic)).await?;
+            let shared = Shared { producer, alone: OnceCell::new(), config: self.config.clone(), topics };
+            Ok(Box::new(Connection { shared: Arc::new(shared), topic: self.topic.clone(), format: self.format })
+                as Box<dyn super::Connection>)
+        }
+        .boxed()
+    }
+}
+
+/// The client's calls wait for the network and for its threads, so they run where that is allowed.
+async fn run<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    spawn_blocking(call).await.map_err(|error| Failure::fatal(Reason::Other, error))
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    topic: Template,
+    format: Format,
+}
+
+struct Shared {
+    producer: Producer,
+    /// Sends each record in a batch of its own; made when it is first needed.
+    alone: OnceCell<Producer>,
+    config: ClientConfig,
+    topics: Topics,
+}
+
+impl super::Connection for Connection {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        let record = Record::build(event, self.format, self.topic.render(&event.values()));
+        let shared = Arc::clone(&self.shared);
+        async move { shared.publish(&record).await }.boxed()
+    }
+
+    fn connected(&self) -> bool {
+        self.shared.producer.reachable()
+    }
+
+    fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let until = Instant::now() + limit;
+            // Only a courtesy: what is unacknowledged after it has an unknown outcome, as after a crash.
+            let _best_effort = run(move || {
+                for producer in shared.producers() {
+                    producer.flush(until.saturating_duration_since(Instant::now()));
+                }
+            })
+            .await;
+            drop(self);
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Lets go of the publishes that still wait; each holds the producer.
+        self.shared.producers().for_each(Producer::purge);
+    }
+}
+
+impl Shared {
+    fn producers(&self) -> impl Iterator<Item = &Producer> {
+        std::iter::once(&self.producer).chain(self.alone.get())
+    }
+
+    async fn publish(&self, record: &Record) -> Result<Published, Failure> {
+        self.topics.ensure(&self.producer, &record.topic).await?;
+        let error = match self.producer.send(record).await {
+            Ok(()) => return Ok(Published::default()),
+            Err(error) => error,
+        };
+        // The broker judges a batch as a whole, and one bad record must not condemn its neighbours.
+        if !of_the_whole_batch(&error) {
+            return Err(failure(&error, self.producer.fatal()));
+        }
+        let alone = self.alone().await?;
+        alone.send(record).await.map_err(|error| failure(&error, alone.fatal()))?;
+        Ok(Published::default())
+    }
+
+    async fn alone(&self) -> Result<&Producer, Failure> {
+        self.alone
+            .get_or_try_init(|| async {
+                let config = properties::alone(&self.config);
+                run(move || Producer::new(&config)).await?
+            })
+            .await
+    }
+}

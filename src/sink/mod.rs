@@ -19,6 +19,7 @@ pub mod kafka;
 pub mod nats;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
+pub mod settings;
 pub mod stdout;
 
 /// A configured destination. Opening a connection also checks, or makes, the topics, the exchange or

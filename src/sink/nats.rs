@@ -1,1 +1,381 @@
-//! (being written)
+//! Publishing to a NATS JetStream stream.
+//!
+//! Promises: published means that the stream has acknowledged it; the id travels as `Nats-Msg-Id`, so the
+//! stream drops a second copy within its duplicate window; an event can't land in another stream. A
+//! [`Connection`] is one TCP connection: when it breaks, all that is in flight fails at once as `Fatal`.
+//! The client's own reconnecting is switched off, because it throws away its write buffer, later sends
+//! what is still queued, and lets each acknowledgement run into its time-out.
+//!
+//! Leaves to others: order, retries and back-off (the pipeline); the stream's limits and its replicas (whoever
+//! made the stream, unless `create_stream` is set).
+
+mod headers;
+mod settings;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use settings::{CreateStream, Credentials, Settings, Storage};
+
+use super::settings::Faults;
+use super::{Failure, Published, Reason, Sink};
+use crate::domain::envelope::{Format, View};
+use crate::domain::template::Template;
+
+/// For one server: TCP, TLS, INFO, CONNECT and its answer.
+const DIAL: Duration = Duration::from_secs(5);
+/// For a whole `connect`, with all servers and the look at the stream.
+const CONNECT: Duration = Duration::from_secs(20);
+/// For an acknowledgement, and for each request about the stream.
+const ACKNOWLEDGE: Duration = Duration::from_secs(10);
+/// Two unanswered pings end a connection, so a silent peer is noticed within three times this.
+const PING: Duration = Duration::from_secs(5);
+/// Commands between us and the client's task. Small: what is queued there is not on the wire.
+const CAPACITY: usize = 64;
+/// Acknowledgements awaited at once; above the pipeline's window, so that it never waits here.
+const IN_FLIGHT: usize = 4096;
+/// No server listens on port 0. With this as the only address of its pool, the client can't reconnect.
+const NOWHERE: &str = "nats://127.0.0.1:0";
+
+/// A JetStream stream.
+#[derive(Debug)]
+pub struct Nats {
+    name: String,
+    settings: Settings,
+    servers: Vec<ServerAddr>,
+    subject: Arc<Template>,
+    format: Format,
+}
+
+impl Nats {
+    /// Takes settings that have no faults.
+    ///
+    /// # Errors
+    /// All faults of the settings.
+    pub fn new(name: &str, settings: Settings, format: Format) -> Result<Self, Faults> {
+        let (servers, subject) = settings.parse()?;
+        Ok(Self { name: name.to_owned(), settings, servers, subject: Arc::new(subject), format })
+    }
+
+    /// One client on the first server that answers. Each server is tried apart, so that the client's limit
+    /// of attempts can be one: that is what ends it after the connection broke.
+    async fn dial(&self, health: &Arc<Health>) -> Result<Client, Failure> {
+        let mut last = Failure::retry(Reason::Connection, "no server to connect to");
+        let mut servers = self.servers.clone();
+        fastrand::shuffle(&mut servers);
+        for server in servers {
+            let address = format!("{}:{}", server.host(), server.port());
+            match self.options(health)?.connect(server).await {
+                Ok(client) => {
+                    client
+                        .set_server_pool(NOWHERE)
+                        .await
+                        .map_err(|error| Failure::retry(Reason::Connection, format!("{address}: {error}")))?;
+                    return Ok(client);
+                }
+                Err(error) => last = refused(error.kind(), &format!("{address}: {error}")),
+            }
+        }
+        Err(last)
+    }
+
+    fn options(&self, health: &Arc<Health>) -> Result<ConnectOptions, Failure> {
+        let health = Arc::clone(health);
+        let options = ConnectOptions::new()
+            .name(format!("sendbird-bridge {}", self.name))
+            .connection_timeout(DIAL)
+            .request_timeout(Some(ACKNOWLEDGE))
+            .ping_interval(PING)
+            .client_capacity(CAPACITY)
+            .max_reconnects(1)
+            .ignore_discovered_servers()
+            .event_callback(move |event| {
+                health.note(&event);
+                async {}
+            });
+        self.settings.authenticate(options)
+    }
+}
+
+impl Sink for Nats {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn super::Connection>, Failure>> {
+        async move {
+            let health = Arc::new(Health::default());
+            let opened = timeout(CONNECT, async {
+                let client = self.dial(&health).await?;
+                let context =
+                    ContextBuilder::new().timeout(ACKNOWLEDGE).max_ack_inflight(IN_FLIGHT).build(client.clone());
+                stream::open(&context, &self.name, &self.settings, &self.subject).await?;
+                Ok(Connection {
+                    client,
+                    context,
+                    health,
+                    subject: Arc::clone(&self.subject),
+                    stream: self.settings.stream.clone(),
+                    format: self.format,
+                })
+            });
+            match opened.await {
+                Ok(Ok(connection)) => Ok(Box::new(connection) as Box<dyn super::Connection>),
+                Ok(Err(failure)) => Err(failure),
+                Err(_) => Err(Failure::retry(Reason::Timeout, format!("no connection within {CONNECT:?}"))),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// What the client's events say about the connection.
+#[derive(Debug, Default)]
+struct Health {
+    broken: CancellationToken,
+    denied: AtomicBool,
+}
+
+impl Health {
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Disconnected | Event::Closed => self.broken.cancel(),
+            // A refused publish is not answered, only reported apart; the text holds the subject.
+            Event::ServerError(ServerError::Other(text)) if text.to_lowercase().contains("permissions violation") => {
+                self.denied.store(true, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+    }
+}
+
+struct Connection {
+    client: Client,
+    context: Context,
+    health: Arc<Health>,
+    subject: Arc<Template>,
+    stream: String,
+    format: Format,
+}
+
+impl super::Connection for Connection {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        let subject = self.subject.render(&event.values());
+        let message = jetstream::message::PublishMessage::build()
+            .headers(headers::of(event, self.format, &self.stream))
+            .payload(event.body(self.format));
+        let (context, health) = (self.context.clone(), Arc::clone(&self.health));
+        async move {
+            if health.broken.is_cancelled() {
+                return Err(lost());
+            }
+            let acknowledged = async { context.send_publish(subject, message).await?.await };
+            tokio::select! {
+                biased;
+                result = acknowledged => match result {
+                    Ok(ack) => {
+                        health.denied.store(false, Ordering::Relaxed);
+                        Ok(Published { duplicate: ack.duplicate })
+                    }
+                    Err(error) => Err(failure(&error, health.denied.load(Ordering::Relaxed))),
+                },
+                () = health.broken.cancelled() => Err(lost()),
+            }
+        }
+        .boxed()
+    }
+
+    fn connected(&self) -> bool {
+        !self.health.broken.is_cancelled() && self.client.connection_state() == async_nats::connection::State::Connected
+    }
+
+    fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
+        async move {
+            // Only a courtesy, so neither its failure nor its time-out matters. Dropping the last client
+            // ends the client's task and with it the connection.
+            let _best_effort = timeout(limit, self.client.flush()).await;
+            self.health.broken.cancel();
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Publishes that still wait hold a client each; this lets them go.
+        self.health.broken.cancel();
+    }
+}
+
+fn lost() -> Failure {
+    Failure::fatal(Reason::Connection, "the connection to the server broke")
+}
+
+/// What a failed connect means. Nothing here is for ever: servers and credentials change.
+fn refused(kind: ConnectErrorKind, detail: &str) -> Failure {
+    let reason = match kind {
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Reason::NotAuthorized,
+        ConnectErrorKind::TimedOut => Reason::Timeout,
+        ConnectErrorKind::ServerParse
+        | ConnectErrorKind::Dns
+        | ConnectErrorKind::Tls
+        | ConnectErrorKind::Io
+        | ConnectErrorKind::MaxReconnects => Reason::Connection,
+    };
+    Failure::retry(reason, detail)
+}
+
+/// What a failed publish means.
+fn failure(error: &PublishError, denied: bool) -> Failure {
+    match error.kind() {
+        // Nobody listens on the subject: no such stream, or its leader is being elected.
+        PublishErrorKind::StreamNotFound => Failure::retry(Reason::NotFound, "no stream takes the subject now"),
+        PublishErrorKind::TimedOut if denied => {
+            Failure::retry(Reason::NotAuthorized, "no acknowledgement, and the server reports a permissions violation")
+        }
+        PublishErrorKind::TimedOut => {
+            Failure::retry(Reason::Timeout, format!("no acknowledgement within {ACKNOWLEDGE:?}"))
+        }
+        PublishErrorKind::BrokenPipe => lost(),
+        PublishErrorKind::MaxAckPending => Failure::retry(Reason::QueueFull, error),
+        PublishErrorKind::MaxPayloadExceeded => Failure::reject(Reason::TooLarge, error),
+        // Only asked for by headers that are never sent.
+        PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => {
+            Failure::retry(Reason::Other, error)
+        }
+        PublishErrorKind::Other => other(error),
+    }
+}
+
+/// The errors that the client doesn't name: the stream's answer, or the client's own end.
+fn other(error: &PublishError) -> Failure {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(answer) = cause.downcast_ref::<jetstream::Error>() {
+            return answered(answer.error_code(), answer.code(), answer);
+        }
+        if cause.is::<async_nats::SubjectError>() {
+            return Failure::reject(Reason::Invalid, error);
+        }
+        source = cause.source();
+    }
+    // Its text could hold the command, and so the event.
+    Failure::retry(Reason::Other, "the client could not send the message or read the answer")
+}
+
+/// What an error that JetStream answered means; `status` is its HTTP-like class.
+fn answered(code: ErrorCode, status: usize, detail: &impl std::fmt::Display) -> Failure {
+    let reason = match code {
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => return Failure::reject(Reason::TooLarge, detail),
+        ErrorCode::STREAM_NOT_FOUND | ErrorCode::STREAM_NOT_MATCH => Reason::NotFound,
+        // Stream full with `discard: new`, disk or account limits: somebody makes room, then it goes on.
+        ErrorCode::STREAM_STORE_FAILED
+        | ErrorCode::INSUFFICIENT_RESOURCES
+        | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+        | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+        | ErrorCode::CLUSTER_NOT_AVAILABLE
+        | ErrorCode::JETSTREAM_NOT_ENABLED
+        | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => Reason::Unavailable,
+        _ if status == 503 => Reason::Unavailable,
+        _ if status == 404 => Reason::NotFound,
+        _ => Reason::Other,
+    };
+    Failure::retry(reason, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publish(kind: PublishErrorKind, denied: bool) -> Failure {
+        failure(&PublishError::new(kind), denied)
+    }
+
+    fn answer(code: u64, status: usize) -> Failure {
+        let json = format!(r#"{{"code":{status},"err_code":{code},"description":"d"}}"#);
+        let error: jetstream::Error = serde_json::from_str(&json).expect("an error");
+        failure(&PublishError::with_source(PublishErrorKind::Other, error), false)
+    }
+
+    fn sorted(failure: &Failure) -> (&'static str, Reason) {
+        let kind = match failure {
+            Failure::Retry(_) => "retry",
+            Failure::Reject(_) => "reject",
+            Failure::Fatal(_) => "fatal",
+        };
+        (kind, failure.fault().reason)
+    }
+
+    #[test]
+    fn publish_errors_are_sorted() {
+        for (kind, denied, expected) in [
+            (PublishErrorKind::StreamNotFound, false, ("retry", Reason::NotFound)),
+            (PublishErrorKind::TimedOut, false, ("retry", Reason::Timeout)),
+            (PublishErrorKind::TimedOut, true, ("retry", Reason::NotAuthorized)),
+            (PublishErrorKind::BrokenPipe, false, ("fatal", Reason::Connection)),
+            (PublishErrorKind::MaxAckPending, false, ("retry", Reason::QueueFull)),
+            (PublishErrorKind::MaxPayloadExceeded, false, ("reject", Reason::TooLarge)),
+            (PublishErrorKind::WrongLastMessageId, false, ("retry", Reason::Other)),
+            (PublishErrorKind::WrongLastSequence, false, ("retry", Reason::Other)),
+            (PublishErrorKind::Other, false, ("retry", Reason::Other)),
+        ] {
+            assert_eq!(sorted(&publish(kind, denied)), expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn answers_are_sorted() {
+        for (code, status, expected) in [
+            (10_054, 400, ("reject", Reason::TooLarge)),
+            (10_059, 404, ("retry", Reason::NotFound)),
+            (10_060, 400, ("retry", Reason::NotFound)),
+            (10_077, 503, ("retry", Reason::Unavailable)),
+            (10_023, 503, ("retry", Reason::Unavailable)),
+            (10_002, 400, ("retry", Reason::Unavailable)),
+            (10_047, 500, ("retry", Reason::Unavailable)),
+            (10_008, 503, ("retry", Reason::Unavailable)),
+            (10_076, 503, ("retry", Reason::Unavailable)),
+            (10_039, 503, ("retry", Reason::Unavailable)),
+            (99_999, 503, ("retry", Reason::Unavailable)),
+            (99_999, 400, ("retry", Reason::Other)),
+        ] {
+            assert_eq!(sorted(&answer(code, status)), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_subject_is_the_events_fault() {
+        let error = PublishError::with_source(PublishErrorKind::Other, async_nats::SubjectError::InvalidFormat);
+        assert_eq!(sorted(&failure(&error, false)), ("reject", Reason::Invalid));
+    }
+
+    #[test]
+    fn refused_connects_are_sorted() {
+        for (kind, reason) in [
+            (ConnectErrorKind::AuthorizationViolation, Reason::NotAuthorized),
+            (ConnectErrorKind::Authentication, Reason::NotAuthorized),
+            (ConnectErrorKind::TimedOut, Reason::Timeout),
+            (ConnectErrorKind::Io, Reason::Connection),
+            (ConnectErrorKind::Tls, Reason::Connection),
+            (ConnectErrorKind::Dns, Reason::Connection),
+        ] {
+            assert_eq!(refused(kind, "x"), Failure::retry(reason, "x"));
+        }
+    }
+
+    #[test]
+    fn events_break_the_connection_or_explain_a_silence() {
+        let health = Health::default();
+        health.note(&Event::Connected);
+        health.note(&Event::ServerError(ServerError::Other("Permissions Violation for Publish to \"x\"".into())));
+        assert!(health.denied.load(Ordering::Relaxed) && !health.broken.is_cancelled());
+        health.note(&Event::Disconnected);
+        assert!(health.broken.is_cancelled());
+    }
+}

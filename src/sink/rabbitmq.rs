@@ -1,1 +1,201 @@
-//! (being written)
+//! Publishing to a RabbitMQ exchange over AMQP 0-9-1.
+//!
+//! Promises: published means that the broker has confirmed the message and has routed it to a queue; a
+//! message that no queue took is rejected, never lost. A [`Connection`] is one TCP connection; when it is
+//! in doubt everything in flight fails as `Fatal`. Every wait has a limit.
+//!
+//! One publish at a time goes through a channel, many channels run side by side. That is on purpose: the
+//! client gives a returned message to whichever confirmation comes next on its channel, and the broker ends
+//! a channel, with all that is pending on it, for the fault of one message. With one message on a channel
+//! both can only mean that message.
+//!
+//! Leaves to others: order, retries and back-off (the pipeline); queues and policies (whoever runs the broker,
+//! unless `declare` is set).
+
+mod channels;
+mod dial;
+mod errors;
+mod message;
+mod settings;
+mod topology;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use lapin::BasicProperties;
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use tokio::time::timeout;
+
+use channels::Channels;
+use errors::{blocked, confirmed, failure, lost};
+pub use settings::{Declare, Queue, QueueType, Settings};
+
+use super::settings::Faults;
+use super::{Failure, Published, Reason, Sink};
+use crate::domain::envelope::{Format, View};
+use crate::domain::template::Template;
+
+/// For a whole `connect`: TCP, TLS, the handshake and the look at the exchange.
+const CONNECT: Duration = Duration::from_secs(10);
+/// For one confirmation. Longer than the heartbeat needs to find a dead peer; after it the outcome is unknown.
+const CONFIRM: Duration = Duration::from_secs(30);
+
+/// A RabbitMQ exchange.
+#[derive(Debug)]
+pub struct RabbitMq {
+    name: String,
+    settings: Settings,
+    uri: lapin::uri::AMQPUri,
+    exchange: ShortString,
+    routing_key: Template,
+    format: Format,
+}
+
+impl RabbitMq {
+    /// Takes settings that have no faults.
+    ///
+    /// # Errors
+    /// All faults of the settings.
+    pub fn new(name: &str, settings: Settings, format: Format) -> Result<Self, Faults> {
+        let settings::Parsed { uri, exchange, routing_key } = settings.parse()?;
+        Ok(Self { name: name.to_owned(), settings, uri, exchange, routing_key, format })
+    }
+
+    async fn open(&self) -> Result<Connection, Failure> {
+        let tls = self.settings.tls.clone();
+        let encrypted = self.uri.scheme == lapin::uri::AMQPScheme::AMQPS;
+        // Reads files, so not on an async thread; anew each time, because certificates are rotated.
+        let tls = tokio::task::spawn_blocking(move || encrypted.then(|| dial::tls(tls.as_ref())).transpose())
+            .await
+            .map_err(|error| Failure::retry(Reason::Other, error))?
+            .map_err(|error| Failure::retry(Reason::Connection, error))?;
+        let (connection, hangup) =
+            dial::dial(&self.uri, tls, &self.name).await.map_err(|error| failure(&error, false))?;
+        topology::check(&connection, &self.exchange, self.settings.declare.as_option())
+            .await
+            .map_err(|error| failure(&error, true))?;
+        Ok(Connection {
+            channels: Arc::new(Channels::new(connection)),
+            hangup,
+            exchange: self.exchange.clone(),
+            routing_key: self.routing_key.clone(),
+            format: self.format,
+        })
+    }
+}
+
+impl Sink for RabbitMq {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn super::Connection>, Failure>> {
+        async move {
+            match timeout(CONNECT, self.open()).await {
+                Ok(Ok(connection)) => Ok(Box::new(connection) as Box<dyn super::Connection>),
+                Ok(Err(failure)) => Err(Failure::Retry(failure.fault().clone())),
+                Err(_) => Err(Failure::retry(Reason::Timeout, format!("no connection within {CONNECT:?}"))),
+            }
+        }
+        .boxed()
+    }
+}
+
+struct Connection {
+    channels: Arc<Channels>,
+    hangup: dial::Hangup,
+    exchange: ShortString,
+    routing_key: Template,
+    format: Format,
+}
+
+impl super::Connection for Connection {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        let message = Message::build(event, self.format, &self.exchange, &self.routing_key);
+        let channels = Arc::clone(&self.channels);
+        async move {
+            let message = message?;
+            tokio::select! {
+                biased;
+                result = send(&channels, &message) => {
+                    if matches!(result, Err(Failure::Fatal(_))) {
+                        channels.broken.cancel();
+                    }
+                    result
+                }
+                () = channels.broken.cancelled() => Err(lost()),
+            }
+        }
+        .boxed()
+    }
+
+    fn connected(&self) -> bool {
+        !self.channels.broken.is_cancelled() && self.channels.connection.status().connected()
+    }
+
+    fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
+        async move {
+            if self.connected() {
+                // Only a courtesy: a failure or a time-out changes nothing, the socket is cut all the same.
+                let _best_effort = timeout(limit, self.channels.connection.close(200, "OK".into())).await;
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.channels.broken.cancel();
+        self.hangup.now();
+    }
+}
+
+/// All that goes to the broker for one event.
+struct Message {
+    exchange: ShortString,
+    routing_key: ShortString,
+    properties: BasicProperties,
+    body: Bytes,
+}
+
+impl Message {
+    fn build(event: &View<'_>, format: Format, exchange: &ShortString, key: &Template) -> Result<Self, Failure> {
+        let invalid = |error| Failure::reject(Reason::Invalid, error);
+        Ok(Self {
+            exchange: exchange.clone(),
+            routing_key: ShortString::try_new(key.render(&event.values())).map_err(invalid)?,
+            properties: message::properties(event, format).map_err(invalid)?,
+            body: event.body(format),
+        })
+    }
+}
+
+async fn send(channels: &Channels, message: &Message) -> Result<Published, Failure> {
+    let alive = || channels.connection.status().connected();
+    let slot = channels.take().await?;
+    let options = BasicPublishOptions { mandatory: true, immediate: false };
+    let confirmation = timeout(CONFIRM, async {
+        slot.channel()
+            .basic_publish(
+                message.exchange.clone(),
+                message.routing_key.clone(),
+                options,
+                &message.body,
+                message.properties.clone(),
+            )
+            .await?
+            .await
+    });
+    match confirmation.await {
+        // Only now is the channel known to be clean; in every other case it goes with the slot.
+        Ok(Ok(confirmation)) => {
+            slot.put_back();
+            confirmed(confirmation, message.properties.message_id().as_ref())
+        }
+        Ok(Err(error)) => Err(failure(&error, alive())),
+        // The broker does not read while it is blocked, and does when it is done: nothing is broken.
+        Err(_) if channels.connection.status().blocked() => Err(blocked()),
+        Err(_) => Err(Failure::fatal(Reason::Timeout, format!("no confirmation within {CONFIRM:?}"))),
+    }
+}

@@ -1,0 +1,148 @@
+//! The client library's producer, with its callbacks, its waits and its end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::Client;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::future_producer::FutureProducerContext;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig};
+use rdkafka::statistics::Statistics;
+use rdkafka::{ClientConfig, ClientContext};
+
+use super::errors::{connecting, creating};
+use super::record::Record;
+use crate::sink::Failure;
+
+/// For a first answer of the cluster.
+const CONNECT: Duration = Duration::from_secs(8);
+
+/// A producer that never blocks an async thread when it goes.
+pub(super) struct Producer {
+    inner: Option<FutureProducer<Events>>,
+    seen: Arc<Seen>,
+}
+
+/// What the client's callbacks have told.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    reachable: AtomicBool,
+    last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
+}
+
+/// The client's callbacks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Events(Arc<Seen>);
+
+impl ClientContext for Events {
+    /// Debug for all levels: what matters comes back as an error, and a cluster that is down would be
+    /// reported at error level for every attempt of every broker.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if statistics.brokers.values().any(|broker| broker.state == "UP") {
+            self.0.reachable.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        if code == RDKafkaErrorCode::AllBrokersDown {
+            self.0.reachable.store(false, Ordering::Relaxed);
+        } else {
+            *self.0.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
+        }
+        tracing::debug!(target: "librdkafka", ?code, "{reason}");
+    }
+}
+
+impl Producer {
+    /// A producer, not yet connected. Reads certificates and starts threads.
+    pub(super) fn new(config: &ClientConfig) -> Result<Self, Failure> {
+        let events = Events::default();
+        let seen = Arc::clone(&events.0);
+        let inner = config.create_with_context(events).map_err(|error| creating(&error))?;
+        Ok(Self { inner: Some(inner), seen })
+    }
+
+    /// A producer whose cluster has answered. Blocks for seconds.
+    pub(super) fn connect(config: &ClientConfig) -> Result<Self, Failure> {
+        let producer = Self::new(config)?;
+        let answered = producer.client().is_some_and(|client| client.fetch_cluster_id(CONNECT).is_some());
+        if !answered {
+            let last = producer.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return Err(connecting(last, CONNECT));
+        }
+        producer.seen.reachable.store(true, Ordering::Relaxed);
+        Ok(producer)
+    }
+
+    /// Hands the record over and waits for the report on it.
+    pub(super) async fn send(&self, record: &Record) -> Result<(), KafkaError> {
+        let inner = self.inner.as_ref().ok_or(KafkaError::Canceled)?;
+        let message = FutureRecord {
+            topic: &record.topic,
+            partition: None,
+            payload: Some(record.payload.as_ref()),
+            key: Some(record.key.as_str()),
+            timestamp: record.timestamp,
+            headers: Some(record.headers.clone()),
+        };
+        // Not `send`: that waits and retries by itself when the queue is full, and so changes the order.
+        let report = inner.send_result::<str, [u8]>(message).map_err(|(error, _)| error)?;
+        match report.await {
+            Ok(Ok(_)) => {
+                self.seen.reachable.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(Err((error, _))) => Err(error),
+            Err(_canceled) => Err(KafkaError::Canceled),
+        }
+    }
+
+    pub(super) fn reachable(&self) -> bool {
+        self.seen.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Why this producer can't produce any more, if it can't.
+    pub(super) fn fatal(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.client()?.fatal_error()
+    }
+
+    pub(super) fn client(&self) -> Option<&Client<FutureProducerContext<Events>>> {
+        self.inner.as_ref().map(FutureProducer::client)
+    }
+
+    /// Waits until all is reported, at most for `limit`.
+    pub(super) fn flush(&self, limit: Duration) {
+        if let Some(inner) = &self.inner {
+            // A time-out is all that can go wrong, and the reports tell what was left.
+            let _timed_out = inner.flush(limit);
+        }
+    }
+
+    /// Gives up on all that is unreported; each record is then reported as given up on.
+    pub(super) fn purge(&self) {
+        if let Some(inner) = &self.inner {
+            inner.purge(PurgeConfig::default().queue().inflight());
+        }
+    }
+
+    /// A second handle, for a blocking call elsewhere.
+    pub(super) fn handle(&self) -> Option<FutureProducer<Events>> {
+        self.inner.clone()
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        let inner = self.inner.take();
+        // The last handle waits for the client's threads, up to a second. If there can't be a thread, it
+        // waits here.
+        let _detached = std::thread::Builder::new().name("kafka-end".into()).spawn(move || drop(inner));
+    }
+}

@@ -1,0 +1,169 @@
+//! The properties of the client library: those that the bridge sets, and those that nobody else may set.
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use super::settings::Settings;
+
+/// What the bridge sets. An operator may override the second group under `client`.
+const OURS: &[(&str, &str)] = &[
+    // The promises.
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("max.in.flight", "5"),
+    // The default is not Java's, and two producers of one topic must agree.
+    ("partitioner", "murmur2_random"),
+    // For ever. The default gives up after five minutes and drops the record, although it may have been written.
+    ("message.timeout.ms", "0"),
+    ("allow.auto.create.topics", "false"),
+    // The journal is the queue; this only has to hold the pipeline's window.
+    ("queue.buffering.max.messages", "10000"),
+    ("queue.buffering.max.kbytes", "65536"),
+    // The only way to learn that a broker is back before the next record.
+    ("statistics.interval.ms", "5000"),
+    ("log.connection.close", "false"),
+];
+const DEFAULTS: &[(&str, &str)] = &[
+    // A little patience makes batches, which cost the broker less.
+    ("linger.ms", "2"),
+    // Small on JSON, cheap, and read by consumers of any age.
+    ("compression.type", "lz4"),
+    // So that the broker and the topic decide how large is too large. Above 100 MiB a broker cuts the
+    // connection without a word.
+    ("message.max.bytes", "67108864"),
+    // A topic that nobody has seen is reported as missing after this, and the pipeline tries again.
+    ("topic.metadata.propagation.max.ms", "2000"),
+    // A broker that neither answers nor hangs up is given up sooner than after the default minute.
+    ("socket.timeout.ms", "20000"),
+    ("request.timeout.ms", "15000"),
+    ("socket.keepalive.enable", "true"),
+    ("reconnect.backoff.ms", "100"),
+    ("reconnect.backoff.max.ms", "2000"),
+];
+
+/// All properties for a sink of this name.
+pub(super) fn all(name: &str, settings: &Settings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set_log_level(RDKafkaLogLevel::Info);
+    config.set("client.id", format!("sendbird-bridge-{name}"));
+    config.extend(DEFAULTS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    config.extend(settings.client.iter().map(|(key, value)| (key.clone(), value.clone())));
+    config.extend(OURS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    config.set("bootstrap.servers", settings.brokers.join(","));
+    secure(&mut config, settings);
+    config
+}
+
+/// The same for a producer that sends each record alone.
+pub(super) fn alone(config: &ClientConfig) -> ClientConfig {
+    let mut config = config.clone();
+    config.set("batch.num.messages", "1").set("linger.ms", "0");
+    config
+}
+
+fn secure(config: &mut ClientConfig, settings: &Settings) {
+    let protocol = match (&settings.tls, &settings.sasl) {
+        (None, None) => "plaintext",
+        (Some(_), None) => "ssl",
+        (None, Some(_)) => "sasl_plaintext",
+        (Some(_), Some(_)) => "sasl_ssl",
+    };
+    config.set("security.protocol", protocol);
+    if let Some(tls) = &settings.tls {
+        // `probe` looks where distributions keep their certificates; the linked OpenSSL knows no such place.
+        let authorities = tls.ca_file.as_ref().map_or("probe".into(), |path| path.to_string_lossy());
+        config.set("ssl.ca.location", authorities);
+        for (key, path) in [("ssl.certificate.location", &tls.cert_file), ("ssl.key.location", &tls.key_file)] {
+            if let Some(path) = path {
+                config.set(key, path.to_string_lossy());
+            }
+        }
+    }
+    if let Some(sasl) = &settings.sasl {
+        config.set("sasl.mechanism", sasl.mechanism.as_str());
+        config.set("sasl.username", &sasl.username);
+        config.set("sasl.password", sasl.password.expose());
+    }
+}
+
+/// Why a property can't be given under `client`, if it can't.
+pub(super) fn refusal(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "bootstrap.servers" | "metadata.broker.list" => "a property that `brokers` does not set",
+        "security.protocol" | "ssl.ca.location" | "ssl.certificate.location" | "ssl.key.location" => {
+            "a property that `tls` and `sasl` do not set"
+        }
+        "acks" | "request.required.acks" => "a durability other than acks=all to be left alone",
+        "enable.idempotence"
+        | "max.in.flight"
+        | "max.in.flight.requests.per.connection"
+        | "retries"
+        | "message.send.max.retries"
+        | "enable.gapless.guarantee"
+        | "queuing.strategy"
+        | "msg_order_cmp" => "a property that neither reorders nor doubles records",
+        "message.timeout.ms" | "delivery.timeout.ms" => "a property that never gives up on a record",
+        "partitioner" | "partitioner_cb" => "the partitioner to stay Java's",
+        "transactional.id" | "transaction.timeout.ms" => "no transactions: each event is acknowledged alone",
+        "allow.auto.create.topics" => "a property that creates no topics; see `create_topics`",
+        "queue.buffering.max.messages" | "queue.buffering.max.kbytes" => "the journal to stay the queue",
+        "delivery.report.only.error" | "dr_cb" | "dr_msg_cb" | "produce.offset.report" | "opaque" => {
+            "a property that keeps the delivery reports"
+        }
+        "statistics.interval.ms" | "log_level" | "log.queue" | "log.connection.close" | "enabled_events" => {
+            "a property that the bridge does not need itself"
+        }
+        "enable.ssl.certificate.verification" => "the broker's certificate to be verified; give `tls.ca_file`",
+        "plugin.library.paths" | "ssl.engine.location" | "ssl.engine.id" => "no foreign code in the bridge",
+        "default_topic_conf" | "interceptors" => "a property that is a text",
+        _ if key.ends_with("_cb") => "a property that is a text",
+        // Shown by whatever prints the configuration; and the way to log in is a setting of its own.
+        _ if key.starts_with("sasl.") || key.starts_with("enable.sasl.") => "a property that `sasl` does not set",
+        _ if key.starts_with("ssl.") && secret(key) => "no secret in plain sight; see `tls`",
+        _ if key.starts_with("ssl_") || key.starts_with("ssl.keystore.") => "no secret in plain sight; see `tls`",
+        _ => return None,
+    })
+}
+
+fn secret(key: &str) -> bool {
+    key.ends_with(".password") || key.ends_with(".pem")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_knows_all_that_the_bridge_sets() {
+        let settings: Settings = serde_json::from_value(serde_json::json!({
+            "brokers": ["a:1", "b:2"],
+            "client": { "linger.ms": 50 },
+            "sasl": { "mechanism": "SCRAM-SHA-512", "username": "u", "password": "p" },
+        }))
+        .expect("settings");
+        let config = all("k", &settings);
+        config.create_native_config().expect("known properties");
+        alone(&config).create_native_config().expect("known properties");
+        for (key, value) in [
+            ("bootstrap.servers", "a:1,b:2"),
+            ("linger.ms", "50"),
+            ("acks", "all"),
+            ("security.protocol", "sasl_plaintext"),
+            ("sasl.mechanism", "SCRAM-SHA-512"),
+        ] {
+            assert_eq!(config.get(key), Some(value), "{key}");
+        }
+    }
+
+    #[test]
+    fn promises_can_not_be_broken() {
+        assert!(OURS.iter().all(|(key, _)| refusal(key).is_some()));
+        assert!(DEFAULTS.iter().all(|(key, _)| refusal(key).is_none()));
+        for key in ["sasl.password", "ssl.key.password", "ssl.key.pem", "dr_cb", "delivery.timeout.ms", "retries"] {
+            assert!(refusal(key).is_some(), "{key}");
+        }
+        for key in ["client.id", "batch.size", "ssl.cipher.suites", "broker.address.family", "client.rack"] {
+            assert_eq!(refusal(key), None, "{key}");
+        }
+    }
+}

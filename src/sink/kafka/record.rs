@@ -1,0 +1,90 @@
+//! The record for one event: key, value, time and headers.
+
+use bytes::Bytes;
+use rdkafka::message::{Header, OwnedHeaders};
+
+use crate::domain::envelope::{Format, View};
+
+pub(super) struct Record {
+    pub(super) topic: String,
+    pub(super) key: String,
+    pub(super) payload: Bytes,
+    pub(super) headers: OwnedHeaders,
+    /// Milliseconds since 1970.
+    pub(super) timestamp: Option<i64>,
+}
+
+impl Record {
+    pub(super) fn build(event: &View<'_>, format: Format, topic: String) -> Self {
+        Self {
+            topic,
+            key: event.key().to_owned(),
+            payload: event.body(format),
+            headers: headers(event, format),
+            timestamp: millis(&event.envelope().time),
+        }
+    }
+}
+
+fn headers(event: &View<'_>, format: Format) -> OwnedHeaders {
+    let first = OwnedHeaders::new().insert(Header { key: "content-type", value: Some(event.content_type(format)) });
+    event
+        .headers(format)
+        .fold(first, |headers, (name, value)| headers.insert(Header { key: &format!("ce_{name}"), value: Some(value) }))
+}
+
+/// A record has no time before 1970.
+fn millis(time: &str) -> Option<i64> {
+    time.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_millisecond).filter(|millis| *millis >= 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::message::Headers;
+
+    const STORED: &str = r#"{"specversion":"1.0","id":"0a-1","source":"https://api-A.calls.sendbird.com","type":"com.sendbird.calls.room.create","subject":"rooms/R","time":"2026-01-01T00:00:01.234Z","datacontenttype":"application/json","dataschema":"urn:x:room:v1","partitionkey":"R","receivedtime":"2026-01-01T00:00:00.100Z","data":{"category":"room:create"}}"#;
+
+    fn record(format: Format) -> Record {
+        let stored = Bytes::from_static(STORED.as_bytes());
+        Record::build(&View::parse(&stored).expect("an envelope"), format, "t".into())
+    }
+
+    fn lines(record: &Record) -> Vec<String> {
+        let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
+        record.headers.as_borrowed().iter().map(|header| format!("{}: {}", header.key, text(header.value))).collect()
+    }
+
+    #[test]
+    fn structured_is_the_envelope_and_four_attributes() {
+        let record = record(Format::Structured);
+        assert_eq!(
+            lines(&record),
+            [
+                "content-type: application/cloudevents+json; charset=utf-8",
+                "ce_id: 0a-1",
+                "ce_type: com.sendbird.calls.room.create",
+                "ce_subject: rooms/R",
+                "ce_time: 2026-01-01T00:00:01.234Z",
+            ]
+        );
+        assert_eq!((record.key.as_str(), record.timestamp), ("R", Some(1_767_225_601_234)));
+        assert_eq!(record.payload, STORED);
+    }
+
+    #[test]
+    fn binary_is_the_data_and_all_attributes() {
+        let record = record(Format::Binary);
+        let lines = lines(&record);
+        assert_eq!(lines[0], "content-type: application/json");
+        assert_eq!(lines.len(), 10);
+        assert!(lines.contains(&"ce_specversion: 1.0".to_owned()), "{lines:?}");
+        assert_eq!(record.payload, r#"{"category":"room:create"}"#);
+    }
+
+    #[test]
+    fn a_time_that_kafka_lacks_is_left_out() {
+        assert_eq!(millis("1969-12-31T23:59:59Z"), None);
+        assert_eq!(millis("soon"), None);
+    }
+}

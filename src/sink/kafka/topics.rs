@@ -1,0 +1,127 @@
+//! Topics: the look at those that are known ahead, and their creation, if that is allowed.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::producer::Producer as _;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+
+use super::client::{Events, Producer};
+use super::errors::{creating, failure, sorted};
+use super::run;
+use super::settings::CreateTopics;
+use crate::domain::template::{Template, Values};
+use crate::sink::Failure;
+
+/// For one answer about topics.
+const ANSWER: Duration = Duration::from_secs(5);
+/// What `{object}` can be.
+const OBJECTS: [&str; 3] = ["direct_call", "room", "other"];
+
+pub(super) struct Topics {
+    config: ClientConfig,
+    create: Option<CreateTopics>,
+    existing: Mutex<HashSet<String>>,
+}
+
+impl Topics {
+    pub(super) fn new(config: ClientConfig, create: Option<CreateTopics>) -> Self {
+        Self { config, create, existing: Mutex::default() }
+    }
+
+    /// Creates what is missing, or says once that it is.
+    pub(super) async fn look(&self, sink: &str, producer: &Producer, topics: Vec<String>) -> Result<(), Failure> {
+        for topic in topics {
+            if self.create.is_some() {
+                self.ensure(producer, &topic).await?;
+            } else if !exists(producer, &topic).await? && !topic.ends_with(OBJECTS[2]) {
+                tracing::warn!(sink, topic, "topic does not exist; events for it wait");
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates a topic that this connection has not seen yet, if that is allowed.
+    pub(super) async fn ensure(&self, producer: &Producer, topic: &str) -> Result<(), Failure> {
+        let Some(create) = &self.create else { return Ok(()) };
+        // Held while creating, so that many events for a new topic create it once.
+        let mut existing = self.existing.lock().await;
+        if existing.contains(topic) {
+            return Ok(());
+        }
+        if !exists(producer, topic).await? {
+            let (config, create, name) = (self.config.clone(), create.clone(), topic.to_owned());
+            run(move || make(&config, &create, &name)).await??;
+            tracing::info!(topic, "created the topic");
+        }
+        existing.insert(topic.to_owned());
+        Ok(())
+    }
+}
+
+/// The topics that the template can give, where it depends on nothing but the object.
+pub(super) fn known(template: &Template) -> Vec<String> {
+    if ["verb", "key", "category", "application_id"].into_iter().any(|name| template.uses(name)) {
+        return Vec::new();
+    }
+    let render = |object| template.render(&Values { object, verb: "", key: "", category: "", application_id: "" });
+    let mut topics: Vec<_> = OBJECTS.into_iter().map(render).collect();
+    topics.dedup();
+    topics
+}
+
+async fn exists(producer: &Producer, topic: &str) -> Result<bool, Failure> {
+    let (producer, topic) = (producer.handle(), topic.to_owned());
+    run(move || {
+        let Some(producer) = producer else { return Ok(false) };
+        let metadata = producer.client().fetch_metadata(Some(&topic), ANSWER).map_err(|error| failure(&error, None))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        match found.and_then(|found| found.error()).map(Code::from) {
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(false),
+            // Not to be seen is not the same as missing.
+            _ => Ok(true),
+        }
+    })
+    .await?
+}
+
+/// Blocks for seconds.
+fn make(config: &ClientConfig, create: &CreateTopics, topic: &str) -> Result<(), Failure> {
+    let admin = AdminClient::from_config_and_context(config, Events::default()).map_err(|error| creating(&error))?;
+    let new = NewTopic::new(
+        topic,
+        create.partitions.map_or(-1, i32::from),
+        TopicReplication::Fixed(create.replication_factor.map_or(-1, i32::from)),
+    );
+    let options = AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
+    let results = Handle::current().block_on(admin.create_topics([&new], &options));
+    for result in results.map_err(|error| failure(&error, None))? {
+        match result {
+            Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
+            Err((_, code)) => {
+                let reason = sorted(code).fault().reason;
+                return Err(Failure::retry(reason, format!("creating topic {topic}: {code}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::template::Place;
+
+    #[test]
+    fn topics_are_known_when_only_the_object_varies() {
+        let known = |text| known(&Template::parse(text, Place::Topic).expect("template"));
+        assert_eq!(known("c.{object}"), ["c.direct_call", "c.room", "c.other"]);
+        assert_eq!(known("c"), ["c"]);
+        assert!(known("c.{object}.{verb}").is_empty());
+    }
+}

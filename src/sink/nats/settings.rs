@@ -1,0 +1,287 @@
+//! The settings of a NATS sink, their check, and what they mean to the client.
+
+use async_nats::{ConnectOptions, ServerAddr};
+use serde::{Deserialize, Serialize};
+
+use crate::domain::secret::Secret;
+use crate::domain::template::{Place, Template};
+use crate::domain::units::{Size, Span};
+use crate::sink::settings::{Create, Faults, Tls, fault, template};
+use crate::sink::{Failure, Reason};
+
+/// Far below a server's `max_control_line` (4 KiB), which bounds a subject.
+const LONGEST_SUBJECT: usize = 1024;
+
+/// Where and how to publish to JetStream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The servers of one cluster, each `nats://host:port` or `tls://host:port`; required.
+    pub servers: Vec<String>,
+    /// The stream that must take the events; default `SENDBIRD_CALLS`.
+    pub stream: String,
+    /// The subject, with placeholders; default `sendbird.calls.{object}.{verb}.{key}`.
+    pub subject: String,
+    /// Whether to create a missing stream: `false`, `true` or a table; default `false`.
+    pub create_stream: Create<CreateStream>,
+    /// Who the bridge is; default: nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+    /// Encryption; present, even empty, means that it is required; default: as the servers ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            stream: "SENDBIRD_CALLS".into(),
+            subject: "sendbird.calls.{object}.{verb}.{key}".into(),
+            create_stream: Create::Never,
+            credentials: None,
+            tls: None,
+        }
+    }
+}
+
+/// How to create a missing stream. It takes all subjects of `subject` and keeps events by limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CreateStream {
+    /// How many servers keep each event, 1 to 5; default 1.
+    pub replicas: u8,
+    /// Where events are kept: `file` or `memory`; default `file`.
+    pub storage: Storage,
+    /// How long events are kept, a duration; default: for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Span>,
+    /// How many bytes are kept; a full stream then refuses events, and they wait in the journal;
+    /// default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<Size>,
+    /// How long the stream knows an id and drops a second copy, a duration; default `1h`.
+    pub duplicate_window: Span,
+}
+
+impl Default for CreateStream {
+    fn default() -> Self {
+        Self {
+            replicas: 1,
+            storage: Storage::File,
+            max_age: None,
+            max_bytes: None,
+            duplicate_window: Span::from_secs(3600),
+        }
+    }
+}
+
+/// Where a stream keeps events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// On disk.
+    #[default]
+    File,
+    /// In memory: gone when the servers stop.
+    Memory,
+}
+
+/// Who the bridge is to the server; exactly one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Credentials {
+    /// A user's name, with `password`; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// The user's password, with `username`; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<Secret>,
+    /// A token; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// The seed of a user's nkey, `SU...`; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nkey_seed: Option<Secret>,
+    /// The text of a credentials file (user JWT and seed), usually given as `creds_file`; default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creds: Option<Secret>,
+}
+
+impl Settings {
+    /// All faults: the key relative to the sink, and what is wrong.
+    pub fn check(&self) -> Faults {
+        self.parse().err().unwrap_or_default()
+    }
+
+    /// The parts that need parsing.
+    pub(super) fn parse(&self) -> Result<(Vec<ServerAddr>, Template), Faults> {
+        let mut faults = Faults::new();
+        if self.servers.is_empty() {
+            faults.push(fault("servers", "expected at least one nats://host:port or tls://host:port, but found none"));
+        }
+        let mut servers = Vec::new();
+        for (index, text) in self.servers.iter().enumerate() {
+            match server(text) {
+                Ok(address) => servers.push(address),
+                Err(message) => faults.push(fault(format!("servers[{index}]"), message)),
+            }
+        }
+        if self.stream.is_empty() || self.stream.contains(['.', '*', '>', '/', '\\']) || !printable(&self.stream) {
+            let message =
+                format!("expected a stream's name without dots, wildcards and spaces, but found {:?}", self.stream);
+            faults.push(fault("stream", message));
+        }
+        let subject = template("subject", &self.subject, Place::Subject, LONGEST_SUBJECT);
+        let subject = subject.map_err(|fault| faults.push(fault)).ok();
+        if let Some(create) = self.create_stream.as_option() {
+            faults.extend(create.check());
+        }
+        faults.extend(self.credentials.iter().flat_map(Credentials::check));
+        faults.extend(self.tls.iter().flat_map(Tls::check));
+        match subject {
+            Some(subject) if faults.is_empty() => Ok((servers, subject)),
+            _ => Err(faults),
+        }
+    }
+
+    /// Adds credentials and TLS to the client's options.
+    pub(super) fn authenticate(&self, mut options: ConnectOptions) -> Result<ConnectOptions, Failure> {
+        if let Some(tls) = &self.tls {
+            options = options.require_tls(true);
+            if let Some(ca_file) = &tls.ca_file {
+                options = options.add_root_certificates(ca_file.clone());
+            }
+            if let (Some(cert_file), Some(key_file)) = (&tls.cert_file, &tls.key_file) {
+                options = options.add_client_certificate(cert_file.clone(), key_file.clone());
+            }
+        }
+        let Some(credentials) = &self.credentials else { return Ok(options) };
+        Ok(match credentials {
+            Credentials { username: Some(name), password: Some(password), .. } => {
+                options.user_and_password(name.clone(), password.expose().to_owned())
+            }
+            Credentials { token: Some(token), .. } => options.token(token.expose().to_owned()),
+            Credentials { nkey_seed: Some(seed), .. } => options.nkey(seed.expose().to_owned()),
+            Credentials { creds: Some(creds), .. } => options.credentials(creds.expose()).map_err(|_unechoed| {
+                Failure::retry(Reason::NotAuthorized, "expected a user JWT and a seed in credentials.creds")
+            })?,
+            _ => options,
+        })
+    }
+}
+
+impl CreateStream {
+    fn check(&self) -> Faults {
+        let mut faults = Faults::new();
+        if !(1..=5).contains(&self.replicas) {
+            let message = format!("expected 1 to 5, but found {}", self.replicas);
+            faults.push(fault("create_stream.replicas", message));
+        }
+        match self.max_age {
+            // The server refuses such a stream.
+            Some(age) if age < self.duplicate_window => {
+                let message = format!("expected at most max_age ({age}), but found {}", self.duplicate_window);
+                faults.push(fault("create_stream.duplicate_window", message));
+            }
+            _ => {}
+        }
+        faults
+    }
+}
+
+impl Credentials {
+    fn check(&self) -> Faults {
+        let mut faults = Faults::new();
+        if self.username.is_some() != self.password.is_some() {
+            faults.push(fault("credentials", "expected username and password together, but found one alone"));
+        }
+        let user = self.username.is_some() || self.password.is_some();
+        let kinds = [user, self.token.is_some(), self.nkey_seed.is_some(), self.creds.is_some()];
+        let count = kinds.into_iter().filter(|given| *given).count();
+        if count != 1 {
+            let message =
+                format!("expected one of username and password, token, nkey_seed or creds, but found {count}");
+            faults.push(fault("credentials", message));
+        }
+        faults
+    }
+}
+
+fn printable(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// Never echoes the text: it may hold a password.
+fn server(text: &str) -> Result<ServerAddr, String> {
+    const EXPECTED: &str = "expected nats://host:port or tls://host:port, but found";
+    let Some((scheme, _)) = text.split_once("://") else { return Err(format!("{EXPECTED} no scheme")) };
+    if !matches!(scheme, "nats" | "tls") {
+        return Err(format!("{EXPECTED} another scheme"));
+    }
+    let address: ServerAddr = text.parse().map_err(|_unechoed| format!("{EXPECTED} something else"))?;
+    if address.has_user_pass() || address.password().is_some() {
+        return Err(format!("{EXPECTED} a name or password in it; they belong into credentials"));
+    }
+    if address.host().is_empty() {
+        return Err(format!("{EXPECTED} no host"));
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(json: serde_json::Value) -> Settings {
+        serde_json::from_value(json).expect("settings")
+    }
+
+    #[test]
+    fn the_least_is_a_server() {
+        assert_eq!(settings(serde_json::json!({ "servers": ["nats://a:4222", "tls://b"] })).check(), Faults::new());
+        assert_eq!(Settings::default().check()[0].0, "servers");
+    }
+
+    #[test]
+    fn all_faults_are_reported_and_no_secret_is() {
+        let faults = settings(serde_json::json!({
+            "servers": ["a:4222", "http://a", "nats://me:canary@a:1"],
+            "stream": "a.b",
+            "subject": "a..{key}",
+            "create_stream": { "replicas": 0, "max_age": "1m" },
+            "credentials": { "username": "me", "token": "canary" },
+            "tls": { "cert_file": "/nonexistent/cert" },
+        }))
+        .check();
+        let keys: Vec<_> = faults.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "servers[0]",
+                "servers[1]",
+                "servers[2]",
+                "stream",
+                "subject",
+                "create_stream.replicas",
+                "create_stream.duplicate_window",
+                "credentials",
+                "credentials",
+                "tls.cert_file",
+                "tls.key_file",
+            ]
+        );
+        assert!(faults.iter().all(|(_, message)| message.starts_with("expected") && !message.contains("canary")));
+    }
+
+    #[test]
+    fn what_is_shown_hides_secrets_and_can_be_read_back() {
+        let json =
+            serde_json::json!({ "servers": ["nats://a"], "create_stream": true, "credentials": { "token": "canary" } });
+        let shown = serde_json::to_value(settings(json)).expect("json");
+        assert!(!shown.to_string().contains("canary"));
+        assert_eq!(shown["create_stream"]["duplicate_window"], "1h");
+        assert!(serde_json::from_value::<Settings>(shown).is_ok());
+        assert!(serde_json::from_value::<Settings>(serde_json::json!({ "server": [] })).is_err());
+    }
+}

@@ -1,0 +1,214 @@
+//! The look at the stream when a connection opens: it must exist, acknowledge, be writable and take our
+//! subjects. What would lose events is refused, what may is warned of.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{Context, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+
+use super::answered;
+use super::settings::{CreateStream, Settings, Storage};
+use crate::domain::template::Template;
+use crate::sink::{Failure, Reason};
+
+/// After an outage the bridge sends again what was unacknowledged. A window shorter than the outage lets those
+/// copies through, so the expectation is the bridge's own default for deduplication.
+const EXPECTED_WINDOW: Duration = Duration::from_secs(3600);
+
+/// Finds the stream, or creates it if that is allowed, and checks it.
+pub(super) async fn open(
+    context: &Context,
+    sink: &str,
+    settings: &Settings,
+    subject: &Template,
+) -> Result<(), Failure> {
+    let name = &settings.stream;
+    let pattern = pattern(subject);
+    let config = match context.get_stream(name).await {
+        Ok(stream) => stream.cached_info().config.clone(),
+        Err(error) => match (error.kind(), settings.create_stream.as_option()) {
+            (GetStreamErrorKind::JetStream(answer), Some(create)) if answer.code() == 404 => {
+                make(context, config(name, &pattern, create)).await?
+            }
+            (GetStreamErrorKind::JetStream(answer), _) => {
+                let detail = format!("stream {name}: {answer}");
+                return Err(answered(answer.error_code(), answer.code(), &detail));
+            }
+            (
+                GetStreamErrorKind::Request | GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName,
+                _,
+            ) => {
+                return Err(Failure::retry(Reason::Unavailable, format!("stream {name}: {error}")));
+            }
+        },
+    };
+    let (refusals, warnings) = judge(&config, &pattern);
+    for warning in warnings {
+        tracing::warn!(sink, stream = name, "{warning}");
+    }
+    match refusals.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::retry(Reason::Invalid, format!("stream {name}: {}", refusals.join("; ")))),
+    }
+}
+
+async fn make(context: &Context, config: Config) -> Result<Config, Failure> {
+    let name = config.name.clone();
+    match context.create_stream(config).await {
+        Ok(stream) => {
+            tracing::info!(stream = name, "created the stream");
+            Ok(stream.cached_info().config.clone())
+        }
+        Err(error) => match error.kind() {
+            CreateStreamErrorKind::JetStream(answer) => {
+                let detail = format!("creating stream {name}: {answer}");
+                Err(answered(answer.error_code(), answer.code(), &detail))
+            }
+            CreateStreamErrorKind::TimedOut => {
+                Err(Failure::retry(Reason::Timeout, format!("creating stream {name}: {error}")))
+            }
+            _ => Err(Failure::retry(Reason::Unavailable, format!("creating stream {name}: {error}"))),
+        },
+    }
+}
+
+fn config(name: &str, pattern: &str, create: &CreateStream) -> Config {
+    Config {
+        name: name.to_owned(),
+        subjects: vec![pattern.to_owned()],
+        num_replicas: usize::from(create.replicas),
+        storage: match create.storage {
+            Storage::File => StorageType::File,
+            Storage::Memory => StorageType::Memory,
+        },
+        max_age: create.max_age.map_or(Duration::ZERO, |age| age.0),
+        max_bytes: create.max_bytes.map_or(-1, |size| i64::try_from(size.0).unwrap_or(i64::MAX)),
+        duplicate_window: create.duplicate_window.0,
+        // A full stream refuses new events, which then wait in the journal, instead of dropping old ones.
+        discard: DiscardPolicy::New,
+        ..Config::default()
+    }
+}
+
+/// Our subjects as one pattern: a token with a placeholder can be anything.
+fn pattern(subject: &Template) -> String {
+    let tokens = subject.with_wildcards("*");
+    tokens.split('.').map(|token| if token.contains('*') { "*" } else { token }).collect::<Vec<_>>().join(".")
+}
+
+/// What speaks against the stream, and what is worth a warning.
+fn judge(config: &Config, pattern: &str) -> (Vec<String>, Vec<String>) {
+    let (mut refusals, mut warnings) = (Vec::new(), Vec::new());
+    if config.no_ack {
+        refusals.push("expected a stream that acknowledges, but found no_ack".to_owned());
+    }
+    if config.sealed {
+        refusals.push("expected a writable stream, but found it sealed".to_owned());
+    }
+    let list = || config.subjects.join(", ");
+    if !config.subjects.iter().any(|taken| matches(taken, pattern, Match::Some)) {
+        refusals.push(format!("expected subjects that take {pattern}, but found {}", list()));
+    } else if !config.subjects.iter().any(|taken| matches(taken, pattern, Match::All)) {
+        warnings.push(format!("no subject of the stream takes all of {pattern}; it has {}", list()));
+    }
+    let bounded = config.max_bytes > 0 || config.max_messages > 0 || config.max_messages_per_subject > 0;
+    if bounded && config.discard == DiscardPolicy::Old {
+        warnings.push("the full stream discards old events, read or not (discard: old)".to_owned());
+    }
+    if config.duplicate_window < EXPECTED_WINDOW {
+        let window = config.duplicate_window;
+        warnings
+            .push(format!("the duplicate window is {window:?}; a longer outage can leave events in the stream twice"));
+    }
+    (refusals, warnings)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Match {
+    Some,
+    All,
+}
+
+/// Whether a stream's subject takes some, or all, of the subjects of our pattern.
+fn matches(taken: &str, pattern: &str, want: Match) -> bool {
+    let mut taken = taken.split('.');
+    let mut ours = pattern.split('.');
+    loop {
+        match (taken.next(), ours.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(_)) => {}
+            (Some(_), Some("*")) if want == Match::Some => {}
+            (Some(a), Some(b)) if a == b => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::template::Place;
+
+    const OURS: &str = "sendbird.calls.*.*.*";
+
+    fn stream(subjects: &[&str]) -> Config {
+        config("S", "x", &CreateStream::default()).with(subjects)
+    }
+
+    trait With {
+        fn with(self, subjects: &[&str]) -> Self;
+    }
+
+    impl With for Config {
+        fn with(mut self, subjects: &[&str]) -> Self {
+            self.subjects = subjects.iter().map(|&subject| subject.to_owned()).collect();
+            self
+        }
+    }
+
+    #[test]
+    fn a_token_with_a_placeholder_is_a_wildcard() {
+        let pattern_of = |text| pattern(&Template::parse(text, Place::Subject).expect("template"));
+        assert_eq!(pattern_of("sendbird.calls.{object}.{verb}.{key}"), OURS);
+        assert_eq!(pattern_of("a.b-{key}.c"), "a.*.c");
+    }
+
+    #[test]
+    fn subjects_are_compared_by_token() {
+        for (taken, some, all) in [
+            (OURS, true, true),
+            (">", true, true),
+            ("sendbird.>", true, true),
+            ("sendbird.calls.*.*.>", true, true),
+            ("*.calls.*.*.*", true, true),
+            ("sendbird.calls.room.>", true, false),
+            ("sendbird.calls.*.*", false, false),
+            ("sendbird.calls.*.*.*.>", false, false),
+            ("other.>", false, false),
+        ] {
+            assert_eq!(matches(taken, OURS, Match::Some), some, "{taken}");
+            assert_eq!(matches(taken, OURS, Match::All), all, "{taken}");
+        }
+    }
+
+    #[test]
+    fn what_loses_events_is_refused() {
+        let good = stream(&["sendbird.>"]);
+        assert_eq!(judge(&good, OURS), (vec![], vec![]));
+        let bad = Config { no_ack: true, sealed: true, ..stream(&["other"]) };
+        assert_eq!(judge(&bad, OURS).0.len(), 3);
+    }
+
+    #[test]
+    fn what_may_lose_or_double_events_is_warned_of() {
+        let config = Config {
+            discard: DiscardPolicy::Old,
+            max_bytes: 1,
+            duplicate_window: Duration::from_secs(120),
+            ..stream(&["sendbird.calls.room.>"])
+        };
+        let (refusals, warnings) = judge(&config, OURS);
+        assert!(refusals.is_empty());
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+    }
+}

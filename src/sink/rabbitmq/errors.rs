@@ -1,0 +1,182 @@
+//! What the broker's confirmations and the client's errors mean: one table for each.
+
+use std::fmt::Display;
+
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::types::ShortString;
+use lapin::{Confirmation, ErrorKind};
+
+use crate::sink::{Failure, Published, Reason};
+
+/// What a confirmation says about the message with this id.
+pub(super) fn confirmed(confirmation: Confirmation, id: Option<&ShortString>) -> Result<Published, Failure> {
+    match confirmation {
+        Confirmation::Ack(None) => Ok(Published::default()),
+        // A returned message is confirmed as well, although nobody has it.
+        Confirmation::Ack(Some(message)) => {
+            let returned = message.delivery.properties.message_id().as_ref();
+            Err(returned_as(message.reply_code, message.reply_text.as_str(), returned == id))
+        }
+        Confirmation::Nack(_) => Err(Failure::retry(Reason::Unavailable, "the broker refused the message (nack)")),
+        Confirmation::NotRequested => {
+            Err(Failure::fatal(Reason::Other, "bug: the channel is not in confirm mode, so nothing is confirmed"))
+        }
+    }
+}
+
+/// What a returned message means, if it is ours.
+fn returned_as(code: u16, text: &str, ours: bool) -> Failure {
+    match code {
+        _ if !ours => Failure::fatal(Reason::Other, "bug: expected the message that was sent back, but found another"),
+        312 => Failure::reject(Reason::Unroutable, format!("{text}: no queue is bound for the routing key")),
+        _ => Failure::retry(Reason::Unavailable, format!("the broker sent the message back: {text} ({code})")),
+    }
+}
+
+pub(super) fn lost() -> Failure {
+    Failure::fatal(Reason::Connection, "the connection to the broker broke")
+}
+
+pub(super) fn blocked() -> Failure {
+    Failure::retry(Reason::Unavailable, "the broker blocks publishers (memory or disk alarm)")
+}
+
+/// What an error of the client means, given whether the connection itself is alive.
+pub(super) fn failure(error: &lapin::Error, alive: bool) -> Failure {
+    match error.kind() {
+        ErrorKind::ProtocolError(answer) => match answer.kind() {
+            AMQPErrorKind::Soft(kind) => soft(kind, answer.get_message().as_str()),
+            AMQPErrorKind::Hard(kind) => hard(kind, answer.get_message()),
+        },
+        // One channel is gone, or all of them are because the connection is.
+        ErrorKind::InvalidChannel(_) | ErrorKind::InvalidChannelState(..) if alive => {
+            Failure::retry(Reason::Connection, error)
+        }
+        ErrorKind::ChannelsLimitReached if alive => Failure::retry(Reason::Unavailable, error),
+        ErrorKind::InvalidChannel(_)
+        | ErrorKind::InvalidChannelState(..)
+        | ErrorKind::ChannelsLimitReached
+        | ErrorKind::InvalidConnectionState(_)
+        | ErrorKind::IOError(_)
+        | ErrorKind::RuntimeShutdownError(_) => Failure::fatal(Reason::Connection, error),
+        ErrorKind::MissingHeartbeatError => Failure::fatal(Reason::Timeout, error),
+        ErrorKind::AuthProviderError(_) => Failure::fatal(Reason::NotAuthorized, error),
+        ErrorKind::InvalidProtocolVersion(_)
+        | ErrorKind::ParsingError(_)
+        | ErrorKind::SerialisationError(_)
+        | ErrorKind::FutureCompleted
+        | ErrorKind::NoDefaultRuntime => Failure::fatal(Reason::Other, error),
+        // The client may add kinds.
+        _ => Failure::retry(Reason::Other, error),
+    }
+}
+
+/// The broker ended one channel, for the one message on it.
+fn soft(kind: &AMQPSoftError, text: &str) -> Failure {
+    match kind {
+        AMQPSoftError::CONTENTTOOLARGE => Failure::reject(Reason::TooLarge, text),
+        // The broker has no code of its own for this one.
+        AMQPSoftError::PRECONDITIONFAILED if text.contains("larger than") => Failure::reject(Reason::TooLarge, text),
+        AMQPSoftError::PRECONDITIONFAILED => Failure::retry(Reason::Other, text),
+        AMQPSoftError::ACCESSREFUSED => Failure::retry(Reason::NotAuthorized, text),
+        AMQPSoftError::NOTFOUND => Failure::retry(Reason::NotFound, text),
+        AMQPSoftError::NOROUTE => Failure::reject(Reason::Unroutable, text),
+        AMQPSoftError::NOCONSUMERS | AMQPSoftError::RESOURCELOCKED => Failure::retry(Reason::Unavailable, text),
+    }
+}
+
+/// The broker ended the connection.
+fn hard(kind: &AMQPHardError, text: impl Display) -> Failure {
+    let reason = match kind {
+        AMQPHardError::CONNECTIONFORCED => Reason::Connection,
+        AMQPHardError::INVALIDPATH | AMQPHardError::NOTALLOWED => Reason::NotAuthorized,
+        AMQPHardError::RESOURCEERROR | AMQPHardError::INTERNALERROR => Reason::Unavailable,
+        AMQPHardError::FRAMEERROR
+        | AMQPHardError::SYNTAXERROR
+        | AMQPHardError::COMMANDINVALID
+        | AMQPHardError::CHANNELERROR
+        | AMQPHardError::UNEXPECTEDFRAME
+        | AMQPHardError::NOTIMPLEMENTED => Reason::Other,
+    };
+    Failure::fatal(reason, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::protocol::AMQPError;
+    use lapin::{ChannelState, ConnectionState};
+
+    fn sorted(failure: &Failure) -> (&'static str, Reason) {
+        let kind = match failure {
+            Failure::Retry(_) => "retry",
+            Failure::Reject(_) => "reject",
+            Failure::Fatal(_) => "fatal",
+        };
+        (kind, failure.fault().reason)
+    }
+
+    fn answer(code: u16, text: &str) -> Failure {
+        let kind = AMQPErrorKind::from_id(code).expect("a code");
+        failure(&ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into(), true)
+    }
+
+    #[test]
+    fn answers_are_sorted() {
+        for (code, text, expected) in [
+            (311, "", ("reject", Reason::TooLarge)),
+            (312, "", ("reject", Reason::Unroutable)),
+            (313, "", ("retry", Reason::Unavailable)),
+            (403, "", ("retry", Reason::NotAuthorized)),
+            (404, "", ("retry", Reason::NotFound)),
+            (405, "", ("retry", Reason::Unavailable)),
+            (406, "PRECONDITION_FAILED - inequivalent arg", ("retry", Reason::Other)),
+            (
+                406,
+                "PRECONDITION_FAILED - message size 134217729 is larger than configured max size 134217728",
+                ("reject", Reason::TooLarge),
+            ),
+            (320, "", ("fatal", Reason::Connection)),
+            (402, "", ("fatal", Reason::NotAuthorized)),
+            (501, "", ("fatal", Reason::Other)),
+            (505, "", ("fatal", Reason::Other)),
+            (506, "", ("fatal", Reason::Unavailable)),
+            (530, "", ("fatal", Reason::NotAuthorized)),
+            (541, "", ("fatal", Reason::Unavailable)),
+        ] {
+            assert_eq!(sorted(&answer(code, text)), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn the_clients_errors_are_sorted() {
+        let io = || ErrorKind::IOError(std::sync::Arc::new(std::io::Error::other("cut")));
+        for (kind, alive, expected) in [
+            (io(), true, ("fatal", Reason::Connection)),
+            (ErrorKind::InvalidChannel(1), true, ("retry", Reason::Connection)),
+            (ErrorKind::InvalidChannelState(ChannelState::Error, ""), true, ("retry", Reason::Connection)),
+            (ErrorKind::InvalidChannelState(ChannelState::Error, ""), false, ("fatal", Reason::Connection)),
+            (ErrorKind::InvalidConnectionState(ConnectionState::Closed), true, ("fatal", Reason::Connection)),
+            (ErrorKind::ChannelsLimitReached, true, ("retry", Reason::Unavailable)),
+            (ErrorKind::MissingHeartbeatError, true, ("fatal", Reason::Timeout)),
+            (ErrorKind::FutureCompleted, true, ("fatal", Reason::Other)),
+        ] {
+            assert_eq!(sorted(&failure(&kind.clone().into(), alive)), expected, "{kind:?} {alive}");
+        }
+    }
+
+    #[test]
+    fn confirmations_are_sorted() {
+        assert_eq!(confirmed(Confirmation::Ack(None), None), Ok(Published::default()));
+        let of = |confirmation| sorted(&confirmed(confirmation, None).expect_err("a failure"));
+        assert_eq!(of(Confirmation::Nack(None)), ("retry", Reason::Unavailable));
+        assert_eq!(of(Confirmation::NotRequested), ("fatal", Reason::Other));
+        for (code, ours, expected) in [
+            (312, true, ("reject", Reason::Unroutable)),
+            (313, true, ("retry", Reason::Unavailable)),
+            (312, false, ("fatal", Reason::Other)),
+        ] {
+            assert_eq!(sorted(&returned_as(code, "NO_ROUTE", ours)), expected, "{code} {ours}");
+        }
+    }
+}
