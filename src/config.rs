@@ -395,4 +395,6 @@ fn remove(value: &mut Value, path: &[String]) -> bool {
 }
 
 #[cfg(test)]
+mod reference;
+#[cfg(test)]
 mod tests;
