@@ -143,7 +143,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::other)?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::other)?;
+    let result = runtime.block_on(command);
+    // A write to a pipe that nobody reads blocks its thread for ever, and must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 /// The error and what caused it, each fault of the configuration on a line of its own.

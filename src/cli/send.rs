@@ -17,6 +17,7 @@ use hyper::Uri;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -132,6 +133,8 @@ pub(super) struct Answer {
 struct RecordLine<'a> {
     category: &'a str,
     key: &'a str,
+    /// The delivery; as text if it is no JSON, which only `--file` can bring about.
+    body: Value,
     #[serde(flatten)]
     outcome: &'a Outcome,
 }
@@ -316,12 +319,14 @@ impl Tally {
             (None, _) => outcome.error.unwrap_or("no answer").to_owned(),
         };
         *self.results.entry(result).or_default() += 1;
-        let line = RecordLine { category: sample.category.label(), key: &sample.key, outcome };
-        if let Some(record) = &mut self.record
-            && let Err(error) =
-                serde_json::to_writer(&mut *record, &line).map_err(Into::into).and_then(|()| record.write_all(b"\n"))
-        {
-            tracing::error!(%error, "cannot write the record");
+        if let Some(record) = &mut self.record {
+            let text = || String::from_utf8_lossy(&sample.body).into_owned().into();
+            let body = serde_json::from_slice(&sample.body).unwrap_or_else(|_not_json| text());
+            let line = RecordLine { category: sample.category.label(), key: &sample.key, body, outcome };
+            let written = serde_json::to_writer(&mut *record, &line).map_err(Into::into);
+            if let Err(error) = written.and_then(|()| record.write_all(b"\n")) {
+                tracing::error!(%error, "cannot write the record");
+            }
         }
     }
 }

@@ -181,8 +181,12 @@ where
         }
     });
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
-    let mut connection =
-        http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(IDLE_LIMIT).serve_connection(io, service);
+    // A sender that has sent its delivery and hangs up, or says no more, is not a reason to drop it.
+    let mut connection = http1::Builder::new()
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_LIMIT)
+        .serve_connection(io, service);
 
     let mut stopped = pin!(stop.cancelled());
     let mut stopping = false;

@@ -1,0 +1,219 @@
+//! The commands that people run: `demo`, `send`, `tail`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::bridge::{Bridge, Config, TOKEN};
+use crate::support::oracle::{Arrived, judge, read_record};
+use crate::support::process::{Ended, Process, Stdout, program, run};
+use crate::support::samples::dial;
+use crate::support::{PATIENCE, eventually};
+
+/// The number that a line of a table begins or ends with.
+fn number(ended: &Ended, label: &str) -> u64 {
+    let line = ended.stderr.iter().find(|line| line.starts_with(label));
+    let line = line.unwrap_or_else(|| panic!("no line {label} in\n{}", ended.stderr()));
+    line.split_whitespace().last().unwrap().parse().unwrap()
+}
+
+fn send(bridge: &Bridge, arguments: &[&str]) -> Ended {
+    let url = bridge.url();
+    run(&[&["send", "--url", &url, "--token", TOKEN], arguments].concat())
+}
+
+#[test]
+fn the_demo_prints_all_categories_and_a_table_that_adds_up() {
+    let ended = run(&["demo"]);
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    let envelopes: Vec<Value> = ended.stdout.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let categories: BTreeSet<&str> =
+        envelopes.iter().map(|envelope| envelope["data"]["category"].as_str().unwrap()).collect();
+    assert_eq!(categories.len(), 13, "{categories:?}");
+    let ids: BTreeSet<&str> = envelopes.iter().map(|envelope| envelope["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), envelopes.len(), "each event is printed once");
+
+    let [sent, stored, duplicates, published] =
+        ["deliveries sent", "stored", "duplicates", "published"].map(|label| number(&ended, label));
+    assert_eq!((sent, published), (stored + duplicates, stored));
+    assert_eq!(published, envelopes.len() as u64);
+    assert!(duplicates > 0, "some are sent again");
+    for line in ended.stderr.iter().filter(|line| line.starts_with("direct_call:") || line.starts_with("room:")) {
+        assert!(line.contains(" 200 "), "{line}");
+    }
+    assert!(!ended.stderr().contains('\u{1b}'), "colours only on a terminal");
+}
+
+#[test]
+fn a_demo_that_nobody_reads_ends() {
+    let mut command = program();
+    command.arg("demo");
+    let ended = Process::start(command, Stdout::Closed).wait_within(PATIENCE);
+    assert_eq!(ended.code(), Some(1), "what could not be printed is not accounted for: {}", ended.stderr());
+}
+
+#[test]
+fn a_demo_that_keeps_running_takes_deliveries_until_it_is_stopped() {
+    let mut command = program();
+    command.args(["demo", "--keep-running"]);
+    let demo = Process::start(command, Stdout::Read);
+    let said = demo.stderr();
+    let mut hint = None;
+    eventually("the demo says how to send to it", || {
+        hint = said.so_far().into_iter().find(|line| line.trim_start().starts_with("sendbird-bridge send "));
+        hint.is_some()
+    });
+    let printed = demo.stdout().count();
+    let hint = hint.unwrap();
+    let arguments: Vec<&str> = hint.split_whitespace().skip(1).collect();
+    assert_eq!(run(&arguments).code(), Some(0), "the hint works: {arguments:?}");
+    eventually("all 13 are printed", || demo.stdout().count() == printed + 13);
+    demo.terminate();
+    assert_eq!(demo.wait().code(), Some(0));
+}
+
+#[test]
+fn send_delivers_all_and_prints_latencies() {
+    let bridge = Config::new().start();
+    let ended = send(&bridge, &["--all", "--count", "500", "--concurrency", "16"]);
+    assert_eq!(ended.code(), Some(0), "{}{}", ended.stdout(), ended.stderr());
+    let said = ended.stdout();
+    for word in ["answers", "p50", "p99", "longest", "500 200 stored", "500 deliveries in"] {
+        assert!(said.contains(word), "no \"{word}\" in\n{said}");
+    }
+    assert!(!format!("{said}{}", ended.stderr()).contains('\u{1b}'), "a bar and colours only on a terminal");
+    let events = bridge.events();
+    assert_eq!(events.len(), 500);
+    let types: BTreeSet<&str> = events.iter().map(|event| event.envelope["type"].as_str().unwrap()).collect();
+    assert_eq!(types.len(), 13, "{types:?}");
+}
+
+#[test]
+fn send_makes_what_it_is_asked_for() {
+    let bridge = Config::new().start();
+    assert_eq!(send(&bridge, &[]).code(), Some(0));
+    assert_eq!(
+        send(&bridge, &["--category", "room:create", "--category", "room:delete", "--count", "3"]).code(),
+        Some(0)
+    );
+    let file = bridge.config().dir().join("body.json");
+    std::fs::write(&file, dial("from a file", 1)).unwrap();
+    assert_eq!(send(&bridge, &["--file", file.to_str().unwrap(), "--count", "2"]).code(), Some(0));
+    let found: Vec<String> =
+        bridge.events().iter().map(|event| event.envelope["data"]["category"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(found, ["direct_call:dial", "room:create", "room:delete", "room:create", "direct_call:dial"]);
+}
+
+#[test]
+fn send_fails_where_not_all_is_answered_200() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ended = run(&["send", "--url", &format!("http://{nobody}/"), "--token", TOKEN]);
+    assert_eq!(ended.code(), Some(1), "{}", ended.stdout());
+    assert!(ended.stdout().contains("no connection"), "{}", ended.stdout());
+
+    let bridge = Config::new().start();
+    let unsigned = run(&["send", "--url", &bridge.url(), "--count", "3"]);
+    assert_eq!(unsigned.code(), Some(1));
+    assert!(unsigned.stdout().contains("3 401"), "{}", unsigned.stdout());
+}
+
+#[test]
+fn send_names_the_category_that_was_probably_meant() {
+    let ended = run(&["send", "--category", "room:creat"]);
+    assert_eq!(ended.code(), Some(64));
+    assert!(ended.stderr().contains("did you mean room:create?"), "{}", ended.stderr());
+    assert_eq!(run(&["send", "--category", "nonsense"]).code(), Some(64));
+    assert_eq!(run(&["send", "--url", "nonsense"]).code(), Some(64));
+}
+
+#[test]
+fn the_record_of_send_agrees_with_the_feed() {
+    let bridge = Config::new().start();
+    let record = bridge.config().dir().join("record.jsonl");
+    let arguments = ["--all", "--count", "300", "--concurrency", "8", "--record", record.to_str().unwrap()];
+    assert_eq!(send(&bridge, &arguments).code(), Some(0));
+    let sent = read_record(&record);
+    assert_eq!(sent.len(), 300);
+    let arrived: Vec<Arrived> = bridge.events().iter().map(|event| Arrived::envelope(&event.envelope)).collect();
+    judge(&sent, &arrived).exactly_once();
+}
+
+#[test]
+fn tail_prints_what_the_feed_has() {
+    let bridge = Config::new().start();
+    for n in 0..6 {
+        bridge.deliver(&dial(if n % 2 == 0 { "even" } else { "odd" }, n)).stored();
+    }
+    assert_eq!(send(&bridge, &["--category", "room:create"]).code(), Some(0));
+    let lines: Vec<String> = bridge.events().into_iter().map(|event| event.line).collect();
+    let url = bridge.admin_url();
+    let tail = |arguments: &[&str]| {
+        let ended = run(&[&["tail", "--no-follow", "--url", &url], arguments].concat());
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+        ended.stdout
+    };
+    assert_eq!(tail(&[]), lines);
+    assert_eq!(tail(&["--after", "5"]), lines[5..]);
+    assert_eq!(tail(&["--after", "end"]), [""; 0]);
+    assert_eq!(tail(&["--key", "odd"]), [lines[1].as_str(), &lines[3], &lines[5]]);
+    assert_eq!(tail(&["--type", "room:create"]), lines[6..]);
+    assert_eq!(tail(&["--type", "com.sendbird.calls.room.create"]), lines[6..]);
+    let wrong = run(&["tail", "--no-follow", "--url", &url, "--after", "nonsense"]);
+    assert_eq!(wrong.code(), Some(1));
+    assert!(wrong.stderr().contains("400"), "{}", wrong.stderr());
+}
+
+#[test]
+fn tail_without_a_bridge_fails() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(run(&["tail", "--url", &format!("http://{nobody}")]).code(), Some(1));
+}
+
+#[test]
+fn tail_follows_and_resumes_after_the_bridge_was_restarted() {
+    let config = Config::new().fixed_address();
+    let bridge = config.start();
+    let mut command = program();
+    command.args(["tail", "--url", &bridge.admin_url()]);
+    let tail = Process::start(command, Stdout::Read);
+    let mut ids = vec![bridge.deliver(&dial("a", 1)).stored()];
+    eventually("the first is printed", || tail.stdout().count() == 1);
+    ids.push(bridge.deliver(&dial("a", 2)).stored());
+    eventually("the second is printed", || tail.stdout().count() == 2);
+    bridge.kill_9();
+    let bridge = config.start();
+    ids.push(bridge.deliver(&dial("a", 3)).stored());
+    eventually("the third is printed", || tail.stdout().count() >= 3);
+    assert_eq!(bridge.stop().code(), Some(0));
+    let bridge = config.start();
+    ids.push(bridge.deliver(&dial("a", 4)).stored());
+    eventually("the fourth is printed", || tail.stdout().count() >= 4);
+    let printed: Vec<String> = tail
+        .stdout()
+        .so_far()
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(printed, ids);
+    tail.terminate();
+    tail.wait_within(Duration::from_secs(10));
+}
+
+#[test]
+fn logs_are_text_or_json_on_standard_error() {
+    let json = Config::new().start();
+    let log = json.stop();
+    assert!(log.stderr.iter().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{}", log.stderr());
+    assert_eq!(log.stdout(), "");
+
+    let config = Config::new();
+    let mut command = program();
+    command.arg("--config").arg(config.write()).arg("serve");
+    let text = Process::start(command, Stdout::Read);
+    eventually("it is ready", || text.stderr().so_far().iter().any(|line| line.contains("ready")));
+    text.terminate();
+    let ended = text.wait();
+    assert_eq!(ended.code(), Some(0));
+    assert!(ended.stderr.iter().all(|line| !line.starts_with('{') && !line.contains('\u{1b}')), "{}", ended.stderr());
+}

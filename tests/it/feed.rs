@@ -1,0 +1,244 @@
+//! The admin endpoint: the feed of what is durable, health, status, metrics, and who may see them.
+
+use std::collections::BTreeSet;
+
+use crate::support::bridge::{Config, Event, PATH, signed};
+use crate::support::eventually;
+use crate::support::http::{Connection, Request};
+use crate::support::process::Stdout;
+use crate::support::samples::{dial, samples};
+
+fn positions(events: &[Event]) -> Vec<u64> {
+    events.iter().map(|event| event.position).collect()
+}
+
+#[test]
+fn the_feed_has_every_event_in_order_under_its_position() {
+    let bridge = Config::new().start();
+    let ids: Vec<String> = (0..300).map(|n| bridge.deliver(&dial(&format!("k{}", n % 7), n)).stored()).collect();
+    let events = bridge.events();
+    assert_eq!(positions(&events), (1..=300).collect::<Vec<u64>>());
+    assert_eq!(events.iter().map(Event::id).collect::<Vec<_>>(), ids);
+    for event in &events {
+        assert_eq!(event.envelope["specversion"], "1.0");
+        assert_eq!(event.envelope["type"], "com.sendbird.calls.direct_call.dial");
+        assert_eq!(event.envelope["subject"], format!("direct_calls/{}", event.key()));
+    }
+}
+
+#[test]
+fn a_reader_resumes_after_the_position_that_it_names() {
+    let bridge = Config::new().start();
+    (0..10).for_each(|n| drop(bridge.deliver(&dial("a", n)).stored()));
+    assert_eq!(positions(&bridge.events_of("after=7&follow=false")), [8, 9, 10]);
+    assert_eq!(positions(&bridge.events_of("after=10&follow=false")), [0_u64; 0]);
+    assert_eq!(positions(&bridge.events_of("after=end&follow=false")), [0_u64; 0]);
+    // A client that reconnects repeats its first address; the header knows better.
+    let request = Request::get("/events?follow=false&after=2").header("last-event-id", "8");
+    assert_eq!(positions(&bridge.feed(&request).to_end()), [9, 10]);
+}
+
+#[test]
+fn a_reader_may_ask_for_a_key_and_a_type() {
+    let bridge = Config::new().start();
+    for n in 0..6 {
+        bridge.deliver(&dial(if n % 2 == 0 { "even/ä" } else { "odd" }, n)).stored();
+    }
+    samples().values().for_each(|body| drop(bridge.deliver(body).stored()));
+    assert_eq!(positions(&bridge.events_of("key=odd&follow=false")), [2, 4, 6]);
+    assert_eq!(positions(&bridge.events_of("key=even%2F%C3%A4&follow=false")), [1, 3, 5]);
+    assert_eq!(positions(&bridge.events_of("key=none&follow=false")), [0_u64; 0]);
+    let created = bridge.events_of("type=com.sendbird.calls.room.create&follow=false");
+    assert_eq!(created.len(), 1);
+    assert_eq!(positions(&bridge.events_of("type=room:create&follow=false")), positions(&created));
+    let both = bridge.events_of("type=direct_call:dial&key=odd&after=2&follow=false");
+    assert_eq!(positions(&both), [4, 6]);
+}
+
+#[test]
+fn a_parameter_that_makes_no_sense_is_answered_400() {
+    let bridge = Config::new().start();
+    for query in ["afer=1", "after=canary", "after=-1", "follow=canary", "key=%ff", "canary", "after=17"] {
+        bridge.admin(&format!("/events?{query}")).problem(400);
+    }
+    Request::get("/events").header("last-event-id", "canary").send(bridge.admin).problem(400);
+}
+
+#[test]
+fn a_reader_that_follows_gets_what_comes_until_the_bridge_stops() {
+    let bridge = Config::new().start();
+    bridge.deliver(&dial("a", 1)).stored();
+    let mut feed = bridge.feed(&Request::get("/events"));
+    let mut newest = bridge.feed(&Request::get("/events?after=end"));
+    assert_eq!(feed.next().unwrap().position, 1);
+    for n in 2..20 {
+        let id = bridge.deliver(&dial("a", n)).stored();
+        for feed in [&mut feed, &mut newest] {
+            let event = feed.next().unwrap();
+            assert_eq!((event.id(), event.position), (id.as_str(), n));
+        }
+    }
+    bridge.process.terminate();
+    assert!(feed.next().is_none() && newest.next().is_none());
+    assert_eq!(bridge.process.wait().code(), Some(0));
+}
+
+#[test]
+fn health_answers_without_a_broker_in_sight() {
+    let bridge = Config::new().stdout_sink(Stdout::Closed).start();
+    bridge.deliver(&dial("a", 1)).stored();
+    for path in ["/livez", "/readyz", "/startupz"] {
+        assert_eq!(bridge.admin(path).status, 200, "{path}");
+        assert_eq!(Request::new("HEAD", path).send_head(bridge.admin), 200, "{path}");
+        let answer = Request::post(path).body(b"canary").send(bridge.admin);
+        assert_eq!(answer.problem(405).header("allow"), Some("GET, HEAD"));
+    }
+    let retried = || bridge.metrics().find("sendbird_bridge_sink_retries_total", &[("sink", "lines")]).unwrap();
+    eventually("the sink fails", || retried() > 0.0);
+    assert!(bridge.is_ready(), "a sink that fails is no reason to take the receiver away");
+    let status = bridge.status();
+    assert_eq!((&status["ready"], &status["sinks"][0]["pending_records"]), (&true.into(), &1.into()), "{status}");
+    assert!(status["sinks"][0]["last_failure"].is_string(), "{status}");
+}
+
+#[test]
+fn what_the_admin_endpoint_does_not_have_is_answered_404() {
+    let bridge = Config::new().start();
+    for path in ["/", "/canary", "/metrics/", "/statu", PATH] {
+        bridge.admin(path).problem(404);
+    }
+}
+
+#[test]
+fn status_says_what_there_is() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    (0..3).for_each(|n| drop(bridge.deliver(&dial("a", n)).stored()));
+    bridge.caught_up();
+    let status = bridge.status();
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((&status["ready"], &status["stopping"]), (&true.into(), &false.into()));
+    let journal = &status["journal"];
+    assert_eq!((&journal["records"], &journal["last_position"]), (&3.into(), &3.into()), "{journal}");
+    let sink = &status["sinks"][0];
+    assert_eq!((&sink["name"], &sink["type"], &sink["cursor"]), (&"lines".into(), &"stdout".into(), &3.into()));
+    assert_eq!((&sink["dead_letters"], &sink["last_failure"]), (&0.into(), &serde_json::Value::Null), "{sink}");
+}
+
+#[test]
+fn a_token_guards_all_but_health_and_metrics() {
+    let config = Config::new().set("admin.listen", "'0.0.0.0:0'").set("admin.token", "'canary-token'");
+    let bridge = config.start();
+    let admin = std::net::SocketAddr::from(([127, 0, 0, 1], bridge.admin.port()));
+    for path in ["/livez", "/readyz", "/startupz", "/metrics"] {
+        assert_eq!(Request::get(path).send(admin).status, 200, "{path}");
+    }
+    for path in ["/status", "/events?follow=false", "/nothing"] {
+        for authorization in
+            [None, Some("Bearer wrong"), Some("canary-token"), Some("Bearer canary-token2"), Some("Bearer ")]
+        {
+            let mut request = Request::get(path);
+            if let Some(value) = authorization {
+                request = request.header("authorization", value);
+            }
+            let answer = request.send(admin);
+            assert_eq!(answer.problem(401).header("www-authenticate"), Some("Bearer"), "{path} {authorization:?}");
+        }
+        let right = Request::get(path).header("authorization", "Bearer canary-token").send(admin);
+        assert_eq!(right.status, if path == "/nothing" { 404 } else { 200 }, "{path}");
+    }
+}
+
+/// Every metric of the contract that a bridge without a broker has.
+const METRICS: [(&str, &[&str]); 24] = [
+    ("deliveries_total", &["category", "outcome"]),
+    ("rejected_total", &["reason"]),
+    ("signature_headers_total", &["present"]),
+    ("answer_seconds_count", &["status"]),
+    ("journal_commit_seconds_count", &[]),
+    ("journal_records", &[]),
+    ("journal_bytes", &[]),
+    ("journal_disk_free_bytes", &[]),
+    ("journal_healthy", &[]),
+    ("dedup_ids", &[]),
+    ("sink_published_total", &["sink", "category"]),
+    ("sink_publish_seconds_count", &["sink"]),
+    ("delivery_to_broker_seconds_count", &["sink"]),
+    ("sink_retries_total", &["sink", "reason"]),
+    ("sink_connected", &["sink"]),
+    ("sink_in_flight", &["sink"]),
+    ("sink_pending_records", &["sink"]),
+    ("sink_oldest_pending_seconds", &["sink"]),
+    ("sink_dead_letters", &["sink"]),
+    ("sink_broker_duplicates_total", &["sink"]),
+    ("connections", &[]),
+    ("build_info", &["version", "features"]),
+    ("journal_max_bytes", &[]),
+    ("unexpected_members_total", &["kind"]),
+];
+
+#[test]
+fn every_metric_is_there() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    bridge.deliver(&dial("a", 1)).stored();
+    bridge.caught_up();
+    let metrics = bridge.metrics();
+    for (name, labels) in METRICS {
+        let full = format!("sendbird_bridge_{name}");
+        assert!(metrics.find(&full, &[]).is_some(), "no {full} in\n{}", metrics.text);
+        let line = metrics.text.lines().find(|line| line.starts_with(&format!("{full}{{")));
+        for label in labels {
+            assert!(line.is_some_and(|line| line.contains(&format!("{label}=\""))), "no label {label} on {full}");
+        }
+    }
+    for name in ["process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"] {
+        assert!(metrics.find(name, &[]).is_some(), "no {name}");
+    }
+    for (name, value) in [("sink_connected", 1.0), ("sink_pending_records", 0.0), ("sink_dead_letters", 0.0)] {
+        assert_eq!(metrics.value(&format!("sendbird_bridge_{name}"), &[("sink", "lines")]), value, "{name}");
+    }
+    let published = [("sink", "lines"), ("category", "direct_call:dial")];
+    assert_eq!(metrics.value("sendbird_bridge_sink_published_total", &published), 1.0);
+    assert_eq!(metrics.value("sendbird_bridge_journal_records", &[]), 1.0);
+    assert_eq!(metrics.value("sendbird_bridge_dedup_ids", &[]), 1.0);
+}
+
+#[test]
+fn nobody_can_make_new_series() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    // Each status that can come has been seen once.
+    let hostile = |n: u64| {
+        for body in [
+            format!(r#"{{"category":"canary:{n}","occurred_at":{n}}}"#),
+            format!(r#"{{"category":"direct_call:dial{n}","occurred_at":{n},"canary{n}":1}}"#),
+            format!("canary {n}"),
+        ] {
+            signed(body.as_bytes()).send(bridge.webhook);
+        }
+        Request::get(&format!("/canary/{n}")).send(bridge.webhook);
+        Request::new(&format!("CANARY{n}"), PATH).send(bridge.webhook);
+        Request::post(PATH).header("x-sendbird-signature", &format!("canary{n}")).body(b"{}").send(bridge.webhook);
+        Request::get(&format!("/canary/{n}")).send(bridge.admin);
+    };
+    hostile(0);
+    bridge.caught_up();
+    let before = bridge.metrics();
+    (1..40).for_each(hostile);
+    bridge.caught_up();
+    let after = bridge.metrics();
+    assert_eq!(before.count(), after.count());
+    assert!(!after.text.to_lowercase().contains("canary"));
+    let other = [("category", "other"), ("outcome", "stored")];
+    assert_eq!(after.value("sendbird_bridge_deliveries_total", &other), 80.0);
+    let categories: BTreeSet<&str> = after.label_values("category").into_iter().collect();
+    assert_eq!(categories.len(), 14, "{categories:?}");
+}
+
+#[test]
+fn the_admin_endpoint_does_not_wait_for_a_slow_client() {
+    let bridge = Config::new().start();
+    let mut slow = Connection::open(bridge.admin);
+    slow.write(b"GET /livez HTTP/1.1\r\n");
+    assert_eq!(bridge.admin("/livez").status, 200);
+    slow.write(b"host: bridge\r\n\r\n");
+    assert_eq!(slow.response().status, 200);
+}

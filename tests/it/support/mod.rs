@@ -1,0 +1,29 @@
+//! What the tests stand on: a bridge as a user would start it, and clients that can misbehave.
+
+pub(crate) mod bridge;
+pub(crate) mod http;
+pub(crate) mod metrics;
+pub(crate) mod oracle;
+pub(crate) mod process;
+pub(crate) mod samples;
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take that is waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_within(PATIENCE, what, condition);
+}
+
+/// Waits until `condition` holds, no longer than `limit`.
+#[track_caller]
+pub(crate) fn eventually_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
