@@ -176,8 +176,14 @@ enum Signature {
 /// The raw body of a delivery that passed all locks but the application's.
 #[derive(Debug)]
 pub struct Verified {
+    body: Bytes,
+}
+
+impl Verified {
     /// The bytes as they came.
-    pub body: Bytes,
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
 }
 
 /// The locks, ready to use.

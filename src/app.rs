@@ -274,7 +274,7 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
 pub fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
     #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
     let failed = |faults: Vec<(String, String)>| {
-        let faults: Vec<String> = faults.iter().map(|(key, message)| format!("{key}: {message}")).collect();
+        let faults: Vec<String> = faults.into_iter().map(|(key, message)| format!("{key}: {message}")).collect();
         Error::Sink { name: name.to_owned(), detail: faults.join("; ") }
     };
     match &config.kind {

@@ -199,6 +199,8 @@ pub fn schema() -> schemars::Schema {
 impl Origin {
     /// The file or variable that a key, or its `_file`, or its nearest parent was set by.
     fn of(&self, key: &str) -> Option<String> {
+        // An item of a list comes from where the list does.
+        let key = key.split('[').next().unwrap_or(key);
         let found = [key.to_owned(), format!("{key}_file")].into_iter().find_map(|key| {
             let metadata = self.figment.find_metadata(&key)?;
             match &metadata.source {
@@ -394,5 +396,7 @@ fn remove(value: &mut Value, path: &[String]) -> bool {
     }
 }
 
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

@@ -124,7 +124,7 @@ impl Intake {
     /// Any [`Refused`] but the deadline; nothing is stored then.
     pub fn accept(&self, admitted: Admitted, body: Bytes) -> Result<Accepting, Refused> {
         let verified = self.access.verify(admitted, body).map_err(Refused::Denied)?;
-        let delivery = delivery::parse(&verified.body).map_err(Refused::Malformed)?;
+        let delivery = delivery::parse(verified.body()).map_err(Refused::Malformed)?;
         let accepted_ms = self.clock.now_ms();
         let event = normalize::normalize(&delivery, accepted_ms, &self.normalize);
         self.access.check_application(event.application_id.as_deref()).map_err(Refused::Denied)?;
@@ -259,6 +259,8 @@ struct Session<'a> {
     order: &'a mut Order,
     trouble: &'a mut Trouble,
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
+    /// How many of the steps wait for the broker; the others are pauses and dead letters under way.
+    in_flight: usize,
     published: bool,
 }
 
@@ -271,7 +273,7 @@ impl<'a> Session<'a> {
     ) -> Self {
         // What was in flight on the last connection has an unknown outcome and goes out again.
         order.restart();
-        Self { forwarder, connection, order, trouble, steps: FuturesUnordered::new(), published: false }
+        Self { forwarder, connection, order, trouble, steps: FuturesUnordered::new(), in_flight: 0, published: false }
     }
 
     /// Publishes until the connection fails, or until `stop` and what is in flight is acknowledged.
@@ -292,7 +294,7 @@ impl<'a> Session<'a> {
                 }
                 self.send_what_is_due();
             }
-            self.forwarder.status.set_in_flight(self.steps.len() as u64);
+            self.forwarder.status.set_in_flight(self.in_flight as u64);
             tokio::select! {
                 Some(step) = self.steps.next() => if let Err(fault) = self.step(step) {
                     return Ended::Failed(fault);
@@ -330,7 +332,7 @@ impl<'a> Session<'a> {
     }
 
     fn send_what_is_due(&mut self) {
-        while self.steps.len() < IN_FLIGHT
+        while self.in_flight < IN_FLIGHT
             && let Some(record) = self.order.take()
         {
             self.send(record, 0);
@@ -345,11 +347,15 @@ impl<'a> Session<'a> {
             }
         };
         let attempt = Attempt { record, retries, category, sent: Instant::now() };
+        self.in_flight += 1;
         self.steps.push(Box::pin(async move { Step::Answered { attempt, result: publishing.await } }));
     }
 
     /// Does what follows from a step; an error ends the session.
     fn step(&mut self, step: Step) -> Result<(), Fault> {
+        if let Step::Answered { .. } = step {
+            self.in_flight -= 1;
+        }
         match step {
             Step::Answered { attempt, result: Ok(published) } => self.acknowledged(&attempt, published),
             Step::Answered { attempt, result: Err(Failure::Retry(fault)) } => self.pause(attempt, &fault),

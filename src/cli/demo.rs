@@ -29,6 +29,9 @@ const APPLICATION: &str = "0A1B2C3D-1111-4222-8333-444455556666";
 /// The same people call each other in every demo.
 const SEED: u64 = 20;
 
+/// The day that is played is the last one.
+const A_DAY_MS: i64 = 24 * 3600 * 1000;
+
 /// Every so many deliveries one is sent again, as Sendbird does when an answer got lost.
 const RETRY_EVERY: usize = 7;
 
@@ -97,7 +100,7 @@ async fn play(url: &str, journal: &Journal) -> Result<(), Failure> {
     eprintln!("playing a day of Sendbird Calls, signed, with retries of some deliveries\n");
     let sendbird = Sendbird::new(url.parse::<Uri>().map_err(Failure::other)?, Some(Secret::new(TOKEN)), Vec::new())?;
     let mut totals = Totals::default();
-    for (index, sample) in day(SEED, Clock::system().now_ms(), APPLICATION).into_iter().enumerate() {
+    for (index, sample) in day(SEED, Clock::system().now_ms() - A_DAY_MS, APPLICATION).into_iter().enumerate() {
         totals.count(&sample, &sendbird.deliver(&sample.body).await);
         if index % RETRY_EVERY == RETRY_EVERY - 1 {
             totals.count(&sample, &sendbird.deliver(&sample.body).await);

@@ -15,7 +15,8 @@ const PREFIX: &str = "SENDBIRD_BRIDGE_";
 
 /// The last parts of keys that hold secrets. From the environment they are taken as they are, never as
 /// numbers; each can also be given as `<key>_file`.
-const SECRETS: [&str; 8] = ["api_tokens", "path_secret", "value", "token", "url", "password", "nkey_seed", "username"];
+const SECRETS: [&str; 9] =
+    ["api_tokens", "path_secret", "value", "token", "url", "password", "nkey_seed", "creds", "username"];
 
 /// The last parts of keys that hold lists, which a variable may write with commas.
 const LISTS: [&str; 8] = [

@@ -41,7 +41,8 @@ fn flatten(value: &Value, key: String, lines: &mut Vec<(String, String)>) {
     }
 }
 
-/// The file's shape; only its schema is used.
+/// Unknown keys are errors; any secret can also be given as the path of a file that holds it, under its key
+/// with `_file`.
 #[derive(JsonSchema)]
 #[schemars(title = "sendbird-bridge configuration", default)]
 #[allow(dead_code, reason = "the fields are read by the derived schema")]
@@ -72,5 +73,34 @@ struct Sink {
 
 /// JSON Schema, draft 2020-12.
 pub(super) fn schema() -> Schema {
-    SchemaGenerator::new(SchemaSettings::draft2020_12()).into_root_schema_for::<File>()
+    let mut schema = SchemaGenerator::new(SchemaSettings::draft2020_12()).into_root_schema_for::<File>();
+    if let Some(root) = schema.as_object_mut() {
+        root.values_mut().for_each(offer_files);
+    }
+    schema
+}
+
+/// Beside each property that is a secret, the one that names a file.
+fn offer_files(schema: &mut Value) {
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        let secrets: Vec<String> =
+            properties.iter().filter(|(_, property)| is_secret(property)).map(|(name, _)| name.clone()).collect();
+        for name in secrets {
+            let described =
+                serde_json::json!({ "type": "string", "description": format!("A file that holds `{name}`.") });
+            properties.insert(format!("{name}_file"), described);
+        }
+    }
+    match schema {
+        Value::Object(members) => members.values_mut().for_each(offer_files),
+        Value::Array(items) => items.iter_mut().for_each(offer_files),
+        _ => {}
+    }
+}
+
+/// A secret, an optional one, or a list of them.
+fn is_secret(property: &Value) -> bool {
+    let direct = |schema: &Value| schema["$ref"].as_str().is_some_and(|reference| reference.ends_with("/Secret"));
+    let optional = property["anyOf"].as_array().is_some_and(|choices| choices.iter().any(direct));
+    direct(property) || optional || direct(&property["items"])
 }

@@ -23,7 +23,7 @@ use super::reply::{self, Problem, respond};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Secret;
 use crate::domain::units;
-use crate::journal::{Filter as Wanted, Health, Journal, Limits, Row, Stats};
+use crate::journal::{EngineError, Filter as Wanted, Health, Journal, Limits, Row, Stats};
 use crate::metrics::{self, Metrics};
 use crate::pipeline::SinkStatus;
 
@@ -245,7 +245,7 @@ impl Admin {
 /// When the first event after each cursor was accepted.
 async fn accepted_after(journal: Journal, cursors: Vec<u64>) -> Vec<Option<i64>> {
     let count = cursors.len();
-    let read = move || -> rusqlite::Result<Vec<Option<i64>>> {
+    let read = move || -> Result<Vec<Option<i64>>, EngineError> {
         let reader = journal.reader()?;
         let one = Limits { rows: 1, bytes: 1 };
         let accepted = |cursor| {

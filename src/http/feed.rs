@@ -21,7 +21,7 @@ use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use warp::reply::Response;
 
 use super::reply::{Problem, internal};
-use crate::journal::{Filter, Journal, Limits, Reader, Row};
+use crate::journal::{EngineError, Filter, Journal, Limits, Reader, Row};
 
 /// How much is read at a time for one reader of the feed.
 const LIMITS: Limits = Limits { rows: 128, bytes: 512 * 1024 };
@@ -135,7 +135,7 @@ impl Feed {
         let read = tokio::task::spawn_blocking(move || {
             let reader = reader.map_or_else(|| journal.reader(), Ok)?;
             let batch = reader.after(position, LIMITS, &filter)?;
-            Ok::<_, rusqlite::Error>((reader, batch))
+            Ok::<_, EngineError>((reader, batch))
         });
         let batch = match read.await {
             Ok(Ok((reader, batch))) => {

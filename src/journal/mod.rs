@@ -29,7 +29,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-pub use self::reader::{Batch, Filter, Limits, Reader, Record, Row};
+pub use self::reader::{Batch, EngineError, Filter, Limits, Reader, Record, Row};
 use crate::domain::clock::Clock;
 use crate::domain::units::{Size, Span};
 
@@ -226,13 +226,13 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
-    /// SQLite's own words.
+    /// The storage engine's own words.
     #[error("cannot open the journal {path}")]
     Database {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
-        source: rusqlite::Error,
+        /// What it said.
+        source: EngineError,
     },
 }
 
@@ -323,7 +323,7 @@ impl Journal {
         let lock = lock(&dir)?;
         let path = dir.join(schema::FILE);
         let connection = schema::open_writer(&path)?;
-        let database = |source| OpenError::Database { path: path.clone(), source };
+        let database = |error: rusqlite::Error| OpenError::Database { path: path.clone(), source: error.into() };
         let found = log::load(&connection, &options).map_err(database)?;
         sync_dir(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
 
@@ -413,8 +413,8 @@ impl Journal {
     /// Opens a reader of its own.
     ///
     /// # Errors
-    /// When SQLite can't open the file.
-    pub fn reader(&self) -> rusqlite::Result<Reader> {
+    /// When the engine can't open the file.
+    pub fn reader(&self) -> Result<Reader, EngineError> {
         Reader::open(&self.shared.path)
     }
 

@@ -12,6 +12,11 @@ use super::schema;
 /// How many rows one batch looks at, however few of them a filter lets through.
 const SCAN: i64 = 10_000;
 
+/// What the storage engine says when it fails.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct EngineError(#[from] rusqlite::Error);
+
 /// A connection of one's own; a batch is a short read transaction, so checkpoints are not held up.
 pub struct Reader {
     connection: Connection,
@@ -85,8 +90,8 @@ impl Reader {
     /// Opens a journal's file for reading.
     ///
     /// # Errors
-    /// When SQLite can't.
-    pub fn open(path: &Path) -> rusqlite::Result<Self> {
+    /// When the engine can't.
+    pub fn open(path: &Path) -> Result<Self, EngineError> {
         Ok(Self { connection: schema::open_reader(path)? })
     }
 
@@ -94,7 +99,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the disk or the file's structure fails; that is never an end of the log.
-    pub fn after(&self, position: u64, limits: Limits, filter: &Filter) -> rusqlite::Result<Batch> {
+    pub fn after(&self, position: u64, limits: Limits, filter: &Filter) -> Result<Batch, EngineError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT position, accepted_ms, crc, id, key, kind, payload
              FROM records WHERE position > ?1 ORDER BY position LIMIT ?2",

@@ -57,7 +57,7 @@ const TABLES: &str = "
 
 /// Opens the connection that writes, making the tables where there are none.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
-    let database = |source| OpenError::Database { path: path.to_owned(), source };
+    let database = |error: rusqlite::Error| OpenError::Database { path: path.to_owned(), source: error.into() };
     let mut connection = Connection::open(path).map_err(database)?;
     let version: i64 = pragma(&connection, "user_version").map_err(database)?;
     let application: i64 = pragma(&connection, "application_id").map_err(database)?;

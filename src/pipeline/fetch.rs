@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::journal::{Batch, Filter, Journal, Limits, Reader};
+use crate::journal::{Batch, EngineError, Filter, Journal, Limits, Reader};
 
 /// How much is read at a time.
 const LIMITS: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
@@ -20,7 +20,7 @@ pub(super) struct Fetch {
     running: Option<JoinHandle<Answer>>,
 }
 
-type Answer = (Option<Reader>, rusqlite::Result<Batch>);
+type Answer = (Option<Reader>, Result<Batch, EngineError>);
 
 impl Fetch {
     pub(super) fn new(journal: Journal) -> Self {

@@ -65,7 +65,7 @@ impl Sink for Kafka {
             let topics = Topics::new(self.config.clone(), self.create.clone());
             let config = self.config.clone();
             let producer = run(move || Producer::connect(&config)).await??;
-            topics.look(&self.name, &producer, topics::known(&self.topic)).await?;
+            topics.look(&self.name, &producer, &self.topic).await?;
             let shared = Shared { producer, alone: OnceCell::new(), config: self.config.clone(), topics };
             Ok(Box::new(Connection { shared: Arc::new(shared), topic: self.topic.clone(), format: self.format })
                 as Box<dyn super::Connection>)

@@ -13,8 +13,8 @@ mod headers;
 mod settings;
 mod stream;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
@@ -55,6 +55,8 @@ pub struct Nats {
     servers: Vec<ServerAddr>,
     subject: Arc<Template>,
     format: Format,
+    /// What the last look at the stream was warned of.
+    warned: Mutex<Vec<String>>,
 }
 
 impl Nats {
@@ -64,7 +66,23 @@ impl Nats {
     /// All faults of the settings.
     pub fn new(name: &str, settings: Settings, format: Format) -> Result<Self, Faults> {
         let (servers, subject) = settings.parse()?;
-        Ok(Self { name: name.to_owned(), settings, servers, subject: Arc::new(subject), format })
+        Ok(Self {
+            name: name.to_owned(),
+            settings,
+            servers,
+            subject: Arc::new(subject),
+            format,
+            warned: Mutex::default(),
+        })
+    }
+
+    /// Says what is new since the last connection; an unsteady network must not repeat the rest.
+    fn warn(&self, warnings: Vec<String>) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings.iter().filter(|warning| !warned.contains(warning)) {
+            tracing::warn!(sink = self.name, stream = self.settings.stream, "{warning}");
+        }
+        *warned = warnings;
     }
 
     /// One client on the first server that answers. Each server is tried apart, so that the client's limit
@@ -115,7 +133,7 @@ impl Sink for Nats {
                 let client = self.dial(&health).await?;
                 let context =
                     ContextBuilder::new().timeout(ACKNOWLEDGE).max_ack_inflight(IN_FLIGHT).build(client.clone());
-                stream::open(&context, &self.name, &self.settings, &self.subject).await?;
+                self.warn(stream::open(&context, &self.settings, &self.subject).await?);
                 Ok(Connection {
                     client,
                     context,

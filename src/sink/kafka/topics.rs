@@ -20,8 +20,10 @@ use crate::sink::Failure;
 
 /// For one answer about topics.
 const ANSWER: Duration = Duration::from_secs(5);
-/// What `{object}` can be.
-const OBJECTS: [&str; 3] = ["direct_call", "room", "other"];
+/// What `{object}` is for everything that Sendbird documents.
+const DOCUMENTED: [&str; 2] = ["direct_call", "room"];
+/// What `{object}` is for the rest.
+const REST: &str = "other";
 
 pub(super) struct Topics {
     config: ClientConfig,
@@ -34,12 +36,14 @@ impl Topics {
         Self { config, create, existing: Mutex::default() }
     }
 
-    /// Creates what is missing, or says once that it is.
-    pub(super) async fn look(&self, sink: &str, producer: &Producer, topics: Vec<String>) -> Result<(), Failure> {
-        for topic in topics {
+    /// Creates what is missing, or says once that it is, as far as the topics are known ahead.
+    pub(super) async fn look(&self, sink: &str, producer: &Producer, template: &Template) -> Result<(), Failure> {
+        // A topic for the rest may never be needed, so its absence is no news.
+        let rest = self.create.as_ref().map(|_| REST);
+        for topic in known(template, DOCUMENTED.into_iter().chain(rest)) {
             if self.create.is_some() {
                 self.ensure(producer, &topic).await?;
-            } else if !exists(producer, &topic).await? && !topic.ends_with(OBJECTS[2]) {
+            } else if !exists(producer, &topic).await? {
                 tracing::warn!(sink, topic, "topic does not exist; events for it wait");
             }
         }
@@ -65,12 +69,12 @@ impl Topics {
 }
 
 /// The topics that the template can give, where it depends on nothing but the object.
-pub(super) fn known(template: &Template) -> Vec<String> {
+fn known<'a>(template: &Template, objects: impl Iterator<Item = &'a str>) -> Vec<String> {
     if ["verb", "key", "category", "application_id"].into_iter().any(|name| template.uses(name)) {
         return Vec::new();
     }
     let render = |object| template.render(&Values { object, verb: "", key: "", category: "", application_id: "" });
-    let mut topics: Vec<_> = OBJECTS.into_iter().map(render).collect();
+    let mut topics: Vec<_> = objects.map(render).collect();
     topics.dedup();
     topics
 }
@@ -119,8 +123,8 @@ mod tests {
 
     #[test]
     fn topics_are_known_when_only_the_object_varies() {
-        let known = |text| known(&Template::parse(text, Place::Topic).expect("template"));
-        assert_eq!(known("c.{object}"), ["c.direct_call", "c.room", "c.other"]);
+        let known = |text| known(&Template::parse(text, Place::Topic).expect("template"), DOCUMENTED.into_iter());
+        assert_eq!(known("c.{object}"), ["c.direct_call", "c.room"]);
         assert_eq!(known("c"), ["c"]);
         assert!(known("c.{object}.{verb}").is_empty());
     }

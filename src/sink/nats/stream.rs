@@ -15,13 +15,8 @@ use crate::sink::{Failure, Reason};
 /// copies through, so the expectation is the bridge's own default for deduplication.
 const EXPECTED_WINDOW: Duration = Duration::from_secs(3600);
 
-/// Finds the stream, or creates it if that is allowed, and checks it.
-pub(super) async fn open(
-    context: &Context,
-    sink: &str,
-    settings: &Settings,
-    subject: &Template,
-) -> Result<(), Failure> {
+/// Finds the stream, or creates it if that is allowed, and checks it. What is returned is worth a warning.
+pub(super) async fn open(context: &Context, settings: &Settings, subject: &Template) -> Result<Vec<String>, Failure> {
     let name = &settings.stream;
     let pattern = pattern(subject);
     let config = match context.get_stream(name).await {
@@ -37,18 +32,14 @@ pub(super) async fn open(
             (
                 GetStreamErrorKind::Request | GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName,
                 _,
-            ) => {
-                return Err(Failure::retry(Reason::Unavailable, format!("stream {name}: {error}")));
-            }
+            ) => return Err(Failure::retry(Reason::Unavailable, format!("stream {name}: {error}"))),
         },
     };
     let (refusals, warnings) = judge(&config, &pattern);
-    for warning in warnings {
-        tracing::warn!(sink, stream = name, "{warning}");
-    }
-    match refusals.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::retry(Reason::Invalid, format!("stream {name}: {}", refusals.join("; ")))),
+    if refusals.is_empty() {
+        Ok(warnings)
+    } else {
+        Err(Failure::retry(Reason::Invalid, format!("stream {name}: {}", refusals.join("; "))))
     }
 }
 
