@@ -457,3 +457,68 @@ fn every_answer_is_timed_by_its_status() {
     let count = |status| bridge.metric("sendbird_bridge_answer_seconds_count", &[("status", status)]);
     assert_eq!((count("200"), count("404")), (1.0, 1.0));
 }
+
+#[test]
+fn what_is_no_http_is_refused_and_does_no_harm() {
+    let bridge = Config::new().start();
+    let long = "canary".repeat(100_000);
+    let requests = [
+        ("GARBAGE canary\r\n\r\n".to_owned(), 400),
+        ("\u{16}\u{3}\u{1}canary".to_owned(), 400),
+        (format!("POST /{} HTTP/1.1\r\nhost: bridge\r\n\r\n", "canary".repeat(12_000)), 414),
+        (format!("POST {PATH} HTTP/1.1\r\nhost: bridge\r\nx-canary: {long}\r\n\r\n"), 431),
+        (format!("POST {PATH} HTTP/1.1\r\nhost: bridge\r\n{}\r\n", "x-canary: 1\r\n".repeat(1_000)), 431),
+        (format!("POST {PATH} HTTP/1.1\r\nhost: bridge\r\ncontent-length: canary\r\n\r\n"), 400),
+    ];
+    for (request, status) in &requests {
+        let mut connection = Connection::open(bridge.webhook);
+        // What is too long may be refused before its end.
+        connection.try_write(request.as_bytes()).ok();
+        if let Ok(answer) = connection.try_response() {
+            assert_eq!(answer.status, *status, "{answer:?}");
+            assert!(!format!("{:?}{}", answer.headers, answer.text()).contains("canary"), "{answer:?}");
+        }
+        assert!(connection.is_closed());
+    }
+    // What two readers could understand differently: its length is not believed, and no second request hides in it.
+    let body = dial("a", 1);
+    let hidden = signed(&dial("hidden", 1)).bytes();
+    let smuggled = signed(&body).chunked(&body, 1_000).header("content-length", "4");
+    let mut connection = Connection::open(bridge.webhook);
+    connection.write(&[smuggled.bytes(), hidden].concat());
+    assert_eq!(connection.response().status, 200);
+    assert!(connection.is_closed());
+    assert_eq!(bridge.events().len(), 1);
+    bridge.deliver(&dial("a", 2)).stored();
+}
+
+#[test]
+fn a_bridge_that_runs_out_of_file_descriptors_recovers() {
+    let bridge = Config::new().file_descriptors(64).start();
+    bridge.deliver(&dial("a", 1)).stored();
+    // More than it can have, and few enough for the system to hold the rest back.
+    let many: Vec<Connection> = (0..100).map(|_| Connection::open(bridge.webhook)).collect();
+    let mut kept = Connection::open(bridge.webhook);
+    drop(many);
+    kept.send(&signed(&dial("a", 2))).stored();
+    bridge.deliver(&dial("a", 3)).stored();
+    assert_eq!(bridge.events().len(), 3);
+}
+
+#[test]
+fn an_answer_does_not_wait_for_who_reads_it() {
+    let bridge = Config::new().start();
+    // Many deliveries on one connection, and no answer is read before all are sent.
+    let mut deaf = Connection::open(bridge.webhook);
+    let writing = std::thread::spawn(move || {
+        for n in 0..2_000 {
+            deaf.write(&signed(&dial("deaf", n)).bytes());
+        }
+        (0..2_000).map(|_| deaf.response().stored()).count()
+    });
+    for n in 0..50 {
+        bridge.deliver(&dial("a", n)).stored();
+    }
+    assert_eq!(writing.join().unwrap(), 2_000);
+    assert_eq!(bridge.events().len(), 2_050);
+}

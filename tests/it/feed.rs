@@ -6,7 +6,7 @@ use crate::support::bridge::{Config, Event, PATH, signed};
 use crate::support::eventually;
 use crate::support::http::{Connection, Request};
 use crate::support::process::Stdout;
-use crate::support::samples::{dial, samples};
+use crate::support::samples::{dial, large, samples};
 
 fn positions(events: &[Event]) -> Vec<u64> {
     events.iter().map(|event| event.position).collect()
@@ -241,4 +241,31 @@ fn the_admin_endpoint_does_not_wait_for_a_slow_client() {
     assert_eq!(bridge.admin("/livez").status, 200);
     slow.write(b"host: bridge\r\n\r\n");
     assert_eq!(slow.response().status, 200);
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_up_nobody() {
+    let bridge = Config::new().start();
+    let mut deaf = bridge.feed(&Request::get("/events"));
+    for n in 0..200 {
+        bridge.deliver(&large("a", n, 40_000)).stored();
+    }
+    assert_eq!(bridge.events().len(), 200);
+    for n in 1..=200 {
+        assert_eq!(deaf.next().unwrap().position, n);
+    }
+}
+
+#[test]
+fn a_reader_is_told_what_is_no_longer_kept() {
+    let config = Config::new().set("journal.max_bytes", "'1MiB'").set("journal.retain_bytes", "'100KiB'");
+    let bridge = config.start();
+    (0..60).for_each(|n| drop(bridge.deliver(&large("a", n, 20_000)).stored()));
+    eventually("old events make way", || bridge.status()["journal"]["first_position"].as_u64() > Some(10));
+    let mut feed = bridge.feed(&Request::get("/events?after=3&follow=false"));
+    let events = feed.rest();
+    let first = events[0].position;
+    assert_eq!(positions(&events), (first..=60).collect::<Vec<_>>());
+    assert_eq!(feed.comments, [format!("positions 4 to {} are no longer kept", first - 1)]);
+    assert_eq!(positions(&bridge.events()), positions(&events), "without a position it begins with the oldest");
 }

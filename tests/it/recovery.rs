@@ -155,3 +155,19 @@ fn a_journal_of_another_program_is_refused_and_left_alone() {
     assert!(ended.stderr().contains(file.file_name().unwrap().to_str().unwrap()), "{}", ended.stderr());
     assert!(std::fs::read(&file).unwrap().starts_with(b"something else"), "it is left alone");
 }
+
+#[test]
+fn an_id_is_forgotten_when_it_leaves_the_window() {
+    let bridge = Config::new().set("dedup.window", "'10s'").start();
+    let id = bridge.deliver(&dial("a", 1)).stored();
+    assert_eq!(bridge.deliver(&dial("a", 1)).duplicate(), id);
+    let at = std::time::Instant::now();
+    let mut again = (String::new(), String::new());
+    eventually("it is stored again", || {
+        again = bridge.deliver(&dial("a", 1)).accepted();
+        again.1 == "stored"
+    });
+    assert!(at.elapsed() > std::time::Duration::from_secs(8), "forgotten after {:?}", at.elapsed());
+    assert_eq!(again.0, id, "under the same id");
+    assert_eq!(bridge.events().len(), 2);
+}

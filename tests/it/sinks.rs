@@ -36,6 +36,7 @@ for_each_broker! {
     what_is_missing_is_made_where_that_is_configured
     each_sink_gets_the_categories_that_it_wants
     a_sink_that_is_new_starts_with_what_is_kept
+    a_check_of_the_configuration_may_reach_the_broker
 }
 
 fn object_and_verb(envelope: &Value) -> (String, String) {
@@ -248,6 +249,74 @@ fn a_sink_that_is_new_starts_with_what_is_kept(kind: Kind) {
     bridge.caught_up();
     let messages = place.consume();
     assert_eq!(ids(&messages), [before.as_str(), after.as_str()]);
+}
+
+fn a_check_of_the_configuration_may_reach_the_broker(kind: Kind) {
+    let place = kind.place();
+    let config = place.sink(Config::new(), "broker");
+    let check = |config: &Config| config.process(&["config", "check", "--connect"]).wait();
+    let missing = check(&config);
+    // On Kafka one topic may be missing and the others work, so that is a warning there.
+    let said = format!("{}{}", missing.stdout(), missing.stderr());
+    assert!(said.contains("not_found") || said.contains("topic does not exist"), "{said}");
+    assert_eq!(missing.code(), Some(if said.contains("not_found") { 1 } else { 0 }), "{said}");
+    place.make(Limits::default());
+    let found = check(&config);
+    assert_eq!(found.code(), Some(0), "{}{}", found.stdout(), found.stderr());
+    assert!(found.stdout().contains("reached"), "{}", found.stdout());
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = Place { address: place.address.replace(&authority(&place.address), &nobody.to_string()), ..place };
+    let unreached = check(&away.sink(Config::new(), "broker"));
+    assert_eq!(unreached.code(), Some(1), "{}", unreached.stdout());
+    assert!(unreached.stdout().contains("not reached"), "{}", unreached.stdout());
+}
+
+/// The host and port of a broker's address.
+fn authority(address: &str) -> String {
+    let after_scheme = address.rsplit_once("://").map_or(address, |(_, rest)| rest);
+    let after_user = after_scheme.rsplit_once('@').map_or(after_scheme, |(_, rest)| rest);
+    after_user.split('/').next().unwrap().to_owned()
+}
+
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn a_password_that_is_refused_is_never_said() {
+    let mut place = Kind::RabbitMq.place().made();
+    place.address = format!("amqp://guest:canary-password@{}/%2f", authority(&place.address));
+    let bridge = place.sink(Config::new(), "broker").variable("RUST_LOG", "debug").start();
+    bridge.deliver(&dial("a", 1)).stored();
+    let refused = [("sink", "broker"), ("reason", "not_authorized")];
+    eventually("it is refused", || bridge.metric("sendbird_bridge_sink_retries_total", &refused) > 0.0);
+    assert_eq!((pending(&bridge, "broker"), dead_letters(&bridge, "broker")), (1.0, 0.0));
+    assert!(!bridge.status().to_string().contains("canary"), "{}", bridge.status());
+    let ended = bridge.stop();
+    assert!(!ended.stderr().contains("canary"), "{}", ended.stderr());
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn a_topic_that_is_missing_holds_up_only_its_own_events() {
+    use crate::support::broker::kafka::make_one;
+    let place = Kind::Kafka.place();
+    make_one(&place, "dial");
+    let config = place.sink(Config::new(), "broker");
+    let bridge = config.set("sinks.broker.topic", &format!("'{}.{{verb}}'", place.name)).start();
+    // More keys than may be in flight, all of them stuck.
+    for n in 0..1_500 {
+        let body = format!(r#"{{"category":"room:create","occurred_at":{n},"room":{{"room_id":"r{n}"}}}}"#);
+        bridge.deliver(body.as_bytes()).stored();
+    }
+    let calls: BTreeSet<String> = (0..100).map(|n| bridge.deliver(&dial(&format!("k{n}"), n)).stored()).collect();
+    let published = [("sink", "broker"), ("category", "direct_call:dial")];
+    eventually("calls go on", || bridge.metric("sendbird_bridge_sink_published_total", &published) >= 100.0);
+    assert_eq!(dead_letters(&bridge, "broker"), 0.0);
+    assert!(pending(&bridge, "broker") >= 1_500.0, "what is behind the cursor is pending");
+    make_one(&place, "create");
+    bridge.caught_up();
+    let found = place.consume();
+    let different: BTreeSet<&str> = found.iter().map(|message| message.id.as_str()).collect();
+    assert_eq!(different.len(), 1_600);
+    assert!(calls.iter().all(|id| different.contains(id.as_str())));
 }
 
 #[cfg(feature = "kafka")]

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::http::{Connection, Request, Response};
 use super::metrics::Metrics;
-use super::process::{Ended, Lines, Process, Stdout, program};
+use super::process::{Ended, Lines, Process, Stdout, limited, program};
 use super::{PATIENCE, eventually};
 
 /// The token that deliveries are signed with.
@@ -27,6 +27,7 @@ pub(crate) struct Config {
     keys: BTreeMap<String, String>,
     environment: Vec<(String, String)>,
     stdout: Stdout,
+    file_descriptors: Option<u32>,
 }
 
 impl Config {
@@ -34,11 +35,17 @@ impl Config {
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("sendbird-bridge-it-").tempdir().unwrap();
         let journal = dir.path().join("journal");
-        Self { dir: Arc::new(dir), keys: BTreeMap::new(), environment: Vec::new(), stdout: Stdout::Read }
-            .set("server.listen", "'127.0.0.1:0'")
-            .set("admin.listen", "'127.0.0.1:0'")
-            .set("access.api_tokens", &format!("['{TOKEN}']"))
-            .set("journal.dir", &format!("'{}'", journal.display()))
+        Self {
+            dir: Arc::new(dir),
+            keys: BTreeMap::new(),
+            environment: Vec::new(),
+            stdout: Stdout::Read,
+            file_descriptors: None,
+        }
+        .set("server.listen", "'127.0.0.1:0'")
+        .set("admin.listen", "'127.0.0.1:0'")
+        .set("access.api_tokens", &format!("['{TOKEN}']"))
+        .set("journal.dir", &format!("'{}'", journal.display()))
     }
 
     /// Sets a key to a value, which is written as it is.
@@ -71,6 +78,12 @@ impl Config {
         self
     }
 
+    /// How many file descriptors the process may have.
+    pub(crate) fn file_descriptors(mut self, most: u32) -> Self {
+        self.file_descriptors = Some(most);
+        self
+    }
+
     /// Fixed ports, so that a bridge that is started again is found where it was. On an address of its own, because
     /// between two starts anybody may get a port of 127.0.0.1.
     pub(crate) fn fixed_address(self) -> Self {
@@ -92,7 +105,10 @@ impl Config {
 
     /// Starts the program with this configuration.
     pub(crate) fn process(&self, arguments: &[&str]) -> Process {
-        let mut command = program();
+        let mut command = match self.file_descriptors {
+            None => program(),
+            Some(most) => limited(&format!("ulimit -n {most}")),
+        };
         command.arg("--config").arg(self.write()).args(["--log-format", "json"]).args(arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Process::start(command, self.stdout)

@@ -83,7 +83,17 @@ impl Ended {
 
 /// The program under test, with nothing of the environment but what a process needs.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sendbird-bridge"));
+    bare(Command::new(env!("CARGO_BIN_EXE_sendbird-bridge")))
+}
+
+/// The same, under a limit that a shell sets.
+pub(crate) fn limited(limit: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_sendbird-bridge")]);
+    bare(command)
+}
+
+fn bare(mut command: Command) -> Command {
     command.env_clear();
     for name in ["PATH", "TMPDIR", "HOME"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));

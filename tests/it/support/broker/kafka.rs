@@ -38,6 +38,17 @@ pub(crate) fn make(place: &Place, limits: Limits) {
     }
 }
 
+/// Makes the topic of this name behind the prefix.
+pub(crate) fn make_one(place: &Place, suffix: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(place).create().unwrap();
+    let name = place.destination(suffix);
+    let topic = NewTopic::new(&name, PARTITIONS, TopicReplication::Fixed(1));
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    for made in block_on(admin.create_topics([&topic], &options)).expect("an answer of the broker") {
+        made.expect("a topic");
+    }
+}
+
 /// Reads all partitions from their beginnings to where they end now.
 pub(crate) fn consume(place: &Place) -> Vec<Message> {
     let consumer: BaseConsumer =
