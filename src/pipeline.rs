@@ -218,6 +218,7 @@ impl Forwarder {
             };
             let fault = match connecting {
                 Ok(Ok(connection)) => {
+                    self.status.set_connected(connection.connected());
                     let mut session = Session::new(&self, &*connection, &mut order, &mut trouble);
                     let ended = session.run(&stop).await;
                     if session.published {
@@ -303,9 +304,7 @@ impl<'a> Session<'a> {
                 changed = durable.changed(), if !stopping && !fetch.is_running() => if changed.is_err() {
                     return Ended::Stopped;
                 },
-                _ = look.tick() => {
-                    self.forwarder.status.set_connected(self.connection.connected());
-                }
+                _ = look.tick() => self.look(),
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
                     drained.as_mut().reset(Instant::now() + DRAIN_LIMIT);
@@ -313,6 +312,18 @@ impl<'a> Session<'a> {
                 () = &mut drained => return Ended::Stopped,
             }
         }
+    }
+
+    /// A client that reconnects by itself (Kafka's) fails no publish meanwhile, so its outage must be seen
+    /// and said here.
+    fn look(&mut self) {
+        let Forwarder { status, .. } = self.forwarder;
+        let connected = self.connection.connected();
+        if status.connected() && !connected {
+            let fault = Fault { reason: Reason::Connection, detail: "the broker cannot be reached".into() };
+            self.forwarder.note_failure(&fault, self.trouble);
+        }
+        status.set_connected(connected);
     }
 
     /// Puts what was read in line, by its key.
