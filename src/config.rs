@@ -22,7 +22,7 @@ use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
 use crate::journal;
-use crate::sendbird::category::Category;
+use crate::sendbird::category::{Category, event_type};
 use crate::sendbird::normalize;
 use crate::sink::stdout;
 
@@ -116,7 +116,7 @@ impl SinkConfig {
     /// The categories as globs over types of events.
     pub fn types(&self) -> Vec<String> {
         let all = self.categories.iter().any(|pattern| pattern == "*");
-        let globs = self.categories.iter().map(|pattern| format!("com.sendbird.calls.{}", pattern.replace(':', ".")));
+        let globs = self.categories.iter().map(|pattern| event_type(pattern));
         if all { Vec::new() } else { globs.collect() }
     }
 }

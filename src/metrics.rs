@@ -68,6 +68,10 @@ pub struct Metrics {
     pub sink_oldest_pending_seconds: prometheus::GaugeVec,
     /// Events set aside and waiting for somebody.
     pub sink_dead_letters: IntGaugeVec,
+    /// Events that an operator wants to be published again.
+    pub sink_resends_pending: IntGaugeVec,
+    /// Those that were, by sink.
+    pub sink_resent: IntCounterVec,
     /// Events that the broker had already.
     pub sink_broker_duplicates: IntCounterVec,
     /// Open connections to the webhook.
@@ -150,6 +154,15 @@ impl Metrics {
             )?)?,
             sink_dead_letters: declare
                 .gauges("sink_dead_letters", "Events set aside because the broker refused them.")?,
+            sink_resends_pending: declare.gauges(
+                "sink_resends_pending",
+                "Replays and requeued dead letters that the sink has yet to publish.",
+            )?,
+            sink_resent: declare.counters(
+                "sink_resent_total",
+                "Replays and requeued dead letters acknowledged by the broker.",
+                &["sink"],
+            )?,
             sink_broker_duplicates: declare.counters(
                 "sink_broker_duplicates_total",
                 "Events that the broker says it had already.",
@@ -205,6 +218,7 @@ impl Metrics {
             self.sink_publish_seconds.with_label_values(&[sink]);
             self.delivery_to_broker_seconds.with_label_values(&[sink]);
             self.sink_broker_duplicates.with_label_values(&[sink]);
+            self.sink_resent.with_label_values(&[sink]);
         }
     }
 }

@@ -6,10 +6,14 @@
 
 mod client;
 mod config;
+mod dead_letters;
 mod demo;
+mod journal;
 mod latency;
 mod logs;
+mod replay;
 mod schema;
+mod select;
 mod send;
 mod serve;
 mod tail;
@@ -62,6 +66,14 @@ enum Command {
     Send(send::Args),
     /// Follow the feed of a running bridge, one envelope a line
     Tail(tail::Args),
+    /// Publish stored events again, with the same ids
+    Replay(replay::Args),
+    /// List, show, requeue or discard what brokers refused for good
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
+    /// Figures and checks of a journal, beside a running bridge or not
+    #[command(subcommand)]
+    Journal(journal::Command),
     /// Check or show the configuration
     #[command(subcommand)]
     Config(config::Command),
@@ -134,6 +146,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Send(args) => block_on(send::run(args)),
         Command::Tail(args) => block_on(tail::run(args)),
+        Command::Replay(args) => replay::run(&args, load),
+        Command::DeadLetters(command) => dead_letters::run(&command, load),
+        Command::Journal(command) => journal::run(&command, load),
         Command::Config(command) => {
             logs::start(cli.log_format, "warn");
             block_on(config::run(command, load()?))

@@ -159,6 +159,16 @@ impl<'a> View<'a> {
     }
 }
 
+/// The same event, marked as a replay.
+///
+/// # Errors
+/// When the bytes are not an envelope that this program wrote.
+pub fn replayed(structured: &[u8]) -> Result<Bytes, serde_json::Error> {
+    let mut envelope: Envelope<'_, &RawValue> = serde_json::from_slice(structured)?;
+    envelope.replayed = Some(true);
+    serde_json::to_vec(&envelope).map(Bytes::from)
+}
+
 /// What an event is about, from a closed set: `direct_call`, `room` or `other`. A category that is
 /// neither by its name is what its subject says.
 pub fn object(category: &str, subject: Option<&str>) -> &'static str {
@@ -216,6 +226,14 @@ mod tests {
     fn writing_and_reading_agree() {
         let envelope: Envelope<'_, &RawValue> = serde_json::from_str(STORED).expect("an envelope");
         assert_eq!(serde_json::to_string(&envelope).expect("json"), STORED);
+    }
+
+    #[test]
+    fn a_replay_differs_in_its_mark_alone() {
+        let marked = replayed(STORED.as_bytes()).expect("an envelope");
+        assert_eq!(STORED.replace("\"data\"", "\"replayed\":true,\"data\""), String::from_utf8_lossy(&marked));
+        let view = View::parse(&marked).expect("an envelope");
+        assert!(view.headers(Format::Binary).any(|header| header == ("replayed", "true")));
     }
 
     #[test]

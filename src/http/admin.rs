@@ -118,6 +118,7 @@ struct SinkReport<'a> {
     oldest_pending_seconds: f64,
     in_flight: u64,
     dead_letters: u64,
+    resends_pending: u64,
     last_failure: Option<String>,
 }
 
@@ -200,6 +201,7 @@ impl Admin {
             metrics.sink_pending_records.with_label_values(label).set(gauge(sink.pending_records));
             metrics.sink_oldest_pending_seconds.with_label_values(label).set(sink.oldest_pending_seconds);
             metrics.sink_dead_letters.with_label_values(label).set(gauge(sink.dead_letters));
+            metrics.sink_resends_pending.with_label_values(label).set(gauge(sink.resends_pending));
         }
         let text = metrics.render().map_err(|error| reply::internal(&error))?;
         Ok(respond(StatusCode::OK, metrics::CONTENT_TYPE, text))
@@ -236,6 +238,7 @@ impl Admin {
                 oldest_pending_seconds: accepted_ms.map_or(0.0, |at| now_ms.saturating_sub(at).max(0) as f64 / 1000.0),
                 in_flight: sink.status.in_flight(),
                 dead_letters: self.journal.dead_letters(&sink.name),
+                resends_pending: self.journal.resends(&sink.name),
                 last_failure: sink.status.last_failure(),
             })
             .collect()

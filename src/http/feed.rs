@@ -22,6 +22,7 @@ use warp::reply::Response;
 
 use super::reply::{Problem, internal};
 use crate::journal::{EngineError, Filter, Journal, Limits, Reader, Row};
+use crate::sendbird::category::event_type;
 
 /// How much is read at a time for one reader of the feed.
 const LIMITS: Limits = Limits { rows: 128, bytes: 512 * 1024 };
@@ -196,7 +197,7 @@ fn parse(query: &str, headers: &HeaderMap) -> Result<Request, Problem> {
         match name {
             "after" => request.after = Some(after(&value)?),
             "key" => request.filter.key = Some(value),
-            "type" => request.filter.kind = Some(full_type(&value)),
+            "type" => request.filter.kind = Some(event_type(&value)),
             "follow" => {
                 request.follow = match value.as_str() {
                     "true" => true,
@@ -225,11 +226,6 @@ fn after(text: &str) -> Result<After, Problem> {
             expected: "expected after and Last-Event-ID to be a position or end",
         }),
     }
-}
-
-/// A type, also by its category.
-fn full_type(text: &str) -> String {
-    if text.contains(':') { format!("com.sendbird.calls.{}", text.replace(':', ".")) } else { text.to_owned() }
 }
 
 fn decode(text: &str) -> Result<String, Problem> {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Options;
 use crate::domain::dedup::Window;
@@ -24,7 +24,6 @@ pub(super) struct Log {
     pub(super) seen_deleted: u64,
     /// The durable cursors of the configured sinks.
     pub(super) cursors: BTreeMap<String, u64>,
-    pub(super) dead_letters: BTreeMap<String, u64>,
 }
 
 impl Log {
@@ -33,31 +32,50 @@ impl Log {
     }
 }
 
-/// Reads what the writer must know: the ends of the log, the window, the cursors.
-pub(super) fn load(connection: &Connection, options: &Options) -> rusqlite::Result<Log> {
+/// The ends of the log.
+pub(super) struct Ends {
+    first: u64,
+    last: u64,
+    start_offset: u64,
+    end_offset: u64,
+}
+
+impl Ends {
+    /// The bytes between them.
+    pub(super) fn bytes(&self) -> u64 {
+        self.end_offset - self.start_offset
+    }
+}
+
+/// Reads the ends of the log, which takes two look-ups however long it is.
+pub(super) fn ends(connection: &Connection) -> rusqlite::Result<Ends> {
     let end = |order| {
         let sql = format!(
             "SELECT position, offset, length(payload), length(CAST(key AS BLOB)), length(CAST(kind AS BLOB))
              FROM records ORDER BY position {order} LIMIT 1"
         );
         let row = |row: &rusqlite::Row<'_>| {
-            let size =
-                row_size(row.get::<_, i64>(2)? as u64, row.get::<_, i64>(3)? as u64, row.get::<_, i64>(4)? as u64);
-            Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64, size))
+            let length = |column| row.get::<_, i64>(column).map(|length| length as u64);
+            Ok((length(0)?, length(1)?, row_size(length(2)?, length(3)?, length(4)?)))
         };
         connection.query_row(&sql, [], row).optional()
     };
     let (first, first_offset, first_size) = end("ASC")?.unwrap_or_default();
     let (last, end_offset, _) = end("DESC")?.unwrap_or_default();
+    Ok(Ends { first, last, start_offset: first_offset - first_size, end_offset })
+}
+
+/// Reads what the writer must know: the ends of the log, the window, the cursors.
+pub(super) fn load(connection: &Connection, options: &Options) -> rusqlite::Result<Log> {
+    let Ends { first, last, start_offset, end_offset } = ends(connection)?;
     let mut log = Log {
         first,
         last,
-        start_offset: first_offset - first_size,
+        start_offset,
         end_offset,
         window: Window::new(options.dedup.window.as_millis(), options.dedup.max_ids),
         seen_deleted: 0,
         cursors: BTreeMap::new(),
-        dead_letters: BTreeMap::new(),
     };
     load_window(connection, &mut log, options)?;
     for sink in &options.sinks {
@@ -65,10 +83,11 @@ pub(super) fn load(connection: &Connection, options: &Options) -> rusqlite::Resu
             .query_row("SELECT position FROM cursors WHERE sink = ?1", [sink], |row| row.get::<_, i64>(0))
             .optional()?
             .map(|position| position as u64);
-        log.cursors.insert(sink.clone(), starting_point(sink, stored, &log));
-        let letters = "SELECT count(*) FROM dead_letters WHERE sink = ?1";
-        let letters: i64 = connection.query_row(letters, [sink], |row| row.get(0))?;
-        log.dead_letters.insert(sink.clone(), letters as u64);
+        let position = starting_point(sink, stored, &log);
+        // So that a sink is known from its first start on, also to those who look from outside.
+        let sql = "INSERT OR IGNORE INTO cursors (sink, position) VALUES (?1, ?2)";
+        connection.execute(sql, params![sink, position as i64])?;
+        log.cursors.insert(sink.clone(), position);
     }
     Ok(log)
 }

@@ -10,6 +10,8 @@
 //! number of [`Reader`]s read beside them.
 
 mod checkpoint;
+mod desk;
+mod letters;
 mod log;
 mod reader;
 mod retention;
@@ -26,10 +28,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-pub use self::reader::{Batch, EngineError, Filter, Limits, Reader, Record, Row};
+pub use self::desk::{Desk, Fault, Letter, Summary};
+use self::log::Log;
+pub use self::reader::{Batch, EngineError, Filter, Limits, Reader, Record, Resend, Resends, Row};
 use crate::domain::clock::Clock;
 use crate::domain::units::{Size, Span};
 
@@ -291,11 +296,24 @@ struct Shared {
     /// commit, or within a tick.
     cursors: BTreeMap<String, AtomicU64>,
     dead_letters: BTreeMap<String, AtomicU64>,
+    resends: BTreeMap<String, AtomicU64>,
+}
+
+/// What became of a resend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resent {
+    /// The broker has it; if it was a dead letter, it is none any more.
+    Published,
+    /// The broker refuses it: it is a dead letter, for this reason now.
+    Refused(DeadLetter),
+    /// There is nothing left to publish.
+    Gone,
 }
 
 enum Command {
     Append(Entry, oneshot::Sender<Result<Appended, AppendError>>),
     SetAside(DeadLetter, oneshot::Sender<Result<(), AppendError>>),
+    Resent { sink: String, seq: u64, position: u64, outcome: Resent, reply: oneshot::Sender<Result<(), AppendError>> },
     Close,
 }
 
@@ -327,6 +345,9 @@ impl Journal {
         let found = log::load(&connection, &options).map_err(database)?;
         sync_dir(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
 
+        let dead_letters = counts(&connection, "dead_letters", &found).map_err(database)?;
+        let resends = counts(&connection, "resends", &found).map_err(database)?;
+
         let (commands, queue) = sync_channel(QUEUE_COMMANDS);
         let shared = Arc::new(Shared {
             path,
@@ -338,7 +359,8 @@ impl Journal {
             disk_free: AtomicU64::new(disk_free(&dir)),
             dedup_ids: AtomicU64::new(found.window.len() as u64),
             cursors: found.cursors.iter().map(|(sink, at)| (sink.clone(), AtomicU64::new(*at))).collect(),
-            dead_letters: found.dead_letters.iter().map(|(sink, n)| (sink.clone(), AtomicU64::new(*n))).collect(),
+            dead_letters,
+            resends,
         });
         let (checkpointer, checkpoints) = checkpoint::spawn(shared.path.clone());
         let writer = writer::spawn(connection, queue, found, options, Arc::clone(&shared), checkpointer, lock);
@@ -400,6 +422,25 @@ impl Journal {
         answer.await.unwrap_or(Err(AppendError::Closed))
     }
 
+    /// Records what became of a resend, and waits until that is durable.
+    ///
+    /// # Errors
+    /// See [`AppendError`]; the resend then stays in its queue.
+    pub async fn resent(&self, sink: &str, seq: u64, position: u64, outcome: Resent) -> Result<(), AppendError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Resent { sink: sink.to_owned(), seq, position, outcome, reply };
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => AppendError::Busy,
+            TrySendError::Disconnected(_) => AppendError::Closed,
+        })?;
+        answer.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// How many events a sink is to publish again.
+    pub fn resends(&self, sink: &str) -> u64 {
+        self.shared.resends.get(sink).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
     /// Follows the newest durable position.
     pub fn durable(&self) -> watch::Receiver<u64> {
         self.shared.durable.subscribe()
@@ -451,6 +492,11 @@ impl Journal {
             }
         }
     }
+}
+
+fn counts(connection: &Connection, table: &str, found: &Log) -> rusqlite::Result<BTreeMap<String, AtomicU64>> {
+    let count = |sink: &String| Ok((sink.clone(), AtomicU64::new(letters::count(connection, table, sink)?)));
+    found.cursors.keys().map(count).collect()
 }
 
 impl Shared {

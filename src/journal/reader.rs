@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row as SqlRow, params};
+use rusqlite::{Connection, ErrorCode, Row as SqlRow, params};
 
 use super::schema;
 
@@ -62,10 +62,36 @@ impl Row {
 /// Which events are wanted; `None` means all.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
+    /// Only this event.
+    pub id: Option<[u8; 16]>,
     /// Only this key.
     pub key: Option<String>,
     /// Only this type.
     pub kind: Option<String>,
+    /// Only what was accepted at this time or later, in Unix milliseconds.
+    pub since_ms: Option<i64>,
+    /// Only what was accepted before this time, in Unix milliseconds.
+    pub until_ms: Option<i64>,
+}
+
+/// An event that is to be published again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resend {
+    /// The event. Its `position` is its place in the queue of resends, not in the journal.
+    pub record: Record,
+    /// Its place in the journal.
+    pub position: u64,
+    /// Whether it is to be marked as a replay.
+    pub replayed: bool,
+}
+
+/// Resends in their order.
+#[derive(Debug, Default)]
+pub struct Resends {
+    /// Those that are due.
+    pub due: Vec<Resend>,
+    /// Those that can't be published any more, because the journal no longer keeps the event.
+    pub gone: Vec<u64>,
 }
 
 /// How much one batch may hold.
@@ -98,14 +124,23 @@ impl Reader {
     /// The durable rows after `position`, oldest first.
     ///
     /// # Errors
-    /// When the disk or the file's structure fails; that is never an end of the log.
+    /// When the disk or the file's structure fails; that is never an end of the log. Where only some of
+    /// the rows can't be read, they are given as damaged instead.
     pub fn after(&self, position: u64, limits: Limits, filter: &Filter) -> Result<Batch, EngineError> {
+        match self.read_after(position, limits, filter) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
+                self.around_damage(position, filter)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn read_after(&self, position: u64, limits: Limits, filter: &Filter) -> rusqlite::Result<Batch> {
         let mut statement = self.connection.prepare_cached(
             "SELECT position, accepted_ms, crc, id, key, kind, payload
              FROM records WHERE position > ?1 ORDER BY position LIMIT ?2",
         )?;
-        let unfiltered = filter.key.is_none() && filter.kind.is_none();
-        let limit = if unfiltered { i64::try_from(limits.rows).unwrap_or(SCAN) } else { SCAN };
+        let limit = if filter.is_all() { i64::try_from(limits.rows).unwrap_or(SCAN) } else { SCAN };
         let mut found = statement.query(params![position as i64, limit])?;
         let mut batch = Batch { rows: Vec::new(), through: position };
         let mut bytes = 0;
@@ -126,10 +161,102 @@ impl Reader {
         }
         Ok(batch)
     }
+
+    /// A few rows after `position`, one by one, so that a page that can't be read costs only its own.
+    fn around_damage(&self, position: u64, filter: &Filter) -> Result<Batch, EngineError> {
+        const ROWS: u64 = 64;
+        let last: Option<i64> = self.connection.query_row("SELECT max(position) FROM records", [], |row| row.get(0))?;
+        let through = (position + ROWS).min(last.unwrap_or(0) as u64).max(position);
+        let mut batch = Batch { rows: Vec::new(), through };
+        for position in position + 1..=through {
+            match self.at(position) {
+                Ok(None) => {}
+                Ok(Some(row)) => batch.rows.push(row),
+                Err(_) => batch.rows.push(Row::Damaged { position }),
+            }
+        }
+        // What can't be read can't be filtered either; those who ask for something get what is certain.
+        if !filter.is_all() {
+            batch.rows.clear();
+            for position in position + 1..=through {
+                let one = self.read_after(position - 1, Limits { rows: 1, bytes: 1 }, filter);
+                batch.rows.extend(one.unwrap_or_default().rows.into_iter().filter(|row| row.position() == position));
+            }
+        }
+        Ok(batch)
+    }
+
+    /// The row at `position`, if there is one.
+    ///
+    /// # Errors
+    /// When the disk or the file's structure fails.
+    pub fn at(&self, position: u64) -> Result<Option<Row>, EngineError> {
+        let sql = "SELECT position, accepted_ms, crc, id, key, kind, payload FROM records WHERE position = ?1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut found = statement.query([position as i64])?;
+        Ok(found.next()?.map(|row| read(position, row)).transpose()?)
+    }
+
+    /// What a sink is to publish again and is due, after `seq` in the queue of resends, at most `limit`.
+    ///
+    /// # Errors
+    /// When the disk or the file's structure fails.
+    pub fn resends(&self, sink: &str, seq: u64, now_ms: i64, limit: usize) -> Result<Resends, EngineError> {
+        // A dead letter is a copy that outlives its record.
+        let mut statement = self.connection.prepare_cached(
+            "SELECT q.seq, q.position, q.replayed, q.due_ms,
+                    coalesce(r.accepted_ms, d.at_ms), coalesce(r.key, d.key), coalesce(r.kind, d.kind),
+                    coalesce(r.payload, d.payload)
+             FROM resends q
+             LEFT JOIN records r ON r.position = q.position
+             LEFT JOIN dead_letters d ON d.sink = q.sink AND d.position = q.position
+             WHERE q.sink = ?1 AND q.seq > ?2 ORDER BY q.seq LIMIT ?3",
+        )?;
+        let mut rows = statement.query(params![sink, seq as i64, limit as i64])?;
+        let mut resends = Resends::default();
+        while let Some(row) = rows.next()? {
+            // One replay after the other: what is not due holds back what was asked for later.
+            if row.get::<_, i64>(3)? > now_ms {
+                break;
+            }
+            let seq = row.get::<_, i64>(0)? as u64;
+            match (row.get_ref(5)?, row.get_ref(6)?, row.get_ref(7)?) {
+                (ValueRef::Text(key), ValueRef::Text(kind), ValueRef::Blob(payload)) => resends.due.push(Resend {
+                    record: Record {
+                        position: seq,
+                        accepted_ms: row.get(4)?,
+                        key_hash: hash(key),
+                        kind: String::from_utf8_lossy(kind).into_owned(),
+                        payload: Bytes::copy_from_slice(payload),
+                    },
+                    position: row.get::<_, i64>(1)? as u64,
+                    replayed: row.get(2)?,
+                }),
+                _ => resends.gone.push(seq),
+            }
+        }
+        Ok(resends)
+    }
 }
 
 impl Filter {
+    /// Whether everything is wanted.
+    pub fn is_all(&self) -> bool {
+        matches!(self, Self { id: None, key: None, kind: None, since_ms: None, until_ms: None })
+    }
+
     fn lets_through(&self, row: &SqlRow<'_>) -> rusqlite::Result<bool> {
+        let accepted_ms: i64 = row.get(1)?;
+        if self.since_ms.is_some_and(|since| accepted_ms < since)
+            || self.until_ms.is_some_and(|until| accepted_ms >= until)
+        {
+            return Ok(false);
+        }
+        if let Some(id) = &self.id
+            && !matches!(row.get_ref(3)?, ValueRef::Blob(found) if found == id)
+        {
+            return Ok(false);
+        }
         let is = |wanted: &Option<String>, column: usize| -> rusqlite::Result<bool> {
             let Some(wanted) = wanted else { return Ok(true) };
             // A damaged text may not be UTF-8; it is then not what was asked for.

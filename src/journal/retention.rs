@@ -58,7 +58,7 @@ pub(super) fn retire(
         // The cursors as the forwarders report them are ahead of the durable ones. Only the durable ones
         // may be believed here: after a crash the sinks start from those.
         let dealt_with = log.cursors.values().copied().min().unwrap_or(log.last);
-        let limit = dealt_with.min(log.last.saturating_sub(1));
+        let limit = dealt_with.min(log.last.saturating_sub(1)).min(before_resends(connection)?);
         if log.first == 0 || log.first > limit {
             return Ok(());
         }
@@ -69,6 +69,13 @@ pub(super) fn retire(
         shared.first.store(log.first, Ordering::Relaxed);
     }
     Ok(())
+}
+
+/// What an operator wants to be published again stays until it is.
+fn before_resends(connection: &Connection) -> rusqlite::Result<u64> {
+    let first: Option<i64> =
+        connection.prepare_cached("SELECT min(position) FROM resends")?.query_row([], |row| row.get(0))?;
+    Ok(first.map_or(u64::MAX, |first| (first as u64).saturating_sub(1)))
 }
 
 /// The last of the oldest published records that are too old or too many, with its offset.

@@ -20,7 +20,8 @@ const APPLICATION_ID: i64 = 0x5342_424a;
 /// `records` has no index besides its position: random inserts would cost more than all else. `offset`
 /// is the number of bytes ever stored up to and with this record, so the size of any stretch is a
 /// difference of two rows. `seen` repeats the ids, so that the window is read at start without the
-/// payloads, and outlives the records that retention removes.
+/// payloads, and outlives the records that retention removes. `dead_letters` are whole copies, so they
+/// outlive them too. `resends` are what an operator wants to be published again: dead letters, or records.
 const TABLES: &str = "
     CREATE TABLE records (
         position    INTEGER PRIMARY KEY,
@@ -52,7 +53,16 @@ const TABLES: &str = "
         kind        TEXT    NOT NULL,
         payload     BLOB    NOT NULL,
         PRIMARY KEY (sink, position)
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
+    CREATE INDEX dead_letters_by_sink ON dead_letters (sink);
+    CREATE TABLE resends (
+        seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+        sink        TEXT    NOT NULL,
+        position    INTEGER NOT NULL,
+        due_ms      INTEGER NOT NULL,
+        replayed    INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX resends_by_sink ON resends (sink);
 ";
 
 /// Opens the connection that writes, making the tables where there are none.
@@ -82,6 +92,24 @@ pub(super) fn prove_writable(connection: &mut Connection) -> rusqlite::Result<()
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
+}
+
+/// Opens a connection beside the writer's, for an operator's short transactions.
+pub(super) fn open_desk(path: &Path) -> Result<Connection, OpenError> {
+    let database = |error: rusqlite::Error| OpenError::Database { path: path.to_owned(), source: error.into() };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(database)?;
+    let version: i64 = pragma(&connection, "user_version").map_err(database)?;
+    let application: i64 = pragma(&connection, "application_id").map_err(database)?;
+    if application != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    if version != VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+    }
+    connection.pragma_update(None, "synchronous", "FULL").map_err(database)?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(database)?;
+    Ok(connection)
 }
 
 /// Opens a connection that only reads.

@@ -87,10 +87,10 @@ fn a_filter_looks_on_past_what_it_leaves_out() {
     for n in 1..=7 {
         append(&journal, bench.entry(n)).unwrap();
     }
-    let filter = Filter { key: Some("key 1".into()), kind: Some("t".into()) };
+    let filter = Filter { key: Some("key 1".into()), kind: Some("t".into()), ..Filter::default() };
     let batch = journal.reader().unwrap().after(0, Limits { rows: 10, bytes: 1 << 20 }, &filter).unwrap();
     assert_eq!(batch.rows.iter().map(Row::position).collect::<Vec<_>>(), [1, 4, 7]);
-    let nothing = Filter { key: None, kind: Some("u".into()) };
+    let nothing = Filter { kind: Some("u".into()), ..Filter::default() };
     let batch = journal.reader().unwrap().after(0, Limits { rows: 10, bytes: 1 << 20 }, &nothing).unwrap();
     assert_eq!((batch.rows.len(), batch.through), (0, 7));
     journal.close();
@@ -292,6 +292,116 @@ fn a_damaged_row_is_named_and_the_others_are_read() {
     let journal = bench.open();
     let batch = journal.reader().unwrap().after(0, Limits { rows: 9, bytes: 1 << 20 }, &Filter::default()).unwrap();
     assert!(matches!(&batch.rows[..], [Row::Intact(_), Row::Damaged { position: 2 }, Row::Intact(_)]));
+    journal.close();
+}
+
+#[test]
+fn verify_finds_every_fault_and_reads_the_rest() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    for n in 1..=200 {
+        append(&journal, bench.entry_of(n, 1000)).unwrap();
+    }
+    journal.close();
+    let path = bench.settings.dir.join(schema::FILE);
+    rusqlite::Connection::open(&path)
+        .unwrap()
+        .execute_batch(
+            "UPDATE records SET payload = zeroblob(1000) WHERE position = 7;
+             DELETE FROM records WHERE position BETWEEN 20 AND 21;",
+        )
+        .unwrap();
+    let verify = || {
+        let mut faults = Vec::new();
+        let right = Desk::open(&bench.settings.dir).unwrap().verify(|fault| faults.push(fault)).unwrap();
+        (right, faults)
+    };
+    let (right, faults) = verify();
+    assert_eq!(right, 197);
+    assert_eq!(faults, [Fault::Damaged { position: 7, key: "key 1".into() }, Fault::Missing { first: 20, last: 21 }]);
+
+    // A page in the middle of the file, as a bad sector leaves it.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let needle = b"payload 100 ";
+    let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
+    let page = at / 4096 * 4096;
+    bytes[page..page + 4096].fill(0xff);
+    std::fs::write(&path, &bytes).unwrap();
+    let (right, faults) = verify();
+    let unreadable: Vec<u64> = faults
+        .iter()
+        .filter_map(|fault| match fault {
+            Fault::Damaged { position, key } if key == "?" => Some(*position),
+            _ => None,
+        })
+        .collect();
+    assert!(unreadable.contains(&100) && unreadable.len() <= 4, "{faults:?}");
+    assert!(matches!(faults.last(), Some(Fault::Structure(_))), "{faults:?}");
+    assert_eq!(right, 197 - unreadable.len() as u64);
+
+    // The bridge reads around it: each row is either intact or known to be damaged.
+    let journal = bench.open();
+    let reader = journal.reader().unwrap();
+    let (mut position, mut seen) = (0, Vec::new());
+    loop {
+        let batch = reader.after(position, Limits { rows: 50, bytes: 1 << 20 }, &Filter::default()).unwrap();
+        if batch.through == position {
+            break;
+        }
+        position = batch.through;
+        seen.extend(batch.rows);
+    }
+    let damaged: Vec<u64> = seen.iter().filter(|row| matches!(row, Row::Damaged { .. })).map(Row::position).collect();
+    let expected: Vec<u64> = [7].into_iter().chain(unreadable).collect();
+    assert_eq!((seen.len(), damaged), (198, expected));
+
+    // What can't be deleted is no reason to refuse what is new.
+    journal.advance("a", 200);
+    bench.clock.set(1_000_000 + 25 * 3600 * 1000);
+    eventually("housekeeping", || journal.stats().dedup_ids == 0);
+    assert_eq!(append(&journal, bench.entry(201)), Ok(Appended::Stored(201)));
+    assert_eq!(journal.health(), Health::Healthy);
+    journal.close();
+}
+
+#[test]
+fn the_desk_works_beside_a_running_bridge() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    for n in 1..=3 {
+        append(&journal, bench.entry(n)).unwrap();
+    }
+    journal.advance("a", 2);
+    let mut desk = Desk::open(&bench.settings.dir).unwrap();
+    eventually("the cursor", || desk.summary().unwrap().sinks == [("a".to_owned(), 2, 0, 0)]);
+    let summary = desk.summary().unwrap();
+    assert_eq!((summary.first_position, summary.last_position, summary.dedup_ids), (1, 3, 3));
+    assert_eq!(summary.bytes, journal.stats().bytes);
+    assert_eq!(desk.replay("a", &[1, 3], 0, Some(1)).unwrap(), 2);
+    eventually("the count", || journal.resends("a") == 2);
+    let reader = journal.reader().unwrap();
+    let resends = reader.resends("a", 0, 999, 10).unwrap();
+    assert_eq!(resends.due.iter().map(|resend| resend.position).collect::<Vec<_>>(), [1], "the second is due later");
+    assert_eq!(reader.resends("a", 0, 1000, 10).unwrap().due.len(), 2);
+    assert_eq!(append(&journal, bench.entry(4)), Ok(Appended::Stored(4)));
+    journal.close();
+    assert!(matches!(Desk::open(bench.dir.path()), Err(OpenError::Directory { .. })));
+}
+
+#[test]
+fn what_is_to_be_published_again_is_not_retired() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    for n in 1..=10 {
+        append(&journal, bench.entry(n)).unwrap();
+    }
+    Desk::open(&bench.settings.dir).unwrap().replay("a", &[4], 0, None).unwrap();
+    bench.clock.set(1_000_000 + 25 * 3600 * 1000);
+    journal.advance("a", 10);
+    eventually("retention", || all(&journal) == [4, 5, 6, 7, 8, 9, 10]);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(journal.resent("a", 1, 4, Resent::Published)).unwrap();
+    eventually("retention", || all(&journal) == [10]);
     journal.close();
 }
 

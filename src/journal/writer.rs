@@ -19,8 +19,8 @@ use super::checkpoint::{self, Checkpointer};
 use super::log::{self, Log};
 use super::reader::checksum;
 use super::{
-    AppendError, Appended, Command, DISK_RESERVE, DeadLetter, Entry, Health, Options, Shared, disk_free, retention,
-    schema,
+    AppendError, Appended, Command, DISK_RESERVE, DeadLetter, Entry, Health, Options, Resent, Shared, disk_free,
+    letters, retention, schema,
 };
 
 /// The most events and bytes of one commit: enough to spread an fsync over many, few enough to stay
@@ -55,6 +55,7 @@ pub(super) fn spawn(
         checkpointer,
         since_checkpoint: 0,
         last_housekeeping: Instant::now(),
+        damage_said: false,
         _lock: lock,
     };
     thread::spawn(move || writer.run(&queue))
@@ -69,6 +70,7 @@ struct Writer {
     checkpointer: Checkpointer,
     since_checkpoint: u64,
     last_housekeeping: Instant,
+    damage_said: bool,
     _lock: File,
 }
 
@@ -77,8 +79,17 @@ struct Writer {
 struct Group {
     appends: Vec<(Entry, oneshot::Sender<Result<Appended, AppendError>>)>,
     letters: Vec<(DeadLetter, oneshot::Sender<Result<(), AppendError>>)>,
+    resent: Vec<(ResentRow, oneshot::Sender<Result<(), AppendError>>)>,
     bytes: usize,
     close: bool,
+}
+
+/// A resend that is dealt with.
+struct ResentRow {
+    sink: String,
+    seq: u64,
+    position: u64,
+    outcome: Resent,
 }
 
 /// What a transaction has done, to be believed once it is committed.
@@ -87,7 +98,6 @@ struct Done {
     outcomes: Vec<Result<Appended, AppendError>>,
     stored: Vec<(usize, u64)>,
     new_bytes: u64,
-    letters: Vec<String>,
     cursors: Vec<(String, u64)>,
 }
 
@@ -117,6 +127,7 @@ impl Writer {
         let room = self.log.bytes() + group.bytes as u64 + log::row_size(0, 0, 0) * group.appends.len() as u64;
         if room > self.options.settings.max_bytes.0
             && let Err(error) = retention::retire(connection, &mut self.log, &self.options, &self.shared)
+            && !is_old_damage(&error, &mut self.damage_said)
         {
             return self.fail(&error, group);
         }
@@ -142,18 +153,18 @@ impl Writer {
         }
         self.log.end_offset += done.new_bytes;
         self.since_checkpoint += done.new_bytes;
-        for sink in done.letters {
-            if let Some(count) = self.shared.dead_letters.get(&sink) {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        }
         self.log.cursors.extend(done.cursors);
         self.publish_numbers();
         for ((_, reply), outcome) in group.appends.into_iter().zip(done.outcomes) {
             // The sender may have hung up; the event is stored all the same.
             reply.send(outcome).ok();
         }
-        for (_, reply) in group.letters {
+        if !group.letters.is_empty() || !group.resent.is_empty() {
+            self.count_letters();
+        }
+        for reply in
+            group.letters.into_iter().map(|(_, reply)| reply).chain(group.resent.into_iter().map(|(_, reply)| reply))
+        {
             reply.send(Ok(())).ok();
         }
         self.checkpoint_if_due();
@@ -200,8 +211,11 @@ impl Writer {
         if self.connection.is_none() {
             self.reopen();
         }
+        // An operator's commands change dead letters and resends from another process.
+        self.count_letters();
         if let Some(connection) = &mut self.connection
             && let Err(error) = retention::sweep(connection, &mut self.log, &self.options, &self.shared)
+            && !is_old_damage(&error, &mut self.damage_said)
         {
             return self.fail(&error, Group::default());
         }
@@ -213,6 +227,19 @@ impl Writer {
                 match health {
                     Health::Healthy => tracing::info!("the journal takes events again"),
                     _ => tracing::error!(bytes = self.log.bytes(), "the journal is full; deliveries are answered 503"),
+                }
+            }
+        }
+    }
+
+    fn count_letters(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        let tables = [("dead_letters", &self.shared.dead_letters), ("resends", &self.shared.resends)];
+        for (table, counts) in tables {
+            for (sink, count) in counts {
+                match letters::count(connection, table, sink) {
+                    Ok(found) => count.store(found, Ordering::Relaxed),
+                    Err(error) => tracing::debug!(%error, table, "cannot count"),
                 }
             }
         }
@@ -241,6 +268,15 @@ impl Writer {
     }
 }
 
+/// A damaged page among old events keeps them from being deleted, and is no reason to refuse new ones.
+fn is_old_damage(error: &rusqlite::Error, said: &mut bool) -> bool {
+    let damage = error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt);
+    if damage && !std::mem::replace(said, true) {
+        tracing::error!(%error, "a damaged part of the journal cannot be retired; see: sendbird-bridge journal verify");
+    }
+    damage
+}
+
 impl Group {
     fn take(&mut self, command: Command) {
         match command {
@@ -249,6 +285,9 @@ impl Group {
                 self.appends.push((entry, reply));
             }
             Command::SetAside(letter, reply) => self.letters.push((letter, reply)),
+            Command::Resent { sink, seq, position, outcome, reply } => {
+                self.resent.push((ResentRow { sink, seq, position, outcome }, reply));
+            }
             Command::Close => self.close = true,
         }
     }
@@ -261,7 +300,9 @@ impl Group {
         for (_, reply) in self.appends {
             reply.send(Err(error)).ok();
         }
-        for (_, reply) in self.letters {
+        for reply in
+            self.letters.into_iter().map(|(_, reply)| reply).chain(self.resent.into_iter().map(|(_, reply)| reply))
+        {
             reply.send(Err(error)).ok();
         }
     }
@@ -295,12 +336,17 @@ fn write(
         let position = cursor.load(Ordering::Relaxed);
         (log.cursors.get(sink) != Some(&position)).then(|| (sink.clone(), position))
     }));
-    if group.appends.is_empty() && group.letters.is_empty() && done.cursors.is_empty() {
+    if group.appends.is_empty() && group.letters.is_empty() && group.resent.is_empty() && done.cursors.is_empty() {
         return Ok(done);
     }
     let transaction = connection.transaction()?;
     append(&transaction, log, options, shared, group, &mut done)?;
-    set_aside(&transaction, group, &mut done)?;
+    for (letter, _) in &group.letters {
+        letters::set_aside(&transaction, letter)?;
+    }
+    for (row, _) in &group.resent {
+        letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome)?;
+    }
     for (sink, position) in &done.cursors {
         let sql = "INSERT INTO cursors (sink, position) VALUES (?1, ?2)
                    ON CONFLICT (sink) DO UPDATE SET position = excluded.position";
@@ -355,18 +401,6 @@ fn append(
         done.stored.push((index, next));
         done.outcomes.push(Ok(Appended::Stored(next)));
         next += 1;
-    }
-    Ok(())
-}
-
-fn set_aside(transaction: &Transaction<'_>, group: &Group, done: &mut Done) -> rusqlite::Result<()> {
-    let sql = "INSERT OR IGNORE INTO dead_letters (sink, position, at_ms, reason, detail, id, key, kind, payload)
-               SELECT ?1, position, ?3, ?4, ?5, id, key, kind, payload FROM records WHERE position = ?2";
-    for (letter, _) in &group.letters {
-        let values = params![letter.sink, letter.position as i64, letter.at_ms, letter.reason, letter.detail];
-        if transaction.prepare_cached(sql)?.execute(values)? > 0 {
-            done.letters.push(letter.sink.clone());
-        }
     }
     Ok(())
 }

@@ -1,28 +1,25 @@
-//! Reading ahead in the journal, away from the async threads, one batch at a time.
+//! Reading in the journal, away from the async threads, one read at a time.
 
 use std::future::pending;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::journal::{Batch, EngineError, Filter, Journal, Limits, Reader};
-
-/// How much is read at a time.
-const LIMITS: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
+use crate::journal::{EngineError, Journal, Reader};
 
 /// How long to wait after a read error. The events are still there, so it is never the end of the log.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
-/// At most one read under way.
-pub(super) struct Fetch {
+/// At most one read of a `T` under way.
+pub(super) struct Fetch<T> {
     journal: Journal,
     reader: Option<Reader>,
-    running: Option<JoinHandle<Answer>>,
+    running: Option<JoinHandle<Answer<T>>>,
 }
 
-type Answer = (Option<Reader>, Result<Batch, EngineError>);
+type Answer<T> = (Option<Reader>, Result<T, EngineError>);
 
-impl Fetch {
+impl<T: Default + Send + 'static> Fetch<T> {
     pub(super) fn new(journal: Journal) -> Self {
         Self { journal, reader: None, running: None }
     }
@@ -31,23 +28,30 @@ impl Fetch {
         self.running.is_some()
     }
 
-    /// Starts reading after `position`, unless a read is under way.
-    pub(super) fn start(&mut self, position: u64) {
+    /// Starts a read, unless one is under way.
+    pub(super) fn start(&mut self, read: impl FnOnce(&Reader) -> Result<T, EngineError> + Send + 'static) {
         if self.running.is_none() {
             let (journal, reader) = (self.journal.clone(), self.reader.take());
-            self.running = Some(tokio::task::spawn_blocking(move || read(&journal, reader, position)));
+            self.running =
+                Some(tokio::task::spawn_blocking(move || match reader.map_or_else(|| journal.reader(), Ok) {
+                    Ok(reader) => {
+                        let answer = read(&reader);
+                        (Some(reader), answer)
+                    }
+                    Err(error) => (None, Err(error)),
+                }));
         }
     }
 
     /// Waits for the read under way, or for ever where there is none. May be dropped and called again.
-    pub(super) async fn finished(&mut self) -> Batch {
+    pub(super) async fn finished(&mut self) -> T {
         let Some(running) = &mut self.running else { return pending().await };
         let answer = running.await;
         let problem = match answer {
-            Ok((reader, Ok(batch))) => {
+            Ok((reader, Ok(found))) => {
                 self.running = None;
                 self.reader = reader;
-                return batch;
+                return found;
             }
             Ok((_, Err(error))) => error.to_string(),
             Err(error) => error.to_string(),
@@ -55,17 +59,8 @@ impl Fetch {
         tracing::warn!(error = problem, "cannot read the journal; trying again");
         self.running = Some(tokio::task::spawn_blocking(|| {
             std::thread::sleep(AFTER_ERROR);
-            (None, Ok(Batch::default()))
+            (None, Ok(T::default()))
         }));
         pending().await
     }
-}
-
-fn read(journal: &Journal, reader: Option<Reader>, position: u64) -> Answer {
-    let reader = match reader.map_or_else(|| journal.reader(), Ok) {
-        Ok(reader) => reader,
-        Err(error) => return (None, Err(error)),
-    };
-    let batch = reader.after(position, LIMITS, &Filter::default());
-    (Some(reader), batch)
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use futures_util::FutureExt;
 
 use super::*;
-use crate::journal::{DedupSettings, Options, Settings};
+use crate::journal::{DedupSettings, Desk, Options, Settings};
 use crate::metrics::Labels;
 
 /// What the broker does with an event, by its id, on each try; after the last it acknowledges.
@@ -20,7 +20,7 @@ struct State {
     script: Script,
     refuse_connections: u32,
     connections: u32,
-    /// Ids in the order in which the broker took them.
+    /// Ids in the order in which the broker took them; a replay has a star.
     taken: Vec<String>,
     /// Keys that have an event in flight, to see that no key has two.
     out: HashSet<String>,
@@ -48,17 +48,20 @@ impl Sink for Broker {
 impl Connection for Broker {
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         let (id, key) = (event.envelope().id.to_string(), event.key().to_owned());
-        assert!(self.0.lock().unwrap().out.insert(key.clone()), "two events of {key} in flight");
+        let star = if event.envelope().replayed == Some(true) { "*" } else { "" };
+        // Replays have an order of their own.
+        let lane = format!("{key}{star}");
+        assert!(self.0.lock().unwrap().out.insert(lane.clone()), "two events of {key} in flight");
         let broker = self.clone();
         async move {
             // Others may overtake this one here, as they may in a real client.
             sleep(Duration::from_millis(fastrand::u64(0..3))).await;
             let mut state = broker.0.lock().unwrap();
-            state.out.remove(&key);
+            state.out.remove(&lane);
             match state.script.get_mut(&id).and_then(Vec::pop) {
                 Some(failure) => Err(failure()),
                 None => {
-                    state.taken.push(id);
+                    state.taken.push(format!("{id}{star}"));
                     Ok(Published::default())
                 }
             }
@@ -76,7 +79,7 @@ impl Connection for Broker {
 }
 
 struct Bench {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     journal: Journal,
     broker: Broker,
     metrics: Arc<Metrics>,
@@ -96,7 +99,7 @@ impl Bench {
         .unwrap();
         let labels = Labels { categories: &[], rejections: &[], sinks: &["s"], sink_reasons: &[], features: "" };
         let metrics = Arc::new(Metrics::new(&labels).unwrap());
-        Self { _dir: dir, journal, broker: Broker::default(), metrics, status: Arc::default() }
+        Self { dir, journal, broker: Broker::default(), metrics, status: Arc::default() }
     }
 
     /// Stores an event and returns its id.
@@ -116,8 +119,13 @@ impl Bench {
         id
     }
 
-    /// Forwards until everything is dealt with.
+    /// Forwards until everything is dealt with, also what is to be published again.
     async fn forward(&self, types: &[&str]) {
+        // The writer counts what the desk has queued once a second.
+        let queued = self.desk().summary().unwrap().sinks.first().map_or(0, |(_, _, _, resends)| *resends);
+        while self.journal.resends("s") < queued {
+            sleep(Duration::from_millis(5)).await;
+        }
         let forwarder = Forwarder {
             name: "s".into(),
             sink: Box::new(self.broker.clone()),
@@ -130,13 +138,17 @@ impl Bench {
         let stop = CancellationToken::new();
         let done = async {
             let begun = Instant::now();
-            while self.journal.cursor("s") < self.journal.stats().last_position {
+            while self.journal.cursor("s") < self.journal.stats().last_position || self.journal.resends("s") > 0 {
                 assert!(begun.elapsed() < Duration::from_secs(20), "cursor stays at {}", self.journal.cursor("s"));
                 sleep(Duration::from_millis(2)).await;
             }
             stop.cancel();
         };
         tokio::join!(forwarder.forward(stop.clone()), done);
+    }
+
+    fn desk(&self) -> Desk {
+        Desk::open(self.dir.path()).unwrap()
     }
 
     fn taken(&self) -> Vec<String> {
@@ -229,4 +241,54 @@ async fn one_event_that_cannot_go_holds_back_only_its_key() {
     bench.fail(&stuck, &[retry, retry, retry]);
     bench.forward(&[]).await;
     assert_eq!(bench.taken(), [other, stuck, behind]);
+}
+
+#[tokio::test]
+async fn a_requeued_dead_letter_is_published_and_gone() {
+    let bench = Bench::new();
+    let letter = bench.store(1, "a", "create").await;
+    let other = bench.store(2, "a", "delete").await;
+    bench.fail(&letter, &[reject]);
+    bench.forward(&[]).await;
+    let mut desk = bench.desk();
+    let letters = desk.dead_letters(Some("s"), None).unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!((letters[0].position, letters[0].reason.as_str(), letters[0].key.as_str()), (1, "too_large", "a"));
+    assert_eq!(desk.requeue(&letters).unwrap(), 1);
+    assert_eq!(desk.requeue(&letters).unwrap(), 0, "it is queued already");
+    bench.forward(&[]).await;
+    assert_eq!(bench.taken(), [other, letter]);
+    assert_eq!(bench.journal.dead_letters("s"), 0);
+    assert_eq!(desk.dead_letters(None, None).unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_refused_again_stays_with_its_new_reason() {
+    let bench = Bench::new();
+    let letter = bench.store(1, "a", "create").await;
+    bench.fail(&letter, &[|| Failure::reject(Reason::Invalid, "still"), reject]);
+    bench.forward(&[]).await;
+    let mut desk = bench.desk();
+    let letters = desk.dead_letters(None, None).unwrap();
+    desk.requeue(&letters).unwrap();
+    bench.forward(&[]).await;
+    let letters = desk.dead_letters(None, None).unwrap();
+    assert_eq!((letters.len(), letters[0].reason.as_str(), letters[0].detail.as_str()), (1, "invalid", "still"));
+    assert_eq!(desk.discard(&letters).unwrap(), 1);
+    assert_eq!(desk.dead_letters(None, None).unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_replay_is_marked_and_keeps_order_and_ids() {
+    let bench = Bench::new();
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(bench.store(n, "a", "create").await);
+    }
+    bench.forward(&[]).await;
+    let mut desk = bench.desk();
+    assert_eq!(desk.replay("s", &[2, 3, 5], 0, None).unwrap(), 3);
+    bench.forward(&[]).await;
+    let starred = [1, 2, 4].map(|n: usize| format!("{}*", ids[n]));
+    assert_eq!(bench.taken()[5..], starred);
 }

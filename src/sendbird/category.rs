@@ -140,6 +140,14 @@ impl FromStr for Category {
     }
 }
 
+/// What the type of every event begins with.
+const TYPE_PREFIX: &str = "com.sendbird.calls.";
+
+/// The type of events of a category, or of a pattern of categories; a type is left as it is.
+pub fn event_type(text: &str) -> String {
+    if text.starts_with(TYPE_PREFIX) { text.to_owned() } else { format!("{TYPE_PREFIX}{}", text.replace(':', ".")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::canonical::canonical;
-use super::category::Category;
+use super::category::{Category, event_type};
 use super::data::{Data, Source};
 use super::delivery::{Delivery, Object, Oddities};
 use crate::domain::clock::rfc3339;
@@ -147,7 +147,7 @@ fn key<'a>(data: &Data<'a>) -> Cow<'a, str> {
 /// The CloudEvents type: the category in its documented spelling where it is known.
 fn kind(category: Category, text: &str) -> String {
     let name = if category.is_known() { category.label() } else { text };
-    attribute(Cow::Owned(format!("com.sendbird.calls.{}", name.replace(':', ".")))).into_owned()
+    attribute(Cow::Owned(event_type(name))).into_owned()
 }
 
 fn envelope(

@@ -1,0 +1,61 @@
+//! Dead letters and resends, as the writer keeps them.
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::{DeadLetter, Resent};
+
+/// Keeps a copy of a record that a sink could not deliver. A record whose page the disk has damaged
+/// leaves its position and the reason, so that its absence is known.
+pub(super) fn set_aside(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusqlite::Result<()> {
+    type Copied = (Vec<u8>, String, String, Vec<u8>);
+    let copy = |row: &Row<'_>| -> rusqlite::Result<Copied> { Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)) };
+    let record = transaction
+        .prepare_cached("SELECT id, key, kind, payload FROM records WHERE position = ?1")?
+        .query_row([letter.position as i64], copy)
+        .optional();
+    let (id, key, kind, payload) = match record {
+        Ok(Some(copied)) => copied,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            tracing::error!(%error, position = letter.position, "a record cannot be read; only its position is kept");
+            Copied::default()
+        }
+    };
+    let sql = "INSERT OR IGNORE INTO dead_letters (sink, position, at_ms, reason, detail, id, key, kind, payload)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    let DeadLetter { sink, position, reason, detail, at_ms } = letter;
+    let values = params![sink, *position as i64, at_ms, reason, detail, id, key, kind, payload];
+    transaction.prepare_cached(sql)?.execute(values)?;
+    Ok(())
+}
+
+/// Takes a resend out of its queue, with what that means for the dead letter that it may have been.
+pub(super) fn resent(
+    transaction: &Transaction<'_>,
+    sink: &str,
+    seq: u64,
+    position: u64,
+    outcome: &Resent,
+) -> rusqlite::Result<()> {
+    match outcome {
+        Resent::Published => {
+            let sql = "DELETE FROM dead_letters WHERE sink = ?1 AND position = ?2";
+            transaction.prepare_cached(sql)?.execute(params![sink, position as i64])?;
+        }
+        Resent::Refused(letter) => {
+            set_aside(transaction, letter)?;
+            let sql = "UPDATE dead_letters SET reason = ?3, detail = ?4, at_ms = ?5 WHERE sink = ?1 AND position = ?2";
+            let values = params![sink, position as i64, letter.reason, letter.detail, letter.at_ms];
+            transaction.prepare_cached(sql)?.execute(values)?;
+        }
+        Resent::Gone => {}
+    }
+    transaction.prepare_cached("DELETE FROM resends WHERE seq = ?1")?.execute([seq as i64])?;
+    Ok(())
+}
+
+/// How many rows of one of the two tables are a sink's.
+pub(super) fn count(connection: &Connection, table: &str, sink: &str) -> rusqlite::Result<u64> {
+    let sql = format!("SELECT count(*) FROM {table} WHERE sink = ?1");
+    connection.prepare_cached(&sql)?.query_row([sink], |row| row.get::<_, i64>(0)).map(|count| count as u64)
+}
