@@ -17,6 +17,7 @@ mod crash;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
+mod operator;
 mod recovery;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]

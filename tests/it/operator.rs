@@ -1,0 +1,124 @@
+//! The operator's commands beside a running bridge: `replay`, `dead-letters`, `journal`.
+
+use serde_json::Value;
+
+use crate::support::bridge::{Bridge, Config};
+use crate::support::eventually;
+use crate::support::process::{Ended, Stdout};
+use crate::support::samples::dial;
+
+/// Runs a command with the configuration of a bridge.
+fn command(bridge: &Bridge, arguments: &[&str]) -> Ended {
+    bridge.config().clone().stdout(Stdout::Read).process(arguments).wait()
+}
+
+#[track_caller]
+fn done(bridge: &Bridge, arguments: &[&str]) -> String {
+    let ended = command(bridge, arguments);
+    assert_eq!(ended.code(), Some(0), "{arguments:?}: {}", ended.stderr());
+    ended.stdout()
+}
+
+fn envelope(line: &str) -> Value {
+    serde_json::from_str(line).unwrap()
+}
+
+#[test]
+fn a_replay_comes_again_with_its_ids_and_a_mark() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    let ids = ["a", "b", "a"].iter().zip(1_767_225_600_000..).map(|(key, at)| bridge.deliver(&dial(key, at)).stored());
+    let ids: Vec<String> = ids.collect();
+    eventually("they are printed", || bridge.printed().count() == 3);
+
+    let counted = done(&bridge, &["replay", "--sink", "lines", "--key", "a", "--dry-run"]);
+    assert!(counted.starts_with("2 events would be"), "{counted}");
+    let queued = done(&bridge, &["replay", "--sink", "lines", "--key", "a"]);
+    assert!(queued.starts_with("2 events are"), "{queued}");
+    eventually("they are printed again", || bridge.printed().count() == 5);
+    let again: Vec<Value> = bridge.printed().so_far()[3..].iter().map(|line| envelope(line)).collect();
+    let again_ids: Vec<&str> = again.iter().map(|envelope| envelope["id"].as_str().unwrap()).collect();
+    assert_eq!(again_ids, [&ids[0], &ids[2]]);
+    assert!(again.iter().all(|envelope| envelope["replayed"] == true));
+    let first = envelope(&bridge.printed().so_far()[0]);
+    assert!(first.get("replayed").is_none(), "only a replay is marked");
+
+    done(&bridge, &["replay", "--sink", "lines", "--id", &ids[1]]);
+    eventually("it is printed again", || bridge.printed().count() == 6);
+    done(&bridge, &["replay", "--sink", "lines", "--type", "direct_call:dial", "--since", "1h", "--rate", "1000"]);
+    eventually("all are printed again", || bridge.printed().count() == 9);
+    eventually("it is counted", || bridge.metric("sendbird_bridge_sink_resent_total", &[("sink", "lines")]) == 6.0);
+    eventually("nothing is left", || bridge.status()["sinks"][0]["resends_pending"] == 0);
+    let none = done(&bridge, &["replay", "--sink", "lines", "--until", "1h"]);
+    assert!(none.starts_with("0 events"), "{none}");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    for (arguments, word) in [
+        (vec!["replay", "--sink", "lines"], "--all"),
+        (vec!["replay", "--sink", "other", "--all"], "lines"),
+        (vec!["replay", "--sink", "lines", "--since", "yesterday"], "yesterday"),
+        (vec!["dead-letters", "list", "--sink", "other"], "lines"),
+        (vec!["dead-letters", "discard"], "--all"),
+    ] {
+        let ended = command(&bridge, &arguments);
+        assert_eq!(ended.code(), Some(64), "{arguments:?}: {}", ended.stderr());
+        assert!(ended.stderr().contains(word), "{arguments:?}: {}", ended.stderr());
+    }
+    let ended = command(&bridge, &["journal", "stats", "--dir", "/nonexistent"]);
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.stderr().contains("/nonexistent"), "{}", ended.stderr());
+}
+
+#[test]
+fn a_journal_is_summed_up_and_verified_while_the_bridge_runs_and_after() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    for at in 0..20 {
+        bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored();
+    }
+    eventually("they are printed", || bridge.printed().count() == 20);
+    eventually("the cursor is durable", || {
+        let stats = done(&bridge, &["journal", "stats"]);
+        stats.contains("events        20, positions 1 to 20") && stats.contains("sink lines: cursor 20, pending 0")
+    });
+    assert_eq!(done(&bridge, &["journal", "verify"]), "20 events are right");
+    let config = bridge.config().clone();
+    bridge.stop();
+    let ended = config.stdout(Stdout::Read).process(&["journal", "verify"]).wait();
+    assert_eq!((ended.code(), ended.stdout()), (Some(0), "20 events are right".to_owned()));
+}
+
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn a_dead_letter_is_listed_shown_requeued_and_delivered() {
+    use crate::support::broker::Kind;
+
+    let place = Kind::RabbitMq.place();
+    // An exchange without a queue: the broker has nowhere to put what comes.
+    let bridge = place.sink(Config::new(), "broker").set("sinks.broker.declare", "true").start();
+    let ids: Vec<String> = (0..3).map(|at| bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()).collect();
+    let dead = || bridge.metric("sendbird_bridge_sink_dead_letters", &[("sink", "broker")]);
+    eventually("they are set aside", || dead() == 3.0);
+
+    let list = done(&bridge, &["dead-letters", "list"]);
+    assert!(ids.iter().all(|id| list.contains(id)) && list.contains("unroutable"), "{list}");
+    let json = done(&bridge, &["dead-letters", "list", "--json", "--id", &ids[1]]);
+    assert_eq!(
+        (envelope(&json)["id"].as_str(), envelope(&json)["reason"].as_str()),
+        (Some(&*ids[1]), Some("unroutable"))
+    );
+    let shown = done(&bridge, &["dead-letters", "show", &ids[0]]);
+    assert_eq!(envelope(&shown)["id"].as_str(), Some(&*ids[0]));
+
+    assert_eq!(done(&bridge, &["dead-letters", "discard", "--id", &ids[1]]), "1 discarded");
+    eventually("it is counted", || dead() == 2.0);
+    place.make(crate::support::broker::Limits::default());
+    assert_eq!(done(&bridge, &["dead-letters", "requeue", "--sink", "broker", "--all"]), "2 requeued");
+    eventually("they are delivered", || dead() == 0.0);
+    let messages = place.consume();
+    let arrived: Vec<&str> = messages.iter().map(|message| message.id.as_str()).collect();
+    assert_eq!(arrived, [&ids[0], &ids[2]]);
+    assert!(messages.iter().all(|message| message.json().get("replayed").is_none()));
+    assert_eq!(command(&bridge, &["dead-letters", "show", &ids[0]]).code(), Some(1));
+}
