@@ -3,26 +3,27 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Waits for SIGTERM or SIGINT and cancels `stop`; a second signal ends the process there and then,
-/// which loses nothing that was answered 200, as a crash does not.
+/// From now on, SIGTERM and SIGINT cancel `stop` as long as the future is polled; a second signal ends the
+/// process there and then, which loses nothing that was answered 200, as a crash does not.
 ///
 /// # Errors
 /// When the system can't deliver signals.
-pub async fn on_signal(stop: CancellationToken) -> std::io::Result<()> {
+pub fn on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    for first in [true, false] {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        if first {
-            tracing::info!(signal = name, "stopping; a second signal stops at once");
-            stop.cancel();
-        } else {
-            tracing::warn!(signal = name, "stopped at once");
-            std::process::exit(1);
+    Ok(async move {
+        for first in [true, false] {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if first {
+                tracing::info!(signal = name, "stopping; a second signal stops at once");
+                stop.cancel();
+            } else {
+                tracing::warn!(signal = name, "stopped at once");
+                std::process::exit(1);
+            }
         }
-    }
-    Ok(())
+    })
 }

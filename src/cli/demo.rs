@@ -86,12 +86,13 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         stop.cancel();
         played
     };
+    let signalled = shutdown::on_signal(stop.clone()).map_err(Failure::other)?;
     tokio::select! {
         (stopped, played) = async { tokio::join!(app.run(stop.clone()), play) } => {
             stopped.map_err(Failure::other)?;
             played
         }
-        Err(error) = shutdown::on_signal(stop.clone()) => Err(Failure::other(error)),
+        () = signalled => Ok(()),
     }
 }
 

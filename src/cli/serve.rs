@@ -8,6 +8,9 @@ use crate::config::Config;
 use crate::shutdown;
 
 pub(super) async fn run(config: Config) -> Result<(), Failure> {
+    // Before anything is opened, so that a signal at any time leads to a stop in order.
+    let stop = CancellationToken::new();
+    let signalled = shutdown::on_signal(stop.clone()).map_err(Failure::other)?;
     let path = config.server.path.clone();
     let secret = if config.access.path_secret.is_some() { "/<path_secret>" } else { "" };
     let sinks: Vec<String> =
@@ -25,9 +28,8 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
     } else {
         tracing::info!(sinks = sinks.join(", "), "publishing");
     }
-    let stop = CancellationToken::new();
     tokio::select! {
-        stopped = app.run(stop.clone()) => stopped.map_err(Failure::other),
-        Err(error) = shutdown::on_signal(stop) => Err(Failure::other(error)),
+        stopped = app.run(stop) => stopped.map_err(Failure::other),
+        () = signalled => Ok(()),
     }
 }

@@ -62,7 +62,8 @@ fn a_stop_under_load_breaks_no_promise() {
             }
         }
     }
-    assert!(broken <= 8, "{broken} requests got no answer; at most the last of each sender may");
+    // Each sender may lose two: one on its idle connection as that is closed, one that nobody accepted any more.
+    assert!(broken <= 16, "{broken} requests got no answer");
     let bridge = config.start();
     let stored: std::collections::BTreeSet<String> =
         bridge.events().iter().map(|event| event.id().to_owned()).collect();
@@ -181,4 +182,12 @@ fn it_stops_politely_on_the_admin_side_too() {
     assert!(feed.next().is_none());
     assert!(kept.is_closed());
     assert_eq!(bridge.process.wait_within(SOON).code(), Some(0));
+}
+
+#[test]
+fn a_signal_right_at_the_start_leads_to_a_stop_in_order() {
+    for _ in 0..10 {
+        // As soon as it says that it listens.
+        assert_eq!(Config::new().start().stop().code(), Some(0));
+    }
 }
