@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -114,28 +115,16 @@ impl Listener {
                 () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer)) => match Arc::clone(&permits).try_acquire_owned() {
-                    Ok(permit) => {
-                        let (filter, stop, counts) = (filter.clone(), stop.clone(), self.counts.clone());
-                        connections.spawn(async move {
-                            counts.open.inc();
-                            if !connection(stream, Peer(peer.ip()), filter, stop).await {
-                                counts.late.inc();
-                            }
-                            counts.open.dec();
-                            drop(permit);
-                        });
-                    }
-                    Err(_none_left) => {
-                        self.counts.refused.inc();
-                        refuse(&stream);
-                    }
-                },
+                Ok((stream, peer)) => self.take(stream, peer, &permits, &filter, &stop, &mut connections),
                 Err(error) => {
                     tracing::debug!(%error, "accept failed");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+        // Those that the system has accepted for us already would find their connection reset.
+        while let Some(Ok((stream, peer))) = self.socket.accept().now_or_never() {
+            self.take(stream, peer, &permits, &filter, &stop, &mut connections);
         }
         drop(self.socket);
         let drained = timeout(DRAIN_LIMIT, async { while connections.join_next().await.is_some() {} }).await;
@@ -143,6 +132,37 @@ impl Listener {
             tracing::warn!(connections = connections.len(), "connections cut at the end of the drain");
             connections.shutdown().await;
         }
+    }
+}
+
+impl Listener {
+    /// Starts serving a connection, or refuses it.
+    fn take<F>(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permits: &Arc<Semaphore>,
+        filter: &F,
+        stop: &CancellationToken,
+        connections: &mut JoinSet<()>,
+    ) where
+        F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
+        F::Extract: Reply,
+        F::Future: Send,
+    {
+        let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
+            self.counts.refused.inc();
+            return refuse(&stream);
+        };
+        let (filter, stop, counts) = (filter.clone(), stop.clone(), self.counts.clone());
+        connections.spawn(async move {
+            counts.open.inc();
+            if !connection(stream, Peer(peer.ip()), filter, stop).await {
+                counts.late.inc();
+            }
+            counts.open.dec();
+            drop(permit);
+        });
     }
 }
 

@@ -4,10 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 
 use super::*;
+use crate::domain::envelope::View;
 use crate::journal::{DedupSettings, Desk, Options, Settings};
 use crate::metrics::Labels;
+use crate::sink::{Connection, Failure, Published};
 
 /// What the broker does with an event, by its id, on each try; after the last it acknowledges.
 type Script = HashMap<String, Vec<fn() -> Failure>>;

@@ -114,7 +114,8 @@ pub(super) fn refusal(key: &str) -> Option<&'static str> {
             "a property that the bridge does not need itself"
         }
         "enable.ssl.certificate.verification" => "the broker's certificate to be verified; give `tls.ca_file`",
-        "plugin.library.paths" | "ssl.engine.location" | "ssl.engine.id" => "no foreign code in the bridge",
+        "ssl.engine.location" | "ssl.engine.id" => "no foreign code in the bridge",
+        _ if key.starts_with("plugin.") => "no foreign code in the bridge",
         "default_topic_conf" | "interceptors" => "a property that is a text",
         _ if key.ends_with("_cb") => "a property that is a text",
         // Shown by whatever prints the configuration; and the way to log in is a setting of its own.

@@ -1,0 +1,353 @@
+//! Forwarding over one connection: from reading ahead to the cursor.
+//!
+//! A session ends with its connection. What it had in flight then has an unknown outcome and goes out again
+//! on the next one, in order; what is dealt with stays dealt with.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::fetch::Fetch;
+use super::order::Order;
+use super::trouble::Trouble;
+use super::{BACKOFF, DRAIN_LIMIT, Forwarder};
+use crate::domain::envelope::{self, View};
+use crate::journal::{AppendError, Batch, DeadLetter, Filter, Limits, Record, Resend, Resends, Resent, Row};
+use crate::sendbird::category::Category;
+use crate::sink::{Connection, Failure, Fault, Published, Reason};
+
+/// Events in flight on one sink at most; each waits for its own acknowledgement.
+const IN_FLIGHT: usize = 1024;
+
+/// How much is read from the journal at a time.
+const AHEAD: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
+
+/// How often a connection is asked whether it is one.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Why a connection is no longer used.
+pub(super) enum Ended {
+    Stopped,
+    Failed(Fault),
+}
+
+/// The two queues that a sink is fed from, each with an order of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    /// The journal, from the cursor on.
+    Live,
+    /// What an operator wants to be published again, with the event's position.
+    Again { position: u64 },
+}
+
+/// What a sink has before it.
+pub(super) struct Lanes {
+    live: Order,
+    again: Order,
+    /// The positions of the events in `again`, whose own place is that in the queue of resends.
+    origins: HashMap<u64, u64>,
+}
+
+impl Lanes {
+    /// Nothing read yet after a sink's cursor.
+    pub(super) fn after(cursor: u64) -> Self {
+        Self { live: Order::after(cursor), again: Order::after(0), origins: HashMap::new() }
+    }
+}
+
+/// What a piece of work has come to.
+enum Step {
+    /// The broker, or its client, has answered.
+    Answered { attempt: Attempt, result: Result<Published, Failure> },
+    /// The pause after a failure is over.
+    Again { lane: Lane, record: Record, retries: u32 },
+    /// It is durable that an event is dealt with otherwise than by the cursor alone.
+    Noted { lane: Lane, position: u64 },
+}
+
+/// One try at publishing one event.
+struct Attempt {
+    lane: Lane,
+    record: Record,
+    retries: u32,
+    category: &'static str,
+    sent: Instant,
+}
+
+/// The use of one connection.
+pub(super) struct Session<'a> {
+    forwarder: &'a Forwarder,
+    connection: &'a dyn Connection,
+    lanes: &'a mut Lanes,
+    trouble: &'a mut Trouble,
+    steps: FuturesUnordered<BoxFuture<'static, Step>>,
+    /// How many of the steps wait for the broker; the others are pauses and dead letters under way.
+    in_flight: usize,
+    /// Whether anything was published over this connection.
+    pub(super) published: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        forwarder: &'a Forwarder,
+        connection: &'a dyn Connection,
+        lanes: &'a mut Lanes,
+        trouble: &'a mut Trouble,
+    ) -> Self {
+        // What was in flight on the last connection has an unknown outcome and goes out again.
+        lanes.live.restart();
+        lanes.again.restart();
+        Self { forwarder, connection, lanes, trouble, steps: FuturesUnordered::new(), in_flight: 0, published: false }
+    }
+
+    /// Publishes until the connection fails, or until `stop` and what is in flight is acknowledged.
+    pub(super) async fn run(&mut self, stop: &CancellationToken) -> Ended {
+        let mut durable = self.forwarder.journal.durable();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut fetch = Fetch::<Batch>::new(self.forwarder.journal.clone());
+        let mut fetch_again = Fetch::<Resends>::new(self.forwarder.journal.clone());
+        let drained = sleep(Duration::MAX);
+        tokio::pin!(drained);
+        let mut stopping = false;
+        loop {
+            if stopping && self.steps.is_empty() {
+                return Ended::Stopped;
+            }
+            if !stopping {
+                let through = self.lanes.live.through();
+                if self.lanes.live.has_room() && through < *durable.borrow_and_update() {
+                    fetch.start(move |reader| reader.after(through, AHEAD, &Filter::default()));
+                }
+                self.send_what_is_due();
+            }
+            self.forwarder.status.set_in_flight(self.in_flight as u64);
+            tokio::select! {
+                Some(step) = self.steps.next() => if let Err(fault) = self.step(step) {
+                    return Ended::Failed(fault);
+                },
+                batch = fetch.finished() => self.take_in(batch),
+                resends = fetch_again.finished() => self.take_in_again(resends),
+                changed = durable.changed(), if !stopping && !fetch.is_running() => if changed.is_err() {
+                    return Ended::Stopped;
+                },
+                _ = look.tick() => {
+                    self.look();
+                    if !stopping {
+                        self.fetch_again(&mut fetch_again);
+                    }
+                }
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    drained.as_mut().reset(Instant::now() + DRAIN_LIMIT);
+                }
+                () = &mut drained => return Ended::Stopped,
+            }
+        }
+    }
+
+    /// A client that reconnects by itself (Kafka's) fails no publish meanwhile, so its outage must be seen
+    /// and said here.
+    fn look(&mut self) {
+        let Forwarder { status, .. } = self.forwarder;
+        let connected = self.connection.connected();
+        if status.connected() && !connected {
+            let fault = Fault { reason: Reason::Connection, detail: "the broker cannot be reached".into() };
+            self.forwarder.note_failure(&fault, self.trouble);
+        }
+        status.set_connected(connected);
+    }
+
+    /// Reads what an operator wants to be published again.
+    fn fetch_again(&self, fetch: &mut Fetch<Resends>) {
+        let Forwarder { name, journal, clock, .. } = self.forwarder;
+        if journal.resends(name) > 0 && self.lanes.again.has_room() {
+            let (sink, through, now_ms) = (name.clone(), self.lanes.again.through(), clock.now_ms());
+            fetch.start(move |reader| reader.resends(&sink, through, now_ms, AHEAD.rows));
+        }
+    }
+
+    /// Puts what was read in line, by its key.
+    fn take_in(&mut self, batch: Batch) {
+        for row in batch.rows {
+            match row {
+                Row::Intact(record) if self.forwarder.wants(&record) => self.lanes.live.add(record),
+                Row::Intact(record) => self.lanes.live.pass(record.position),
+                Row::Damaged { position } => {
+                    self.lanes.live.hold(position);
+                    let detail = "the stored event does not match its checksum";
+                    self.set_aside(Lane::Live, position, Fault { reason: Reason::Damaged, detail: detail.into() });
+                }
+            }
+        }
+        self.advance();
+    }
+
+    fn take_in_again(&mut self, resends: Resends) {
+        for Resend { mut record, position, replayed } in resends.due {
+            if record.position <= self.lanes.again.through() {
+                continue;
+            }
+            // What is no envelope is found out when it is sent.
+            if replayed && let Ok(marked) = envelope::replayed(&record.payload) {
+                record.payload = marked;
+            }
+            self.lanes.origins.insert(record.position, position);
+            self.lanes.again.add(record);
+        }
+        for seq in resends.gone {
+            tracing::warn!(sink = self.forwarder.name, "an event to be published again is no longer kept");
+            self.lanes.again.hold(seq);
+            self.note(Lane::Again { position: 0 }, seq, Resent::Gone);
+        }
+    }
+
+    fn send_what_is_due(&mut self) {
+        while self.in_flight < IN_FLIGHT {
+            if let Some(record) = self.lanes.live.take() {
+                self.send(Lane::Live, record, 0);
+            } else if let Some(record) = self.lanes.again.take() {
+                let position = self.lanes.origins.get(&record.position).copied().unwrap_or_default();
+                self.send(Lane::Again { position }, record, 0);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn send(&mut self, lane: Lane, record: Record, retries: u32) {
+        let (publishing, category) = match View::parse(&record.payload) {
+            Ok(event) => (self.connection.publish(&event), Category::of(event.category()).label()),
+            Err(error) => {
+                let fault = Fault { reason: Reason::Damaged, detail: error.to_string() };
+                return self.set_aside(lane, record.position, fault);
+            }
+        };
+        let attempt = Attempt { lane, record, retries, category, sent: Instant::now() };
+        self.in_flight += 1;
+        self.steps.push(Box::pin(async move { Step::Answered { attempt, result: publishing.await } }));
+    }
+
+    /// Does what follows from a step; an error ends the session.
+    fn step(&mut self, step: Step) -> Result<(), Fault> {
+        if let Step::Answered { .. } = step {
+            self.in_flight -= 1;
+        }
+        match step {
+            Step::Answered { attempt, result: Ok(published) } => self.acknowledged(&attempt, published),
+            Step::Answered { attempt, result: Err(Failure::Retry(fault)) } => self.pause(attempt, &fault),
+            Step::Answered { attempt, result: Err(Failure::Reject(fault)) } => {
+                self.set_aside(attempt.lane, attempt.record.position, fault);
+            }
+            Step::Answered { result: Err(Failure::Fatal(fault)), .. } => return Err(fault),
+            Step::Again { lane, record, retries } => self.send(lane, record, retries),
+            Step::Noted { lane, position } => self.finish(lane, position),
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, attempt: &Attempt, published: Published) {
+        let Forwarder { name, metrics, clock, status, .. } = self.forwarder;
+        let sent = attempt.sent.elapsed().as_secs_f64();
+        metrics.sink_published.with_label_values(&[name.as_str(), attempt.category]).inc();
+        metrics.sink_publish_seconds.with_label_values(&[name]).observe(sent);
+        if published.duplicate {
+            metrics.sink_broker_duplicates.with_label_values(&[name]).inc();
+        }
+        if self.trouble.is_over() {
+            status.set_failure(None);
+        }
+        self.published = true;
+        match attempt.lane {
+            Lane::Live => {
+                let age_ms = clock.now_ms().saturating_sub(attempt.record.accepted_ms).max(0);
+                metrics.delivery_to_broker_seconds.with_label_values(&[name]).observe(age_ms as f64 / 1000.0);
+                self.finish(Lane::Live, attempt.record.position);
+            }
+            lane @ Lane::Again { .. } => {
+                metrics.sink_resent.with_label_values(&[name]).inc();
+                self.note(lane, attempt.record.position, Resent::Published);
+            }
+        }
+    }
+
+    /// The event is dealt with, and nothing about it is left to be written down.
+    fn finish(&mut self, lane: Lane, position: u64) {
+        match lane {
+            Lane::Live => {
+                self.lanes.live.finish(position);
+                self.advance();
+            }
+            Lane::Again { .. } => {
+                self.lanes.again.finish(position);
+                self.lanes.origins.remove(&position);
+            }
+        }
+    }
+
+    /// Keeps the event's place, and with it its key's, until the pause is over.
+    fn pause(&mut self, attempt: Attempt, fault: &Fault) {
+        self.forwarder.note_failure(fault, self.trouble);
+        let Attempt { lane, record, retries, .. } = attempt;
+        let pause = BACKOFF.pause(retries, fastrand::f64());
+        self.steps.push(Box::pin(async move {
+            sleep(pause).await;
+            Step::Again { lane, record, retries: retries.saturating_add(1) }
+        }));
+    }
+
+    /// Only once the dead letter is durable may the events behind it go on.
+    fn set_aside(&mut self, lane: Lane, position: u64, fault: Fault) {
+        let Forwarder { name, journal, clock, .. } = self.forwarder;
+        let origin = if let Lane::Again { position } = lane { position } else { position };
+        tracing::error!(
+            sink = name,
+            position = origin,
+            reason = fault.reason.as_str(),
+            detail = fault.detail,
+            "event set aside"
+        );
+        let letter = DeadLetter {
+            sink: name.clone(),
+            position: origin,
+            reason: fault.reason.as_str().into(),
+            detail: fault.detail,
+            at_ms: clock.now_ms(),
+        };
+        if let Lane::Again { .. } = lane {
+            return self.note(lane, position, Resent::Refused(letter));
+        }
+        let journal = journal.clone();
+        self.steps.push(Box::pin(async move {
+            until_durable(|| journal.set_aside(letter.clone())).await;
+            Step::Noted { lane, position }
+        }));
+    }
+
+    /// Writes down what became of a resend.
+    fn note(&mut self, lane: Lane, seq: u64, outcome: Resent) {
+        let Forwarder { name, journal, .. } = self.forwarder;
+        let (name, journal) = (name.clone(), journal.clone());
+        let origin = if let Lane::Again { position } = lane { position } else { seq };
+        self.steps.push(Box::pin(async move {
+            until_durable(|| journal.resent(&name, seq, origin, outcome.clone())).await;
+            Step::Noted { lane, position: seq }
+        }));
+    }
+
+    fn advance(&mut self) {
+        self.forwarder.journal.advance(&self.forwarder.name, self.lanes.live.cursor());
+    }
+}
+
+/// Writes until the journal has it. A journal that can't be written answers no deliveries either, and
+/// is being opened again meanwhile.
+async fn until_durable<W: Future<Output = Result<(), AppendError>>>(write: impl Fn() -> W) {
+    while let Err(error) = write().await {
+        tracing::debug!(%error, "not written down yet");
+        sleep(BACKOFF.longest).await;
+    }
+}
