@@ -28,7 +28,7 @@ use futures_util::future::BoxFuture;
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use channels::Channels;
 use errors::{blocked, confirmed, failure, lost};
@@ -43,6 +43,9 @@ use crate::domain::template::Template;
 const CONNECT: Duration = Duration::from_secs(10);
 /// For one confirmation. Longer than the heartbeat needs to find a dead peer; after it the outcome is unknown.
 const CONFIRM: Duration = Duration::from_secs(30);
+
+/// Between an exchange's declaration and the binding of its queue.
+const BINDING: Duration = Duration::from_millis(500);
 
 /// A RabbitMQ exchange.
 #[derive(Debug)]
@@ -117,7 +120,7 @@ impl super::Connection for Connection {
             let message = message?;
             tokio::select! {
                 biased;
-                result = send(&channels, &message) => {
+                result = send_until_routed(&channels, &message) => {
                     if matches!(result, Err(Failure::Fatal(_))) {
                         channels.broken.cancel();
                     }
@@ -168,6 +171,18 @@ impl Message {
             properties: message::properties(event, format).map_err(invalid)?,
             body: event.body(format),
         })
+    }
+}
+
+/// An exchange and its bindings can't be made in one step, so what no queue took is sent once more before
+/// it counts as unroutable. Meanwhile it holds no channel.
+async fn send_until_routed(channels: &Channels, message: &Message) -> Result<Published, Failure> {
+    match send(channels, message).await {
+        Err(Failure::Reject(fault)) if fault.reason == Reason::Unroutable => {
+            sleep(BINDING).await;
+            send(channels, message).await
+        }
+        result => result,
     }
 }
 
