@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::Path;
 
 use figment::Figment;
-use figment::error::Kind;
+use figment::error::{Actual, Kind};
 use figment::value::{Dict, Value};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -225,10 +225,10 @@ impl Origin {
 fn message(kind: &Kind, secret: bool) -> String {
     match kind {
         Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if secret => {
-            format!("expected {expected}, but found something else")
+            format!("expected {}, but found something else", in_words(expected))
         }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            format!("expected {expected}, but found {found}")
+            format!("expected {}, but found {}", in_words(expected), shown(found))
         }
         Kind::UnknownField(name, known) => match nearest(name, known) {
             Some(nearest) => format!("expected a known key, but found \"{name}\"; did you mean \"{nearest}\"?"),
@@ -239,6 +239,32 @@ fn message(kind: &Kind, secret: bool) -> String {
             format!("expected one of {}, but found \"{name}\"", known.join(", "))
         }
         Kind::MissingField(name) => format!("expected the key \"{name}\", but found none"),
+        other => other.to_string(),
+    }
+}
+
+/// What a type is called by those who write configurations.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number, not negative",
+        "a nonzero u32" | "NonZeroU32" => "a whole number, at least 1",
+        "a boolean" => "true or false",
+        "a string" => "a text",
+        "a sequence" => "a list",
+        other => other,
+    }
+}
+
+/// A value as it was written.
+fn shown(found: &Actual) -> String {
+    match found {
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(value) => value.to_string(),
+        Actual::Signed(value) => value.to_string(),
+        Actual::Float(value) => value.to_string(),
+        Actual::Str(value) => format!("\"{value}\""),
+        Actual::Seq => "a list".to_owned(),
+        Actual::Map => "a table".to_owned(),
         other => other.to_string(),
     }
 }
