@@ -4,9 +4,16 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{DeadLetter, Resent};
 
+/// By how much the two tables of a sink have grown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Growth {
+    pub(super) dead_letters: i64,
+    pub(super) resends: i64,
+}
+
 /// Keeps a copy of a record that a sink could not deliver. A record whose page the disk has damaged
 /// leaves its position and the reason, so that its absence is known.
-pub(super) fn set_aside(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusqlite::Result<()> {
+pub(super) fn set_aside(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusqlite::Result<Growth> {
     type Copied = (Vec<u8>, String, String, Vec<u8>);
     let copy = |row: &Row<'_>| -> rusqlite::Result<Copied> { Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)) };
     let record = transaction
@@ -15,7 +22,7 @@ pub(super) fn set_aside(transaction: &Transaction<'_>, letter: &DeadLetter) -> r
         .optional();
     let (id, key, kind, payload) = match record {
         Ok(Some(copied)) => copied,
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(Growth::default()),
         Err(error) => {
             tracing::error!(%error, position = letter.position, "a record cannot be read; only its position is kept");
             Copied::default()
@@ -25,8 +32,8 @@ pub(super) fn set_aside(transaction: &Transaction<'_>, letter: &DeadLetter) -> r
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     let DeadLetter { sink, position, reason, detail, at_ms } = letter;
     let values = params![sink, *position as i64, at_ms, reason, detail, id, key, kind, payload];
-    transaction.prepare_cached(sql)?.execute(values)?;
-    Ok(())
+    let dead_letters = transaction.prepare_cached(sql)?.execute(values)? as i64;
+    Ok(Growth { dead_letters, resends: 0 })
 }
 
 /// Takes a resend out of its queue, with what that means for the dead letter that it may have been.
@@ -36,22 +43,23 @@ pub(super) fn resent(
     seq: u64,
     position: u64,
     outcome: &Resent,
-) -> rusqlite::Result<()> {
+) -> rusqlite::Result<Growth> {
+    let mut growth = Growth::default();
     match outcome {
         Resent::Published => {
             let sql = "DELETE FROM dead_letters WHERE sink = ?1 AND position = ?2";
-            transaction.prepare_cached(sql)?.execute(params![sink, position as i64])?;
+            growth.dead_letters -= transaction.prepare_cached(sql)?.execute(params![sink, position as i64])? as i64;
         }
         Resent::Refused(letter) => {
-            set_aside(transaction, letter)?;
+            growth = set_aside(transaction, letter)?;
             let sql = "UPDATE dead_letters SET reason = ?3, detail = ?4, at_ms = ?5 WHERE sink = ?1 AND position = ?2";
             let values = params![sink, position as i64, letter.reason, letter.detail, letter.at_ms];
             transaction.prepare_cached(sql)?.execute(values)?;
         }
         Resent::Gone => {}
     }
-    transaction.prepare_cached("DELETE FROM resends WHERE seq = ?1")?.execute([seq as i64])?;
-    Ok(())
+    growth.resends -= transaction.prepare_cached("DELETE FROM resends WHERE seq = ?1")?.execute([seq as i64])? as i64;
+    Ok(growth)
 }
 
 /// How many rows of one of the two tables are a sink's.

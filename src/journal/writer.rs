@@ -16,6 +16,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, params};
 use tokio::sync::oneshot;
 
 use super::checkpoint::{self, Checkpointer};
+use super::letters::Growth;
 use super::log::{self, Log};
 use super::reader::checksum;
 use super::{
@@ -56,6 +57,7 @@ pub(super) fn spawn(
         since_checkpoint: 0,
         last_housekeeping: Instant::now(),
         damage_said: false,
+        data_version: 0,
         _lock: lock,
     };
     thread::spawn(move || writer.run(&queue))
@@ -71,6 +73,8 @@ struct Writer {
     since_checkpoint: u64,
     last_housekeeping: Instant,
     damage_said: bool,
+    /// SQLite's count of commits by others, as last seen.
+    data_version: i64,
     _lock: File,
 }
 
@@ -99,6 +103,7 @@ struct Done {
     stored: Vec<(usize, u64)>,
     new_bytes: u64,
     cursors: Vec<(String, u64)>,
+    grown: Vec<(String, Growth)>,
 }
 
 impl Writer {
@@ -159,8 +164,14 @@ impl Writer {
             // The sender may have hung up; the event is stored all the same.
             reply.send(outcome).ok();
         }
-        if !group.letters.is_empty() || !group.resent.is_empty() {
-            self.count_letters();
+        for (sink, growth) in &done.grown {
+            let counts = [(&self.shared.dead_letters, growth.dead_letters), (&self.shared.resends, growth.resends)];
+            for (counts, growth) in counts {
+                if let Some(count) = counts.get(sink) {
+                    let grown = count.load(Ordering::Relaxed).saturating_add_signed(growth);
+                    count.store(grown, Ordering::Relaxed);
+                }
+            }
         }
         for reply in
             group.letters.into_iter().map(|(_, reply)| reply).chain(group.resent.into_iter().map(|(_, reply)| reply))
@@ -211,7 +222,6 @@ impl Writer {
         if self.connection.is_none() {
             self.reopen();
         }
-        // An operator's commands change dead letters and resends from another process.
         self.count_letters();
         if let Some(connection) = &mut self.connection
             && let Err(error) = retention::sweep(connection, &mut self.log, &self.options, &self.shared)
@@ -232,8 +242,15 @@ impl Writer {
         }
     }
 
+    /// An operator's commands change dead letters and resends from another process; then, and only then,
+    /// they are counted anew.
     fn count_letters(&mut self) {
         let Some(connection) = &self.connection else { return };
+        match connection.pragma_query_value(None, "data_version", |row| row.get::<_, i64>(0)) {
+            Ok(version) if version == self.data_version => return,
+            Ok(version) => self.data_version = version,
+            Err(error) => tracing::debug!(%error, "cannot see whether others have written"),
+        }
         let tables = [("dead_letters", &self.shared.dead_letters), ("resends", &self.shared.resends)];
         for (table, counts) in tables {
             for (sink, count) in counts {
@@ -342,10 +359,11 @@ fn write(
     let transaction = connection.transaction()?;
     append(&transaction, log, options, shared, group, &mut done)?;
     for (letter, _) in &group.letters {
-        letters::set_aside(&transaction, letter)?;
+        done.grown.push((letter.sink.clone(), letters::set_aside(&transaction, letter)?));
     }
     for (row, _) in &group.resent {
-        letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome)?;
+        let growth = letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome)?;
+        done.grown.push((row.sink.clone(), growth));
     }
     for (sink, position) in &done.cursors {
         let sql = "INSERT INTO cursors (sink, position) VALUES (?1, ?2)
