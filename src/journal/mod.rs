@@ -551,4 +551,6 @@ fn disk_free(dir: &Path) -> u64 {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
