@@ -1,6 +1,7 @@
 //! `kill -9` and what is left: every delivery that was answered 200, once, in order by key.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::support::bridge::{Bridge, Config, TOKEN};
 use crate::support::oracle::{Arrived, judge, read_record};
@@ -16,11 +17,16 @@ pub(crate) struct Load {
 
 impl Load {
     /// Starts `send` towards the bridge, and goes on through its restarts.
-    pub(crate) fn start(bridge: &Bridge, count: u32, rate: u32) -> Self {
+    pub(crate) fn start(bridge: &Bridge, count: u64, rate: u32) -> Self {
+        Self::with(bridge, count, &["--concurrency", "16", "--rate", &rate.to_string()])
+    }
+
+    /// The same, with other arguments of `send`.
+    pub(crate) fn with(bridge: &Bridge, count: u64, arguments: &[&str]) -> Self {
         let record = bridge.config().dir().join("record.jsonl");
         let mut command = program();
-        command.args(["send", "--all", "--concurrency", "16", "--token", TOKEN, "--url", &bridge.url()]);
-        command.args(["--count", &count.to_string(), "--rate", &rate.to_string()]);
+        command.args(["send", "--all", "--token", TOKEN, "--url", &bridge.url(), "--count", &count.to_string()]);
+        command.args(arguments);
         command.arg("--record").arg(&record);
         Self { process: Process::start(command, Stdout::Read), record }
     }
@@ -31,7 +37,11 @@ impl Load {
 
     /// Waits until all is sent, and says whether all was answered 200.
     pub(crate) fn finish(self) -> bool {
-        self.process.wait_within(PATIENCE * 3).code() == Some(0)
+        self.finish_within(PATIENCE * 3)
+    }
+
+    pub(crate) fn finish_within(self, limit: Duration) -> bool {
+        self.process.wait_within(limit).code() == Some(0)
     }
 }
 

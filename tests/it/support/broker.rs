@@ -192,13 +192,20 @@ impl Place {
 
     /// Everything that has arrived here, that of one key in its order. To be called once: RabbitMQ gives it away.
     pub(crate) fn consume(&self) -> Vec<Message> {
+        let mut messages = Vec::new();
+        self.consume_each(|message| messages.push(message));
+        messages
+    }
+
+    /// The same, one after the other, for more than is to be kept.
+    pub(crate) fn consume_each(&self, take: impl FnMut(Message)) {
         match self.kind {
             #[cfg(feature = "kafka")]
-            Kind::Kafka => kafka::consume(self),
+            Kind::Kafka => kafka::consume(self, take),
             #[cfg(feature = "rabbitmq")]
-            Kind::RabbitMq => rabbitmq::consume(self),
+            Kind::RabbitMq => rabbitmq::consume(self, take),
             #[cfg(feature = "nats")]
-            Kind::Nats => nats::consume(self),
+            Kind::Nats => nats::consume(self, take),
         }
     }
 

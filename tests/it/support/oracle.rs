@@ -4,51 +4,165 @@
 //! of a key's events in the order in which they were sent. One that was not answered 200 may have arrived or not. What
 //! nobody sent must not be there. An event may arrive more than once, under the same id: that is counted, not blamed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::sync::LazyLock;
 
+use ring::digest::{Context, SHA256};
+use serde::Deserialize;
 use serde_json::Value;
+use uuid::Uuid;
 
-/// A delivery as its sender saw it. Those of one key stand in the order in which they were sent.
-#[derive(Clone, Debug)]
-pub(crate) struct Sent {
-    pub(crate) key: String,
-    /// The id that the bridge answered, if it answered 200.
-    pub(crate) id: Option<String>,
-    pub(crate) body: Value,
+/// An event's id: 16 bytes, so that millions of them fit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Id([u8; 16]);
+
+impl Id {
+    #[track_caller]
+    pub(crate) fn parse(text: &str) -> Self {
+        Self(Uuid::parse_str(text).unwrap_or_else(|_| panic!("expected an id, but found {text:?}")).into_bytes())
+    }
 }
 
-/// An event as its consumer saw it. Those of one key stand in the order in which they arrived.
-#[derive(Clone, Debug)]
-pub(crate) struct Arrived {
-    pub(crate) id: String,
-    pub(crate) key: String,
-    /// The delivery as the envelope repeats it.
-    pub(crate) raw: Value,
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Uuid::from_bytes(self.0).as_hyphenated().fmt(f)
+    }
 }
 
-impl Arrived {
-    /// From a structured envelope.
-    pub(crate) fn envelope(envelope: &Value) -> Self {
-        Self {
-            id: envelope["id"].as_str().expect("an id").to_owned(),
-            key: envelope["partitionkey"].as_str().expect("a partitionkey").to_owned(),
-            raw: envelope["data"]["raw"].clone(),
+/// What a text or a delivery is compared by: 128 bits of SHA-256.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Print([u8; 16]);
+
+impl Print {
+    fn of_text(text: &str) -> Self {
+        Self::of(|hash| hash.update(text.as_bytes()))
+    }
+
+    /// Of a delivery as the bridge repeats it, that is with its secrets hidden. The order of members is no difference.
+    fn of_body(body: &Value) -> Self {
+        Self::of(|hash| update(hash, body))
+    }
+
+    fn of(write: impl FnOnce(&mut Context)) -> Self {
+        let mut hash = Context::new(&SHA256);
+        write(&mut hash);
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash.finish().as_ref()[..16]);
+        Self(bytes)
+    }
+}
+
+/// Each value with its type and its length before it, so that no two values look the same.
+fn update(hash: &mut Context, value: &Value) {
+    let mut part = |kind: u8, length: usize, text: &str| {
+        hash.update(&[kind]);
+        hash.update(&(length as u64).to_be_bytes());
+        hash.update(text.as_bytes());
+    };
+    match value {
+        Value::Null => part(0, 0, ""),
+        Value::Bool(value) => part(1, usize::from(*value), ""),
+        Value::Number(number) => {
+            let text = number.to_string();
+            part(2, text.len(), &text);
+        }
+        Value::String(text) => part(3, text.len(), text),
+        Value::Array(items) => {
+            part(4, items.len(), "");
+            items.iter().for_each(|item| update(hash, item));
+        }
+        Value::Object(members) => {
+            part(5, members.len(), "");
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by_key(|(key, _)| *key);
+            for (key, value) in members {
+                hash.update(&(key.len() as u64).to_be_bytes());
+                hash.update(key.as_bytes());
+                let secret = SECRETS.iter().any(|secret| key.eq_ignore_ascii_case(secret));
+                update(hash, if secret { &REDACTED } else { value });
+            }
         }
     }
 }
 
+/// The keys whose values the bridge replaces, and what by.
+const SECRETS: [&str; 6] = [
+    "turn_credential",
+    "sbcall_short_lived_token",
+    "sbcall_session_token",
+    "access_token",
+    "session_token",
+    "password",
+];
+static REDACTED: LazyLock<Value> = LazyLock::new(|| "[redacted]".into());
+
+/// A delivery as its sender saw it. Those of one key stand in the order in which they were sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    key: Print,
+    /// The id that the bridge answered, if it answered 200.
+    pub(crate) id: Option<Id>,
+    body: Print,
+}
+
+impl Sent {
+    pub(crate) fn new(key: &str, id: Option<Id>, body: &Value) -> Self {
+        Self { key: Print::of_text(key), id, body: Print::of_body(body) }
+    }
+}
+
+/// An event as its consumer saw it. Those of one key stand in the order in which they arrived.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrived {
+    pub(crate) id: Id,
+    key: Print,
+    /// Of the delivery as the envelope repeats it. What was left unhidden by the bridge, [`Print::of_body`] would hide,
+    /// so that is looked for apart: see [`Arrived::new`].
+    raw: Print,
+}
+
+impl Arrived {
+    #[track_caller]
+    pub(crate) fn new(id: &str, key: &str, raw: &Value) -> Self {
+        assert!(!shows_a_secret(raw), "the event {id} shows a secret");
+        Self { id: Id::parse(id), key: Print::of_text(key), raw: Print::of_body(raw) }
+    }
+
+    /// From a structured envelope.
+    #[track_caller]
+    pub(crate) fn envelope(envelope: &Value) -> Self {
+        let id = envelope["id"].as_str().expect("an id");
+        Self::new(id, envelope["partitionkey"].as_str().expect("a partitionkey"), &envelope["data"]["raw"])
+    }
+}
+
+fn shows_a_secret(value: &Value) -> bool {
+    match value {
+        Value::Object(members) => members.iter().any(|(key, value)| {
+            let secret = SECRETS.iter().any(|secret| key.eq_ignore_ascii_case(secret));
+            if secret { *value != *REDACTED } else { shows_a_secret(value) }
+        }),
+        Value::Array(items) => items.iter().any(shows_a_secret),
+        _ => false,
+    }
+}
+
 /// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Answered 200 and not there.
-    Missing { id: String },
+    Missing { id: Id },
     /// There, with another content or key than was sent.
-    Altered { id: String },
+    Altered { id: Id },
     /// First seen after an event of its key that was sent later.
-    Swapped { id: String },
+    Swapped { id: Id },
     /// Nobody sent it.
-    Invented { id: String },
+    Invented { id: Id },
 }
 
 /// What the judge found.
@@ -77,90 +191,125 @@ impl Verdict {
         assert_eq!(verdict.again, 0, "events came more than once");
         verdict
     }
+
+    /// How many faults are of this kind.
+    pub(crate) fn count(&self, kind: impl Fn(&Fault) -> bool) -> usize {
+        self.faults.iter().filter(|fault| kind(fault)).count()
+    }
 }
 
 pub(crate) fn judge(sent: &[Sent], arrived: &[Arrived]) -> Verdict {
-    let mut by_id: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut unanswered: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (index, sent) in sent.iter().enumerate() {
-        match &sent.id {
-            Some(id) => drop(by_id.entry(id).or_insert(index)),
-            None => unanswered.entry(&sent.key).or_default().push(index),
+    let mut judge = Judge::new(sent);
+    arrived.iter().for_each(|event| judge.hear(event));
+    judge.verdict()
+}
+
+/// Hears one event after the other, so that they need not all be kept.
+pub(crate) struct Judge<'a> {
+    sent: &'a [Sent],
+    by_id: HashMap<Id, usize>,
+    /// Those of each key that were not answered and have not arrived yet.
+    unanswered: HashMap<Print, Vec<usize>>,
+    seen: HashSet<Id>,
+    /// The latest of each key that has arrived.
+    latest: HashMap<Print, usize>,
+    verdict: Verdict,
+}
+
+impl<'a> Judge<'a> {
+    pub(crate) fn new(sent: &'a [Sent]) -> Self {
+        let mut by_id = HashMap::with_capacity(sent.len());
+        let mut unanswered: HashMap<Print, Vec<usize>> = HashMap::new();
+        for (index, sent) in sent.iter().enumerate() {
+            match sent.id {
+                Some(id) => drop(by_id.entry(id).or_insert(index)),
+                None => unanswered.entry(sent.key).or_default().push(index),
+            }
         }
+        let (seen, latest) = (HashSet::with_capacity(sent.len()), HashMap::new());
+        Self { sent, by_id, unanswered, seen, latest, verdict: Verdict::default() }
     }
-    let mut verdict = Verdict::default();
-    let mut seen = BTreeSet::new();
-    let mut latest: BTreeMap<&str, usize> = BTreeMap::new();
-    for event in arrived {
-        let first_time = seen.insert(event.id.as_str());
-        verdict.again += usize::from(!first_time);
-        let same = |index: &usize| hide_secrets(&sent[*index].body) == event.raw;
-        let index = by_id.get(event.id.as_str()).copied().or_else(|| {
-            let candidates = unanswered.get_mut(event.key.as_str())?;
-            let index = candidates.remove(candidates.iter().position(same)?);
-            by_id.insert(&event.id, index);
-            Some(index)
-        });
-        let Some(index) = index else {
-            verdict.faults.push(Fault::Invented { id: event.id.clone() });
-            continue;
+
+    pub(crate) fn hear(&mut self, event: &Arrived) {
+        let first_time = self.seen.insert(event.id);
+        self.verdict.again += usize::from(!first_time);
+        let Some(index) = self.sent_as(event) else {
+            return self.verdict.faults.push(Fault::Invented { id: event.id });
         };
-        if sent[index].key != event.key || !same(&index) {
-            verdict.faults.push(Fault::Altered { id: event.id.clone() });
+        let sent = self.sent[index];
+        if (sent.key, sent.body) != (event.key, event.raw) {
+            self.verdict.faults.push(Fault::Altered { id: event.id });
         }
         // The first appearance decides; what comes again may come at any time.
         if first_time {
-            let latest = latest.entry(&event.key).or_insert(index);
+            let latest = self.latest.entry(event.key).or_insert(index);
             if index < *latest {
-                verdict.faults.push(Fault::Swapped { id: event.id.clone() });
+                self.verdict.faults.push(Fault::Swapped { id: event.id });
             }
             *latest = index.max(*latest);
         }
     }
-    let missing = sent.iter().filter_map(|sent| sent.id.as_ref()).filter(|id| !seen.contains(id.as_str()));
-    let missing: BTreeSet<&String> = missing.collect();
-    verdict.faults.extend(missing.into_iter().map(|id| Fault::Missing { id: id.clone() }));
-    verdict.events = seen.len();
-    verdict
-}
 
-/// The keys whose values the bridge replaces, and what by.
-const SECRETS: [&str; 6] = [
-    "turn_credential",
-    "sbcall_short_lived_token",
-    "sbcall_session_token",
-    "access_token",
-    "session_token",
-    "password",
-];
-const REDACTED: &str = "[redacted]";
-
-/// A delivery as the bridge repeats it.
-pub(crate) fn hide_secrets(value: &Value) -> Value {
-    match value {
-        Value::Object(members) => {
-            let hidden = |(key, value): (&String, &Value)| {
-                let secret = SECRETS.contains(&key.to_ascii_lowercase().as_str());
-                (key.clone(), if secret { REDACTED.into() } else { hide_secrets(value) })
-            };
-            Value::Object(members.iter().map(hidden).collect())
+    /// Which delivery it is.
+    fn sent_as(&mut self, event: &Arrived) -> Option<usize> {
+        match self.by_id.entry(event.id) {
+            Entry::Occupied(known) => Some(*known.get()),
+            Entry::Vacant(unknown) => {
+                let candidates = self.unanswered.get_mut(&event.key)?;
+                let found = candidates.iter().position(|&index| self.sent[index].body == event.raw)?;
+                Some(*unknown.insert(candidates.remove(found)))
+            }
         }
-        Value::Array(items) => items.iter().map(hide_secrets).collect(),
-        other => other.clone(),
+    }
+
+    pub(crate) fn verdict(mut self) -> Verdict {
+        let missing = self.sent.iter().filter_map(|sent| sent.id).filter(|id| !self.seen.contains(id));
+        let missing: BTreeSet<Id> = missing.collect();
+        self.verdict.faults.extend(missing.into_iter().map(|id| Fault::Missing { id }));
+        self.verdict.events = self.seen.len();
+        self.verdict
     }
 }
 
-/// What `send --record` wrote. A last line that is cut off, because the sender was killed, is no line.
+/// A line that `send --record` wrote.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RecordLine {
+    pub(crate) key: String,
+    pub(crate) body: Value,
+    pub(crate) status: Option<u16>,
+    pub(crate) answer: Option<Answer>,
+    /// How long the last try took.
+    pub(crate) ms: f64,
+    /// Why there was no answer.
+    pub(crate) error: Option<String>,
+}
+
+/// What the bridge answered.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Answer {
+    pub(crate) id: String,
+    /// `stored` or `duplicate`.
+    pub(crate) status: String,
+}
+
+impl RecordLine {
+    pub(crate) fn sent(&self) -> Sent {
+        let answered = self.status == Some(200);
+        let id = answered.then(|| Id::parse(&self.answer.as_ref().expect("an answer with an id").id));
+        Sent::new(&self.key, id, &self.body)
+    }
+}
+
+/// What `send --record` wrote, line by line. It writes through a buffer: the record is whole once `send` has ended, and
+/// a crash of the bridge takes nothing from it. A line that is cut off, because the sender itself was killed, is a
+/// panic.
+pub(crate) fn record_lines(file: &Path) -> impl Iterator<Item = RecordLine> {
+    let lines = BufReader::new(File::open(file).expect("a record")).lines();
+    lines.map(|line| serde_json::from_str(&line.expect("a readable record")).expect("a line of the record"))
+}
+
 pub(crate) fn read_record(file: &Path) -> Vec<Sent> {
-    let text = std::fs::read_to_string(file).expect("a record");
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of the record"));
-    lines
-        .map(|line| Sent {
-            key: line["key"].as_str().expect("a key").to_owned(),
-            id: (line["status"] == 200).then(|| line["answer"]["id"].as_str().expect("an id").to_owned()),
-            body: line["body"].clone(),
-        })
-        .collect()
+    record_lines(file).map(|line| line.sent()).collect()
 }
 
 #[cfg(test)]
@@ -168,12 +317,20 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn sent(key: &str, id: &str) -> Sent {
-        Sent { key: key.into(), id: Some(id.into()), body: json!({ "of": id, "password": 1 }) }
+    fn uuid(n: u8) -> String {
+        Uuid::from_u128(n.into()).to_string()
     }
 
-    fn arrived(key: &str, id: &str) -> Arrived {
-        Arrived { id: id.into(), key: key.into(), raw: json!({ "of": id, "password": REDACTED }) }
+    fn id(n: u8) -> Id {
+        Id::parse(&uuid(n))
+    }
+
+    fn sent(key: &str, n: u8) -> Sent {
+        Sent::new(key, Some(id(n)), &json!({ "of": n, "password": 1 }))
+    }
+
+    fn arrived(key: &str, n: u8) -> Arrived {
+        Arrived::new(&uuid(n), key, &json!({ "password": "[redacted]", "of": n }))
     }
 
     fn faults(sent: &[Sent], arrived: &[Arrived]) -> Vec<Fault> {
@@ -181,12 +338,12 @@ mod tests {
     }
 
     fn all_sent() -> Vec<Sent> {
-        vec![sent("k", "1"), sent("l", "2"), sent("k", "3"), sent("k", "4")]
+        vec![sent("k", 1), sent("l", 2), sent("k", 3), sent("k", 4)]
     }
 
     #[test]
     fn what_arrived_as_it_was_sent_is_fine_also_twice_and_with_keys_interleaved() {
-        let all = [("k", "1"), ("k", "3"), ("l", "2"), ("k", "1"), ("k", "4"), ("k", "3")];
+        let all = [("k", 1), ("k", 3), ("l", 2), ("k", 1), ("k", 4), ("k", 3)];
         let all = all.map(|(key, id)| arrived(key, id));
         let verdict = judge(&all_sent(), &all).clean();
         assert_eq!((verdict.events, verdict.again), (4, 2));
@@ -194,45 +351,79 @@ mod tests {
 
     #[test]
     fn a_dropped_event_is_reported() {
-        let some = [("k", "1"), ("l", "2"), ("k", "4")].map(|(key, id)| arrived(key, id));
-        assert_eq!(faults(&all_sent(), &some), [Fault::Missing { id: "3".into() }]);
+        let some = [("k", 1), ("l", 2), ("k", 4)].map(|(key, id)| arrived(key, id));
+        assert_eq!(faults(&all_sent(), &some), [Fault::Missing { id: id(3) }]);
     }
 
     #[test]
     fn an_altered_event_is_reported_also_when_only_its_second_copy_is() {
-        let mut all = [("k", "1"), ("l", "2"), ("k", "3"), ("k", "4"), ("l", "2")].map(|(key, id)| arrived(key, id));
-        all[4].raw["of"] = "x".into();
-        assert_eq!(faults(&all_sent(), &all), [Fault::Altered { id: "2".into() }]);
-        all[4] = arrived("k", "2");
-        assert_eq!(faults(&all_sent(), &all), [Fault::Altered { id: "2".into() }]);
+        let mut all = [("k", 1), ("l", 2), ("k", 3), ("k", 4), ("l", 2)].map(|(key, id)| arrived(key, id));
+        all[4].raw = arrived("l", 9).raw;
+        assert_eq!(faults(&all_sent(), &all), [Fault::Altered { id: id(2) }]);
+        all[4] = arrived("k", 2);
+        assert_eq!(faults(&all_sent(), &all), [Fault::Altered { id: id(2) }]);
     }
 
     #[test]
     fn swapped_events_of_a_key_are_reported() {
-        let all = [("k", "1"), ("l", "2"), ("k", "4"), ("k", "3")].map(|(key, id)| arrived(key, id));
-        assert_eq!(faults(&all_sent(), &all), [Fault::Swapped { id: "3".into() }]);
+        let all = [("k", 1), ("l", 2), ("k", 4), ("k", 3)].map(|(key, id)| arrived(key, id));
+        assert_eq!(faults(&all_sent(), &all), [Fault::Swapped { id: id(3) }]);
     }
 
     #[test]
     fn an_invented_event_is_reported() {
-        let all = [("k", "1"), ("l", "2"), ("k", "3"), ("k", "4"), ("k", "5")].map(|(key, id)| arrived(key, id));
-        assert_eq!(faults(&all_sent(), &all), [Fault::Invented { id: "5".into() }]);
+        let all = [("k", 1), ("l", 2), ("k", 3), ("k", 4), ("k", 5)].map(|(key, id)| arrived(key, id));
+        assert_eq!(faults(&all_sent(), &all), [Fault::Invented { id: id(5) }]);
     }
 
     #[test]
     fn a_delivery_that_was_not_answered_may_arrive_once_under_any_id_but_in_order() {
         let mut sent = all_sent();
         sent[2].id = None;
-        let without = [("k", "1"), ("l", "2"), ("k", "4")].map(|(key, id)| arrived(key, id));
+        let without = [("k", 1), ("l", 2), ("k", 4)].map(|(key, id)| arrived(key, id));
         assert_eq!(faults(&sent, &without), []);
-        let mut with = [("k", "1"), ("l", "2"), ("k", "3"), ("k", "4")].map(|(key, id)| arrived(key, id));
-        with[2].id = "any".into();
+        let mut with = [("k", 1), ("l", 2), ("k", 3), ("k", 4)].map(|(key, id)| arrived(key, id));
+        with[2].id = id(8);
         assert_eq!(faults(&sent, &with), []);
         with.swap(2, 3);
-        assert_eq!(faults(&sent, &with), [Fault::Swapped { id: "any".into() }]);
+        assert_eq!(faults(&sent, &with), [Fault::Swapped { id: id(8) }]);
         with.swap(2, 3);
-        with[3] = Arrived { id: "other".into(), ..with[2].clone() };
+        with[3] = Arrived { id: id(9), ..with[2] };
         let found = faults(&sent, &with);
-        assert_eq!(found, [Fault::Invented { id: "other".into() }, Fault::Missing { id: "4".into() }]);
+        assert_eq!(found, [Fault::Invented { id: id(9) }, Fault::Missing { id: id(4) }]);
+    }
+
+    #[test]
+    fn values_that_differ_have_different_prints() {
+        let values = [
+            json!(null),
+            json!(false),
+            json!(true),
+            json!(1),
+            json!(1.0),
+            json!("1"),
+            json!([]),
+            json!({}),
+            json!([1, 2]),
+            json!([[1], 2]),
+            json!([[1, 2]]),
+            json!({ "a": 1 }),
+            json!({ "a": "1" }),
+            json!({ "b": 1 }),
+            json!({ "a": { "b": 1 } }),
+            json!({ "a": {}, "b": 1 }),
+            json!(["ab", "c"]),
+            json!(["a", "bc"]),
+        ];
+        let prints: HashSet<Print> = values.iter().map(Print::of_body).collect();
+        assert_eq!(prints.len(), values.len());
+        let [one, other] = [r#"{"a":1,"b":[2]}"#, r#"{"b":[2],"a":1}"#].map(|text| serde_json::from_str(text).unwrap());
+        assert_eq!(Print::of_body(&one), Print::of_body(&other));
+    }
+
+    #[test]
+    #[should_panic(expected = "shows a secret")]
+    fn a_secret_that_came_through_is_reported() {
+        Arrived::new(&uuid(1), "k", &json!({ "users": [{ "Access_Token": "EXAMPLE" }] }));
     }
 }

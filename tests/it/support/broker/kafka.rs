@@ -50,7 +50,7 @@ pub(crate) fn make_one(place: &Place, suffix: &str) {
 }
 
 /// Reads all partitions from their beginnings to where they end now.
-pub(crate) fn consume(place: &Place) -> Vec<Message> {
+pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {
     let consumer: BaseConsumer =
         client(place).set("group.id", &place.name).set("enable.auto.commit", "false").create().unwrap();
     let metadata = consumer.fetch_metadata(None, PATIENCE).expect("metadata");
@@ -66,19 +66,18 @@ pub(crate) fn consume(place: &Place) -> Vec<Message> {
         }
     }
     consumer.assign(&partitions).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    let mut messages = Vec::new();
+    let mut deadline = Instant::now() + PATIENCE;
     while !left.is_empty() {
         assert!(Instant::now() < deadline, "not all of {} could be read: {left:?}", place.name);
         let Some(record) = consumer.poll(Duration::from_millis(200)) else { continue };
         let record = record.expect("a record");
-        messages.push(message(&record));
+        take(message(&record));
+        deadline = Instant::now() + PATIENCE;
         let partition = (record.topic().to_owned(), record.partition());
         if left.get(&partition).is_some_and(|high| record.offset() + 1 >= *high) {
             left.remove(&partition);
         }
     }
-    messages
 }
 
 fn message(record: &rdkafka::message::BorrowedMessage<'_>) -> Message {

@@ -30,24 +30,27 @@ pub(crate) fn make(place: &Place, limits: Limits) {
     block_on(async { connect(place).await.create_stream(config).await }).expect("a stream");
 }
 
-pub(crate) fn consume(place: &Place) -> Vec<Message> {
-    let reading = async {
+pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {
+    block_on(async {
         let context = connect(place).await;
         let mut stream = context.get_stream(&place.name).await.expect("the stream");
         let expected = usize::try_from(stream.info().await.expect("the stream's state").state.messages).unwrap();
         let config = consumer::pull::Config { ack_policy: consumer::AckPolicy::None, ..Default::default() };
         let consumer = stream.create_consumer(config).await.expect("a consumer");
-        let mut messages = Vec::new();
-        while messages.len() < expected {
-            let most = BATCH.min(expected - messages.len());
+        let mut taken = 0;
+        while taken < expected {
+            let most = BATCH.min(expected - taken);
             let mut batch = consumer.fetch().max_messages(most).messages().await.expect("a batch");
-            while let Some(got) = batch.next().await {
-                messages.push(message(&place.name, &got.expect("a message")));
+            let mut next =
+                async || tokio::time::timeout(PATIENCE, batch.next()).await.expect("the whole stream in time");
+            let before = taken;
+            while let Some(got) = next().await {
+                take(message(&place.name, &got.expect("a message")));
+                taken += 1;
             }
+            assert!(taken > before, "only {taken} of {expected} could be read");
         }
-        messages
-    };
-    block_on(async { tokio::time::timeout(PATIENCE, reading).await }).expect("the whole stream in time")
+    });
 }
 
 fn message(stream: &str, got: &jetstream::Message) -> Message {

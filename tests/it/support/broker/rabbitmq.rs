@@ -1,12 +1,20 @@
-//! RabbitMQ: a topic exchange and a classic queue, read by basic.get.
+//! RabbitMQ: a topic exchange and a classic queue, read by a consumer.
 
 use std::collections::BTreeMap;
 
-use lapin::options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 
 use super::{Limits, Message, Place, block_on};
+use crate::support::PATIENCE;
+
+/// Messages that the broker sends ahead.
+const UNACKNOWLEDGED: u16 = 1000;
 
 fn with_channel<T>(place: &Place, work: impl AsyncFnOnce(&Channel) -> lapin::Result<T>) -> T {
     block_on(async {
@@ -32,15 +40,26 @@ pub(crate) fn make(place: &Place, limits: Limits) {
     });
 }
 
-pub(crate) fn consume(place: &Place) -> Vec<Message> {
+pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {
+    let name = || place.name.clone().into();
     with_channel(place, async |channel| {
-        let mut messages = Vec::new();
-        let options = BasicGetOptions { no_ack: true };
-        while let Some(got) = channel.basic_get(place.name.clone().into(), options).await? {
-            messages.push(message(&got.delivery));
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let mut left = channel.queue_declare(name(), passive, FieldTable::default()).await?.message_count();
+        channel.basic_qos(UNACKNOWLEDGED, BasicQosOptions::default()).await?;
+        let (options, tag) = (BasicConsumeOptions::default(), "the test");
+        let mut consumer = channel.basic_consume(name(), tag.into(), options, FieldTable::default()).await?;
+        while left > 0 {
+            let next = tokio::time::timeout(PATIENCE, consumer.next()).await;
+            let got = next.expect("the whole queue in time").expect("a message")?;
+            left -= 1;
+            if left == 0 || left.is_multiple_of(u32::from(UNACKNOWLEDGED) / 2) {
+                channel.basic_ack(got.delivery_tag, BasicAckOptions { multiple: true }).await?;
+            }
+            take(message(&got));
         }
-        Ok(messages)
-    })
+        channel.basic_cancel(tag.into(), BasicCancelOptions::default()).await?;
+        Ok(())
+    });
 }
 
 fn message(delivery: &lapin::message::Delivery) -> Message {
