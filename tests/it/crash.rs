@@ -191,12 +191,13 @@ fn table<'a>(
     write!(text, "\n{:<10}", "sink").unwrap();
     columns.iter().for_each(|column| write!(text, "{column:>14}").unwrap());
     for (label, verdict) in sinks {
+        let count = |kind: fn(&Fault) -> bool| verdict.faults.iter().filter(|fault| kind(fault)).count();
         let numbers = [
             verdict.events,
-            verdict.count(|fault| matches!(fault, Fault::Missing { .. })),
-            verdict.count(|fault| matches!(fault, Fault::Altered { .. })),
-            verdict.count(|fault| matches!(fault, Fault::Invented { .. })),
-            verdict.count(|fault| matches!(fault, Fault::Swapped { .. })),
+            count(|fault| matches!(fault, Fault::Missing { .. })),
+            count(|fault| matches!(fault, Fault::Altered { .. })),
+            count(|fault| matches!(fault, Fault::Invented { .. })),
+            count(|fault| matches!(fault, Fault::Swapped { .. })),
             verdict.again,
         ];
         write!(text, "\n{label:<10}").unwrap();
