@@ -289,7 +289,9 @@ fn samples(args: &Args) -> Result<(Samples, u64), Failure> {
     let now_ms = Clock::system().now_ms();
     let calls = args.calls.unwrap_or(u32::from(args.concurrency) * 4) as usize;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
-    let mut sampler = Sampler::new(seed, calls, now_ms, &args.application);
+    // Deliveries happen 20 ms apart on average, and the last of them happens about now.
+    let span_ms = i64::try_from(args.count.unwrap_or(0)).unwrap_or(i64::MAX).saturating_mul(20);
+    let mut sampler = Sampler::new(seed, calls, now_ms.saturating_sub(span_ms), &args.application);
     if args.all {
         let count = args.count.unwrap_or(Category::ALL.len() as u64);
         // Fewer than one of each would not be all: live calls alone might take long to show the rarest.

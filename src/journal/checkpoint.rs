@@ -1,8 +1,8 @@
 //! Moving committed pages from the write-ahead log into the main file, away from the commits.
 //!
-//! A passive checkpoint never blocks the writer, but while the writer keeps adding, the log is never
-//! copied to its very end and so can't start over. The thread therefore tells the writer when the log
-//! has grown past [`LONG_LOG`]; the writer then copies the short rest itself, between two commits.
+//! A passive checkpoint never blocks the writer, but the log can start over only when all of it is copied and
+//! nobody reads from it, which under load hardly ever comes about by itself. Past [`LONG_LOG`] the writer
+//! therefore copies the short rest between two commits and waits a moment for the readers ([`restart`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,11 +14,17 @@ use rusqlite::Connection;
 
 use super::schema;
 
-/// New bytes in the log after which the thread is woken.
-pub(super) const WAKE_AFTER: u64 = 4 * 1024 * 1024;
+/// New pages in the log after which the thread is woken: 4 MiB.
+pub(super) const WAKE_AFTER: u32 = 1024;
 
-/// Pages in the log past which the writer must help: 64 MiB.
-const LONG_LOG: i64 = 16 * 1024;
+/// Pages in the log past which the writer makes it start over: 64 MiB.
+pub(super) const LONG_LOG: u32 = 16 * 1024;
+
+/// How long the writer may wait for readers, whose transactions take milliseconds.
+const READERS: Duration = Duration::from_millis(100);
+
+/// How long a connection waits for another's lock otherwise; what the library has by default.
+const LOCKS: Duration = Duration::from_secs(5);
 
 /// The writer's side.
 pub(super) struct Checkpointer {
@@ -29,7 +35,6 @@ pub(super) struct Checkpointer {
 #[derive(Default)]
 struct Signals {
     wanted: AtomicBool,
-    long: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -38,11 +43,6 @@ impl Checkpointer {
     pub(super) fn wake(&self) {
         self.signals.wanted.store(true, Ordering::Release);
         self.thread.unpark();
-    }
-
-    /// Whether the log has grown too long for the thread alone; asking clears it.
-    pub(super) fn needs_help(&self) -> bool {
-        self.signals.long.swap(false, Ordering::Acquire)
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) fn spawn(path: PathBuf) -> (Checkpointer, JoinHandle<()>) {
             while !signals.stop.load(Ordering::Acquire) {
                 if signals.wanted.swap(false, Ordering::Acquire) {
                     match checkpoint(&path, &mut connection) {
-                        Ok(pages) => signals.long.store(pages > LONG_LOG, Ordering::Release),
+                        Ok(()) => {}
                         // The log is intact and only longer; the next wake tries again, and a disk
                         // that really fails shows at the next commit.
                         Err(error) => {
@@ -78,16 +78,18 @@ pub(super) fn spawn(path: PathBuf) -> (Checkpointer, JoinHandle<()>) {
     (Checkpointer { signals, thread: handle.thread().clone() }, handle)
 }
 
-/// Pages in the log, as SQLite counts them.
-fn checkpoint(path: &std::path::Path, connection: &mut Option<Connection>) -> rusqlite::Result<i64> {
+fn checkpoint(path: &std::path::Path, connection: &mut Option<Connection>) -> rusqlite::Result<()> {
     let connection = match connection {
         Some(connection) => connection,
         None => connection.insert(schema::open_checkpointer(path)?),
     };
-    run(connection)
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
 }
 
-/// One passive checkpoint.
-pub(super) fn run(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))
+/// Copies what is left of the log and makes the next commit start it over; called by the writer.
+pub(super) fn restart(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(READERS)?;
+    let restarted = connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()));
+    connection.busy_timeout(LOCKS)?;
+    restarted
 }

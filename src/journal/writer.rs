@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -54,7 +54,8 @@ pub(super) fn spawn(
         options,
         shared,
         checkpointer,
-        since_checkpoint: 0,
+        log_pages: Arc::new(AtomicU32::new(0)),
+        checkpointed_at: 0,
         last_housekeeping: Instant::now(),
         damage_said: false,
         data_version: 0,
@@ -70,7 +71,9 @@ struct Writer {
     options: Options,
     shared: Arc<Shared>,
     checkpointer: Checkpointer,
-    since_checkpoint: u64,
+    /// Pages in the write-ahead log after the last commit, as SQLite says, and when a checkpoint was last asked for.
+    log_pages: Arc<AtomicU32>,
+    checkpointed_at: u32,
     last_housekeeping: Instant,
     damage_said: bool,
     /// SQLite's count of commits by others, as last seen.
@@ -108,6 +111,7 @@ struct Done {
 
 impl Writer {
     fn run(mut self, queue: &Receiver<Command>) {
+        self.watch_log();
         loop {
             let group = collect(queue);
             let close = group.close;
@@ -157,7 +161,6 @@ impl Writer {
             self.log.last = position;
         }
         self.log.end_offset += done.new_bytes;
-        self.since_checkpoint += done.new_bytes;
         self.log.cursors.extend(done.cursors);
         self.publish_numbers();
         for ((_, reply), outcome) in group.appends.into_iter().zip(done.outcomes) {
@@ -189,18 +192,35 @@ impl Writer {
         shared.durable.send_if_modified(|durable| std::mem::replace(durable, self.log.last) != self.log.last);
     }
 
-    fn checkpoint_if_due(&mut self) {
-        if self.since_checkpoint < checkpoint::WAKE_AFTER {
-            return;
-        }
-        self.since_checkpoint = 0;
-        if self.checkpointer.needs_help()
-            && let Some(connection) = &self.connection
-            && let Err(error) = checkpoint::run(connection)
+    fn watch_log(&mut self) {
+        let pages = Arc::clone(&self.log_pages);
+        let hook = move |_: &mut _, n| {
+            pages.store(u32::try_from(n).unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        };
+        if let Some(connection) = &mut self.connection
+            && let Err(error) = connection.wal_hook(Some(hook))
         {
-            tracing::debug!(%error, "checkpoint between commits failed");
+            tracing::error!(%error, "the write-ahead log cannot be watched and may grow");
         }
-        self.checkpointer.wake();
+    }
+
+    fn checkpoint_if_due(&mut self) {
+        let pages = self.log_pages.load(Ordering::Relaxed);
+        if pages < self.checkpointed_at {
+            // The log has started over.
+            self.checkpointed_at = 0;
+        }
+        if pages - self.checkpointed_at >= checkpoint::WAKE_AFTER {
+            self.checkpointed_at = pages;
+            self.checkpointer.wake();
+            if pages > checkpoint::LONG_LOG
+                && let Some(connection) = &self.connection
+                && let Err(error) = checkpoint::restart(connection)
+            {
+                tracing::debug!(%error, "the write-ahead log cannot start over yet");
+            }
+        }
     }
 
     /// A write failed and was rolled back. A full disk may have room for the next one; after any other
@@ -279,6 +299,7 @@ impl Writer {
                 tracing::info!(last_position = log.last, "the journal was opened again");
                 self.connection = Some(connection);
                 self.log = log;
+                self.watch_log();
             }
             Err(error) => tracing::debug!(%error, "the journal still cannot be opened"),
         }

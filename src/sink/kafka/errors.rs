@@ -25,11 +25,7 @@ pub(super) fn of_the_whole_batch(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
-            Code::MessageSizeTooLarge
-                | Code::MessageBatchTooLarge
-                | Code::InvalidRecord
-                | Code::InvalidDifferentRecord
-                | Code::InvalidTimestamp
+            Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidRecord | Code::InvalidDifferentRecord
         )
     )
 }
@@ -55,7 +51,9 @@ pub(super) fn creating(error: &KafkaError) -> Failure {
 pub(super) fn sorted(code: Code) -> Failure {
     let reason = match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => return Failure::reject(Reason::TooLarge, code),
-        Code::InvalidRecord | Code::InvalidTimestamp => return Failure::reject(Reason::Invalid, code),
+        Code::InvalidRecord => return Failure::reject(Reason::Invalid, code),
+        // The time is ours: somebody's clock is wrong, and will be put right.
+        Code::InvalidTimestamp => Reason::Invalid,
         // The producer, or its place in the broker's books, is gone.
         Code::Fatal
         | Code::GaplessGuarantee
@@ -120,7 +118,7 @@ mod tests {
             (Code::MessageSizeTooLarge, ("reject", Reason::TooLarge)),
             (Code::MessageBatchTooLarge, ("reject", Reason::TooLarge)),
             (Code::InvalidRecord, ("reject", Reason::Invalid)),
-            (Code::InvalidTimestamp, ("reject", Reason::Invalid)),
+            (Code::InvalidTimestamp, ("retry", Reason::Invalid)),
             (Code::InvalidDifferentRecord, ("retry", Reason::Other)),
             (Code::InvalidMessage, ("retry", Reason::Other)),
             (Code::UnknownTopic, ("retry", Reason::NotFound)),
@@ -158,7 +156,7 @@ mod tests {
     fn what_a_batch_is_refused_for_may_be_a_neighbours_fault() {
         let batch = |code| of_the_whole_batch(&KafkaError::MessageProduction(code));
         assert!(
-            batch(Code::MessageSizeTooLarge) && batch(Code::InvalidTimestamp) && batch(Code::InvalidDifferentRecord)
+            batch(Code::MessageSizeTooLarge) && !batch(Code::InvalidTimestamp) && batch(Code::InvalidDifferentRecord)
         );
         assert!(!batch(Code::QueueFull) && !of_the_whole_batch(&KafkaError::Canceled));
     }

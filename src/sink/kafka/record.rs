@@ -10,7 +10,8 @@ pub(super) struct Record {
     pub(super) key: String,
     pub(super) payload: Bytes,
     pub(super) headers: OwnedHeaders,
-    /// Milliseconds since 1970.
+    /// When the bridge accepted the event, in milliseconds since 1970. Not when it happened: a broker refuses
+    /// records from its future, and deletes by age, so a sender's wrong clock would lose events.
     pub(super) timestamp: Option<i64>,
 }
 
@@ -21,7 +22,7 @@ impl Record {
             key: event.key().to_owned(),
             payload: event.body(format),
             headers: headers(event, format),
-            timestamp: millis(&event.envelope().time),
+            timestamp: millis(&event.envelope().receivedtime),
         }
     }
 }
@@ -68,7 +69,7 @@ mod tests {
                 "ce_time: 2026-01-01T00:00:01.234Z",
             ]
         );
-        assert_eq!((record.key.as_str(), record.timestamp), ("R", Some(1_767_225_601_234)));
+        assert_eq!((record.key.as_str(), record.timestamp), ("R", Some(1_767_225_600_100)));
         assert_eq!(record.payload, STORED);
     }
 
