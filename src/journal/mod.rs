@@ -340,8 +340,11 @@ impl Journal {
         let dir = options.settings.dir.clone();
         let lock = lock(&dir)?;
         let path = dir.join(schema::FILE);
-        let connection = schema::open_writer(&path)?;
+        let mut connection = schema::open_writer(&path)?;
         let database = |error: rusqlite::Error| OpenError::Database { path: path.clone(), source: error.into() };
+        // A long check by an operator may be in the way of the first; the commit then fsyncs what is there.
+        schema::settle(&connection).map_err(database)?;
+        schema::prove_writable(&mut connection).map_err(database)?;
         let found = log::load(&connection, &options).map_err(database)?;
         sync_dir(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
 

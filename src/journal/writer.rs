@@ -254,6 +254,9 @@ impl Writer {
     fn reopen(&mut self) {
         let opened = schema::open_writer(&self.shared.path).map_err(|error| error.to_string());
         match opened.and_then(|mut connection| {
+            if !schema::settle(&connection).map_err(|error| error.to_string())? {
+                return Err("a reader is in the way of emptying its log".to_owned());
+            }
             schema::prove_writable(&mut connection).map_err(|error| error.to_string())?;
             let log = log::load(&connection, &self.options).map_err(|error| error.to_string())?;
             Ok((connection, log))

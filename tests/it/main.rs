@@ -14,10 +14,12 @@ mod commands;
 mod config;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod crash;
+mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
 mod operator;
+mod power;
 mod recovery;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
