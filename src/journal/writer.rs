@@ -342,10 +342,12 @@ fn write(
     if group.appends.is_empty() && group.letters.is_empty() && group.resent.is_empty() && done.cursors.is_empty() {
         return Ok(done);
     }
+    let copies = group.letters.iter().map(|(letter, _)| letters::copy(connection, letter));
+    let copies = copies.collect::<rusqlite::Result<Vec<_>>>()?;
     let transaction = connection.transaction()?;
     append(&transaction, log, options, shared, group, &mut done)?;
-    for (letter, _) in &group.letters {
-        letters::set_aside(&transaction, letter)?;
+    for ((letter, _), copied) in group.letters.iter().zip(copies) {
+        letters::set_aside(&transaction, letter, copied)?;
     }
     for (row, _) in &group.resent {
         letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome)?;

@@ -12,6 +12,7 @@ mod accept;
 mod architecture;
 mod commands;
 mod config;
+mod corruption;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod crash;
 mod disk;
