@@ -212,13 +212,13 @@ impl Desk {
     /// When the engine fails.
     pub fn summary(&self) -> Result<Summary, EngineError> {
         let one = |sql: &str| self.connection.query_row(sql, [], |row| row.get::<_, Option<i64>>(0));
-        let first = one("SELECT min(position) FROM records")?.unwrap_or(0);
-        let last = one("SELECT max(position) FROM records")?.unwrap_or(0);
-        let accepted = |position: i64| {
+        let ends = super::log::ends(&self.connection)?;
+        let accepted = |position: u64| {
             self.connection
-                .query_row("SELECT accepted_ms FROM records WHERE position = ?1", [position], |row| row.get(0))
+                .query_row("SELECT accepted_ms FROM records WHERE position = ?1", [position as i64], |row| row.get(0))
         };
-        let accepted_ms = if last == 0 { None } else { Some((accepted(first)?, accepted(last)?)) };
+        // Not told where a page at an end can't be read.
+        let accepted_ms = accepted(ends.first).ok().zip(accepted(ends.last).ok());
         let mut statement = self.connection.prepare(
             "SELECT sink, position, (SELECT count(*) FROM dead_letters d WHERE d.sink = c.sink),
                     (SELECT count(*) FROM resends q WHERE q.sink = c.sink) FROM cursors c ORDER BY sink",
@@ -227,13 +227,12 @@ impl Desk {
         let sinks = statement
             .query_map([], |row| Ok((row.get(0)?, counted(row, 1)?, counted(row, 2)?, counted(row, 3)?)))?
             .collect::<Result<_, _>>()?;
-        let bytes = super::log::ends(&self.connection)?.bytes();
         Ok(Summary {
             path: self.path.clone(),
-            first_position: first as u64,
-            last_position: last as u64,
+            first_position: ends.first,
+            last_position: ends.last,
             accepted_ms,
-            bytes,
+            bytes: ends.bytes(),
             dedup_ids: one("SELECT count(*) FROM seen")?.unwrap_or(0) as u64,
             sinks,
         })

@@ -11,23 +11,31 @@ pub(super) struct Growth {
     pub(super) resends: i64,
 }
 
-/// Keeps a copy of a record that a sink could not deliver. A record whose page the disk has damaged
-/// leaves its position and the reason, so that its absence is known.
-pub(super) fn set_aside(transaction: &Transaction<'_>, letter: &DeadLetter) -> rusqlite::Result<Growth> {
-    type Copied = (Vec<u8>, String, String, Vec<u8>);
+/// What of a record outlives it as a dead letter: id, key, type, payload.
+pub(super) type Copied = (Vec<u8>, String, String, Vec<u8>);
+
+/// Reads the record of a dead letter; `None` if it is no longer kept. A record whose page the disk has damaged
+/// leaves its position and the reason, so that its absence is known. Not to be called inside of a transaction that
+/// has written, which the engine gives up when it meets damage.
+pub(super) fn copy(connection: &Connection, letter: &DeadLetter) -> rusqlite::Result<Option<Copied>> {
     let copy = |row: &Row<'_>| -> rusqlite::Result<Copied> { Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)) };
-    let record = transaction
+    let record = connection
         .prepare_cached("SELECT id, key, kind, payload FROM records WHERE position = ?1")?
         .query_row([letter.position as i64], copy)
         .optional();
-    let (id, key, kind, payload) = match record {
-        Ok(Some(copied)) => copied,
-        Ok(None) => return Ok(Growth::default()),
-        Err(error) => {
-            tracing::error!(%error, position = letter.position, "a record cannot be read; only its position is kept");
-            Copied::default()
-        }
-    };
+    Ok(record.unwrap_or_else(|error| {
+        tracing::error!(%error, position = letter.position, "a record cannot be read; only its position is kept");
+        Some(Copied::default())
+    }))
+}
+
+/// Keeps a copy of a record that a sink could not deliver.
+pub(super) fn set_aside(
+    transaction: &Transaction<'_>,
+    letter: &DeadLetter,
+    copied: Option<Copied>,
+) -> rusqlite::Result<Growth> {
+    let Some((id, key, kind, payload)) = copied else { return Ok(Growth::default()) };
     let sql = "INSERT OR IGNORE INTO dead_letters (sink, position, at_ms, reason, detail, id, key, kind, payload)
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     let DeadLetter { sink, position, reason, detail, at_ms } = letter;
@@ -51,7 +59,7 @@ pub(super) fn resent(
             growth.dead_letters -= transaction.prepare_cached(sql)?.execute(params![sink, position as i64])? as i64;
         }
         Resent::Refused(letter) => {
-            growth = set_aside(transaction, letter)?;
+            growth = set_aside(transaction, letter, copy(transaction, letter)?)?;
             let sql = "UPDATE dead_letters SET reason = ?3, detail = ?4, at_ms = ?5 WHERE sink = ?1 AND position = ?2";
             let values = params![sink, position as i64, letter.reason, letter.detail, letter.at_ms];
             transaction.prepare_cached(sql)?.execute(values)?;

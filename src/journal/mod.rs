@@ -231,6 +231,17 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// Not where damage can be read around.
+    #[error(
+        "cannot add to the journal {path}, as it is damaged at its newest events or ids; see what is left with \
+         `sendbird-bridge journal verify`, keep the file, and start with another journal.dir"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The storage engine's words.
+        source: EngineError,
+    },
     /// The storage engine's own words.
     #[error("cannot open the journal {path}")]
     Database {
@@ -340,9 +351,15 @@ impl Journal {
         let dir = options.settings.dir.clone();
         let lock = lock(&dir)?;
         let path = dir.join(schema::FILE);
-        let connection = schema::open_writer(&path)?;
-        let database = |error: rusqlite::Error| OpenError::Database { path: path.clone(), source: error.into() };
+        let mut connection = schema::open_writer(&path)?;
+        let database = |error: rusqlite::Error| {
+            let (damaged, path, source) = (log::is_damage(&error), path.clone(), error.into());
+            if damaged { OpenError::Damaged { path, source } } else { OpenError::Database { path, source } }
+        };
         let found = log::load(&connection, &options).map_err(database)?;
+        // A long check by an operator may be in the way of the first; the commit then fsyncs what is there.
+        schema::settle(&connection).map_err(database)?;
+        schema::prove_writable(&mut connection).map_err(database)?;
         sync_dir(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
 
         let dead_letters = counts(&connection, "dead_letters", &found).map_err(database)?;

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, Row as SqlRow, params};
+use rusqlite::{Connection, Row as SqlRow, params};
 
-use super::schema;
+use super::{log, schema};
 
 /// How many rows one batch looks at, however few of them a filter lets through.
 const SCAN: i64 = 10_000;
@@ -128,9 +128,7 @@ impl Reader {
     /// the rows can't be read, they are given as damaged instead.
     pub fn after(&self, position: u64, limits: Limits, filter: &Filter) -> Result<Batch, EngineError> {
         match self.read_after(position, limits, filter) {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
-                self.around_damage(position, filter)
-            }
+            Err(error) if log::is_damage(&error) => self.around_damage(position, filter),
             other => Ok(other?),
         }
     }
@@ -165,8 +163,7 @@ impl Reader {
     /// A few rows after `position`, one by one, so that a page that can't be read costs only its own.
     fn around_damage(&self, position: u64, filter: &Filter) -> Result<Batch, EngineError> {
         const ROWS: u64 = 64;
-        let last: Option<i64> = self.connection.query_row("SELECT max(position) FROM records", [], |row| row.get(0))?;
-        let through = (position + ROWS).min(last.unwrap_or(0) as u64).max(position);
+        let through = (position + ROWS).min(log::ends(&self.connection)?.last).max(position);
         let mut batch = Batch { rows: Vec::new(), through };
         for position in position + 1..=through {
             match self.at(position) {

@@ -94,6 +94,13 @@ pub(super) fn prove_writable(connection: &mut Connection) -> rusqlite::Result<()
     transaction.commit()
 }
 
+/// Moves all of the write-ahead log into the main file, fsyncs that, and empties the log; `false` if a reader is
+/// in the way. What recovery finds in the log may have been written and never fsynced, by a process that was killed
+/// in between or whose fsync failed; a later fsync of the log would not bring back what the system has dropped.
+pub(super) fn settle(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))
+}
+
 /// Opens a connection beside the writer's, for an operator's short transactions.
 pub(super) fn open_desk(path: &Path) -> Result<Connection, OpenError> {
     let database = |error: rusqlite::Error| OpenError::Database { path: path.to_owned(), source: error.into() };

@@ -291,6 +291,9 @@ impl Writer {
     fn reopen(&mut self) {
         let opened = schema::open_writer(&self.shared.path).map_err(|error| error.to_string());
         match opened.and_then(|mut connection| {
+            if !schema::settle(&connection).map_err(|error| error.to_string())? {
+                return Err("a reader is in the way of emptying its log".to_owned());
+            }
             schema::prove_writable(&mut connection).map_err(|error| error.to_string())?;
             let log = log::load(&connection, &self.options).map_err(|error| error.to_string())?;
             Ok((connection, log))
@@ -377,10 +380,12 @@ fn write(
     if group.appends.is_empty() && group.letters.is_empty() && group.resent.is_empty() && done.cursors.is_empty() {
         return Ok(done);
     }
+    let copies = group.letters.iter().map(|(letter, _)| letters::copy(connection, letter));
+    let copies = copies.collect::<rusqlite::Result<Vec<_>>>()?;
     let transaction = connection.transaction()?;
     append(&transaction, log, options, shared, group, &mut done)?;
-    for (letter, _) in &group.letters {
-        done.grown.push((letter.sink.clone(), letters::set_aside(&transaction, letter)?));
+    for ((letter, _), copied) in group.letters.iter().zip(copies) {
+        done.grown.push((letter.sink.clone(), letters::set_aside(&transaction, letter, copied)?));
     }
     for (row, _) in &group.resent {
         let growth = letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome)?;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::http::{Connection, Request, Response};
 use super::metrics::Metrics;
-use super::process::{Ended, Lines, Process, Stdout, limited, program};
+use super::process::{Ended, Lines, Process, Stdout, limited, on_small_disk, program};
 use super::{PATIENCE, eventually};
 
 /// The token that deliveries are signed with.
@@ -28,6 +28,7 @@ pub(crate) struct Config {
     environment: Vec<(String, String)>,
     stdout: Stdout,
     file_descriptors: Option<u32>,
+    small_disk: Option<u32>,
 }
 
 impl Config {
@@ -41,6 +42,7 @@ impl Config {
             environment: Vec::new(),
             stdout: Stdout::Read,
             file_descriptors: None,
+            small_disk: None,
         }
         .set("server.listen", "'127.0.0.1:0'")
         .set("admin.listen", "'127.0.0.1:0'")
@@ -84,6 +86,13 @@ impl Config {
         self
     }
 
+    /// The journal is on a file system of so many MiB, which the process takes with it when it ends.
+    pub(crate) fn small_disk(mut self, mib: u32) -> Self {
+        fs::create_dir(self.dir().join("journal")).unwrap();
+        self.small_disk = Some(mib);
+        self
+    }
+
     /// Fixed ports, so that a bridge that is started again is found where it was. On an address of its own, because
     /// between two starts anybody may get a port of 127.0.0.1.
     pub(crate) fn fixed_address(self) -> Self {
@@ -105,9 +114,10 @@ impl Config {
 
     /// Starts the program with this configuration.
     pub(crate) fn process(&self, arguments: &[&str]) -> Process {
-        let mut command = match self.file_descriptors {
-            None => program(),
-            Some(most) => limited(&format!("ulimit -n {most}")),
+        let mut command = match (self.file_descriptors, self.small_disk) {
+            (Some(most), _) => limited(&format!("ulimit -n {most}")),
+            (None, Some(mib)) => on_small_disk(&self.dir().join("journal"), mib),
+            (None, None) => program(),
         };
         command.arg("--config").arg(self.write()).args(["--log-format", "json"]).args(arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

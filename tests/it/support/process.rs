@@ -1,6 +1,7 @@
 //! A running program: its output, its end, its signals. Killed when dropped.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -93,6 +94,15 @@ pub(crate) fn limited(limit: &str) -> Command {
     bare(command)
 }
 
+/// The same, with a file system of its own, of so many MiB, at `dir`. Only this process sees it, and it goes with it.
+/// Needs no privilege where users may make namespaces; where neither is allowed, the program does not start.
+pub(crate) fn on_small_disk(dir: &Path, mib: u32) -> Command {
+    let mut command = Command::new("unshare");
+    let script = format!("mount -t tmpfs -o size={mib}m none '{}' && exec \"$0\" \"$@\"", dir.display());
+    command.args(["-Urm", "sh", "-c", &script, env!("CARGO_BIN_EXE_sendbird-bridge")]);
+    bare(command)
+}
+
 fn bare(mut command: Command) -> Command {
     command.env_clear();
     for name in ["PATH", "TMPDIR", "HOME"] {
@@ -138,6 +148,11 @@ impl Process {
 
     pub(crate) fn stderr(&self) -> Lines {
         self.stderr.clone()
+    }
+
+    /// A path as the process sees it.
+    pub(crate) fn path(&self, path: &Path) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{}", self.child.id(), path.display()))
     }
 
     /// Asks it to end, as a service manager does.
