@@ -422,3 +422,29 @@ fn an_unreadable_disk_is_refused_and_then_recovered_from() {
     journal.close();
     assert!(bench.dir.path().exists());
 }
+
+#[test]
+fn a_clock_that_jumps_forgets_at_most_ids_and_never_what_waits() {
+    let mut bench = Bench::new();
+    bench.settings.retain_for = Span::from_secs(3600);
+    let journal = bench.open();
+    (1..=3).for_each(|n| drop(append(&journal, bench.entry(n)).unwrap()));
+    // Back by a year: nothing is forgotten or deleted early, and what is new goes on behind it.
+    bench.clock.set(1_000_000 - 365 * 86_400_000);
+    append(&journal, bench.entry(4)).unwrap();
+    std::thread::sleep(Duration::from_millis(1_200));
+    assert_eq!(append(&journal, bench.entry(1)), Ok(Appended::Duplicate(1)));
+    journal.close();
+    let journal = bench.open();
+    for n in 1..=4 {
+        assert_eq!(append(&journal, bench.entry(n)), Ok(Appended::Duplicate(n.into())));
+    }
+    // Forward by ten years: the ids go, what no sink has had stays.
+    bench.clock.set(1_000_000 + 10 * 365 * 86_400_000);
+    eventually("forgetting the ids", || journal.stats().dedup_ids == 0);
+    assert_eq!(all(&journal), [1, 2, 3, 4]);
+    assert_eq!(append(&journal, bench.entry(1)), Ok(Appended::Stored(5)));
+    bench.clock.set(1_000_000);
+    assert_eq!(append(&journal, bench.entry(1)), Ok(Appended::Duplicate(5)));
+    journal.close();
+}
