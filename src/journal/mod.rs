@@ -302,6 +302,8 @@ struct Shared {
     first: AtomicU64,
     bytes: AtomicU64,
     disk_free: AtomicU64,
+    /// Bytes inside the file that its next rows go into: it never shrinks, so what was retired is room too.
+    reusable: AtomicU64,
     dedup_ids: AtomicU64,
     /// Where each sink has got to, as its forwarder says; the writer makes it durable with the next
     /// commit, or within a tick.
@@ -374,6 +376,7 @@ impl Journal {
             first: AtomicU64::new(found.first),
             bytes: AtomicU64::new(found.bytes()),
             disk_free: AtomicU64::new(disk_free(&dir)),
+            reusable: AtomicU64::new(0),
             dedup_ids: AtomicU64::new(found.window.len() as u64),
             cursors: found.cursors.iter().map(|(sink, at)| (sink.clone(), AtomicU64::new(*at))).collect(),
             dead_letters,
@@ -517,6 +520,11 @@ fn counts(connection: &Connection, table: &str, found: &Log) -> rusqlite::Result
 }
 
 impl Shared {
+    /// Whether the disk has too little room to take anything in.
+    fn disk_is_low(&self) -> bool {
+        self.disk_free.load(Ordering::Relaxed) + self.reusable.load(Ordering::Relaxed) < DISK_RESERVE
+    }
+
     fn health(&self) -> Health {
         match self.health.load(Ordering::Relaxed) {
             0 => Health::Healthy,

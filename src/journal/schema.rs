@@ -154,6 +154,11 @@ fn create(connection: &mut Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
+/// Bytes of the file that are free for new rows.
+pub(super) fn reusable_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    Ok((pragma(connection, "freelist_count")? * pragma(connection, "page_size")?) as u64)
+}
+
 fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, name, |row| row.get(0))
 }

@@ -243,6 +243,20 @@ fn a_full_journal_refuses_and_recovers_by_itself() {
 }
 
 #[test]
+fn what_was_retired_is_room_in_the_file() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    for n in 1..=100 {
+        append(&journal, bench.entry_of(n, 10_000)).unwrap();
+    }
+    assert_eq!(journal.shared.reusable.load(Ordering::Relaxed), 0);
+    bench.clock.set(1_000_000 + 25 * 3600 * 1000);
+    journal.advance("a", 100);
+    eventually("room in the file", || journal.shared.reusable.load(Ordering::Relaxed) > 900_000);
+    journal.close();
+}
+
+#[test]
 fn without_sinks_everything_counts_as_published() {
     let mut bench = Bench::new();
     bench.sinks.clear();

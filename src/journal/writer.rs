@@ -20,8 +20,8 @@ use super::letters::Growth;
 use super::log::{self, Log};
 use super::reader::checksum;
 use super::{
-    AppendError, Appended, Command, DISK_RESERVE, DeadLetter, Entry, Health, Options, Resent, Shared, disk_free,
-    letters, retention, schema,
+    AppendError, Appended, Command, DeadLetter, Entry, Health, Options, Resent, Shared, disk_free, letters, retention,
+    schema,
 };
 
 /// The most events and bytes of one commit: enough to spread an fsync over many, few enough to stay
@@ -242,6 +242,12 @@ impl Writer {
         if self.connection.is_none() {
             self.reopen();
         }
+        if let Some(connection) = &self.connection {
+            match schema::reusable_bytes(connection) {
+                Ok(bytes) => self.shared.reusable.store(bytes, Ordering::Relaxed),
+                Err(error) => tracing::debug!(%error, "cannot see how much of the file is free"),
+            }
+        }
         self.count_letters();
         if let Some(connection) = &mut self.connection
             && let Err(error) = retention::sweep(connection, &mut self.log, &self.options, &self.shared)
@@ -284,8 +290,7 @@ impl Writer {
 
     fn has_room(&self) -> bool {
         let budget = self.options.settings.max_bytes.0;
-        self.log.bytes() + HEADROOM.min(budget / 64) < budget
-            && self.shared.disk_free.load(Ordering::Relaxed) >= DISK_RESERVE
+        self.log.bytes() + HEADROOM.min(budget / 64) < budget && !self.shared.disk_is_low()
     }
 
     fn reopen(&mut self) {
@@ -415,7 +420,7 @@ fn append(
     let mut seen = transaction.prepare_cached("INSERT INTO seen (position, accepted_ms, id) VALUES (?1, ?2, ?3)")?;
     // Twins inside the group share the commit of the first.
     let mut in_group: HashMap<[u8; 16], u64> = HashMap::with_capacity(group.appends.len());
-    let disk_low = shared.disk_free.load(Ordering::Relaxed) < DISK_RESERVE;
+    let disk_low = shared.disk_is_low();
     let mut next = log.last + 1;
     for (index, (entry, _)) in group.appends.iter().enumerate() {
         if let Some(position) = log.window.get(&entry.id).or_else(|| in_group.get(&entry.id).copied()) {
