@@ -51,6 +51,7 @@ pub(super) fn resent(
     seq: u64,
     position: u64,
     outcome: &Resent,
+    copied: Option<Copied>,
 ) -> rusqlite::Result<Growth> {
     let mut growth = Growth::default();
     match outcome {
@@ -59,7 +60,7 @@ pub(super) fn resent(
             growth.dead_letters -= transaction.prepare_cached(sql)?.execute(params![sink, position as i64])? as i64;
         }
         Resent::Refused(letter) => {
-            growth = set_aside(transaction, letter, copy(transaction, letter)?)?;
+            growth = set_aside(transaction, letter, copied)?;
             let sql = "UPDATE dead_letters SET reason = ?3, detail = ?4, at_ms = ?5 WHERE sink = ?1 AND position = ?2";
             let values = params![sink, position as i64, letter.reason, letter.detail, letter.at_ms];
             transaction.prepare_cached(sql)?.execute(values)?;

@@ -387,13 +387,18 @@ fn write(
     }
     let copies = group.letters.iter().map(|(letter, _)| letters::copy(connection, letter));
     let copies = copies.collect::<rusqlite::Result<Vec<_>>>()?;
+    let refused = group.resent.iter().map(|(row, _)| match &row.outcome {
+        Resent::Refused(letter) => letters::copy(connection, letter),
+        Resent::Published | Resent::Gone => Ok(None),
+    });
+    let refused = refused.collect::<rusqlite::Result<Vec<_>>>()?;
     let transaction = connection.transaction()?;
     append(&transaction, log, options, shared, group, &mut done)?;
     for ((letter, _), copied) in group.letters.iter().zip(copies) {
         done.grown.push((letter.sink.clone(), letters::set_aside(&transaction, letter, copied)?));
     }
-    for (row, _) in &group.resent {
-        let growth = letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome)?;
+    for ((row, _), copied) in group.resent.iter().zip(refused) {
+        let growth = letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome, copied)?;
         done.grown.push((row.sink.clone(), growth));
     }
     for (sink, position) in &done.cursors {
