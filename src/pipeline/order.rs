@@ -6,7 +6,8 @@
 //!
 //! Pure: positions and records go in, decisions come out.
 
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use crate::journal::Record;
 
@@ -25,7 +26,8 @@ pub(super) struct Order {
     slots: VecDeque<Slot>,
     /// Keys with an event ready or out, each with the positions that wait behind it.
     keys: HashMap<u64, VecDeque<u64>>,
-    ready: VecDeque<u64>,
+    /// The oldest first: it is what the cursor waits for, and so what decides how much would go out again after a crash.
+    ready: BinaryHeap<Reverse<u64>>,
     open_records: usize,
     open_bytes: usize,
 }
@@ -52,7 +54,7 @@ impl Order {
             cursor,
             slots: VecDeque::new(),
             keys: HashMap::new(),
-            ready: VecDeque::new(),
+            ready: BinaryHeap::new(),
             open_records: 0,
             open_bytes: 0,
         }
@@ -95,9 +97,9 @@ impl Order {
         self.push(position, State::Held);
     }
 
-    /// The next event to send.
+    /// The next event to send: the oldest one whose key has nothing out.
     pub(super) fn take(&mut self) -> Option<Record> {
-        while let Some(position) = self.ready.pop_front() {
+        while let Some(Reverse(position)) = self.ready.pop() {
             if let Some(Slot { state: State::Open(record), .. }) = self.slot(position) {
                 return Some(record.clone());
             }
@@ -113,7 +115,7 @@ impl Order {
             self.open_bytes -= record.payload.len();
             if let Some(behind) = self.keys.get_mut(&record.key_hash) {
                 match behind.pop_front() {
-                    Some(next) => self.ready.push_back(next),
+                    Some(next) => self.ready.push(Reverse(next)),
                     None => {
                         self.keys.remove(&record.key_hash);
                     }
@@ -150,7 +152,7 @@ impl Order {
             Some(behind) => behind.push_back(position),
             None => {
                 self.keys.insert(key, VecDeque::new());
-                self.ready.push_back(position);
+                self.ready.push(Reverse(position));
             }
         }
     }
@@ -202,6 +204,17 @@ mod tests {
         order.finish(12);
         order.finish(14);
         assert_eq!((order.cursor(), order.open_records, order.open_bytes, order.keys.len()), (14, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_oldest_goes_first() {
+        let mut order = Order::after(0);
+        for (position, key) in [(1, 1), (2, 1), (3, 2), (4, 3)] {
+            order.add(record(position, key));
+        }
+        assert_eq!(order.take().map(|record| record.position), Some(1));
+        order.finish(1);
+        assert_eq!(take_all(&mut order), [2, 3, 4], "2 became due last and is what the cursor waits for");
     }
 
     #[test]

@@ -20,9 +20,6 @@ use crate::journal::{AppendError, Batch, DeadLetter, Filter, Limits, Record, Res
 use crate::sendbird::category::Category;
 use crate::sink::{Connection, Failure, Fault, Published, Reason};
 
-/// Events in flight on one sink at most; each waits for its own acknowledgement.
-const IN_FLIGHT: usize = 1024;
-
 /// How much is read from the journal at a time.
 const AHEAD: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
 
@@ -206,7 +203,8 @@ impl<'a> Session<'a> {
     }
 
     fn send_what_is_due(&mut self) {
-        while self.in_flight < IN_FLIGHT {
+        let window = self.connection.window();
+        while self.in_flight < window {
             if let Some(record) = self.lanes.live.take() {
                 self.send(Lane::Live, record, 0);
             } else if let Some(record) = self.lanes.again.take() {

@@ -40,6 +40,12 @@ pub trait Connection: Send + Sync {
     /// client itself keeps trying and keeps the event's place (Kafka).
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>>;
 
+    /// How many publishes may wait for their acknowledgement at once. What waits inside the client can no
+    /// longer be overtaken by an older event, so no more than the client makes use of.
+    fn window(&self) -> usize {
+        1024
+    }
+
     /// Whether the broker can be reached, as far as the client knows.
     fn connected(&self) -> bool;
 

@@ -132,6 +132,10 @@ impl super::Connection for Connection {
         .boxed()
     }
 
+    fn window(&self) -> usize {
+        channels::WINDOW
+    }
+
     fn connected(&self) -> bool {
         !self.channels.broken.is_cancelled() && self.channels.connection.status().connected()
     }

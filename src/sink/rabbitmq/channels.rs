@@ -18,6 +18,8 @@ use crate::sink::{Failure, Reason};
 /// Publishes that wait for the broker at once; more wait for a channel. Enough to hide a round trip, and far
 /// below the channels that a broker allows (2,047 by default).
 const CHANNELS: usize = 64;
+/// Publishes at once: each channel has its next one waiting, and what no queue took holds no channel.
+pub(super) const WINDOW: usize = 2 * CHANNELS;
 /// For opening a channel and switching on confirmations.
 const OPEN: Duration = Duration::from_secs(10);
 
