@@ -10,18 +10,20 @@
 //! number of [`Reader`]s read beside them.
 
 mod checkpoint;
+mod commit;
 mod desk;
+mod directory;
 mod letters;
 mod log;
 mod reader;
 mod retention;
 mod schema;
+mod settings;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -29,14 +31,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::{oneshot, watch};
 
 pub use self::desk::{Desk, Fault, Letter, Summary};
 use self::log::Log;
 pub use self::reader::{Batch, EngineError, Filter, Limits, Reader, Record, Resend, Resends, Row};
+pub use self::settings::{DedupSettings, Settings};
 use crate::domain::clock::Clock;
-use crate::domain::units::{Size, Span};
 
 /// Commands that may wait for the writer; one more is refused, because a longer queue could not be
 /// written within anyone's deadline.
@@ -48,83 +50,6 @@ const QUEUE_BYTES: usize = 32 * 1024 * 1024;
 /// Free space on the journal's disk below which nothing more is taken in, so that cursors and dead
 /// letters can still be written while the backlog drains.
 pub const DISK_RESERVE: u64 = 16 * 1024 * 1024;
-
-/// `journal.*`: where events are kept and for how long.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// The directory; made if it does not exist, and held by one bridge at a time.
-    pub dir: PathBuf,
-    /// The budget for all that is stored. When events that wait for a broker fill it, deliveries are
-    /// answered 503 until there is room again. At least 1MiB.
-    pub max_bytes: Size,
-    /// How long a published event is kept for the feed, replays and support.
-    pub retain_for: Span,
-    /// How many bytes of published events are kept at most.
-    pub retain_bytes: Size,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            dir: "./data".into(),
-            max_bytes: Size::gib(8),
-            retain_for: Span::from_secs(24 * 3600),
-            retain_bytes: Size::gib(1),
-        }
-    }
-}
-
-impl Settings {
-    /// Every fault, as key and message.
-    pub fn check(&self) -> Vec<(&'static str, String)> {
-        let mut faults = Vec::new();
-        if self.dir.as_os_str().is_empty() {
-            faults.push(("dir", "expected a directory, but found an empty text".to_owned()));
-        }
-        if self.max_bytes < Size::mib(1) {
-            faults.push(("max_bytes", format!("expected at least 1MiB, but found {}", self.max_bytes)));
-        }
-        if self.retain_bytes > self.max_bytes {
-            let max = self.max_bytes;
-            faults
-                .push(("retain_bytes", format!("expected at most max_bytes ({max}), but found {}", self.retain_bytes)));
-        }
-        faults
-    }
-}
-
-/// `dedup.*`: how long a delivery that comes again is recognised.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct DedupSettings {
-    /// How long after its first acceptance a delivery is recognised as a duplicate.
-    pub window: Span,
-    /// How many ids are remembered at most, about 100 bytes of memory each; past that the oldest are
-    /// forgotten early.
-    pub max_ids: usize,
-}
-
-impl Default for DedupSettings {
-    fn default() -> Self {
-        Self { window: Span::from_secs(3600), max_ids: 1_000_000 }
-    }
-}
-
-impl DedupSettings {
-    /// Every fault, as key and message.
-    pub fn check(&self) -> Vec<(&'static str, String)> {
-        let mut faults = Vec::new();
-        // Sendbird's three tries lie within seconds; a shorter window would publish them all.
-        if self.window < Span::from_secs(10) {
-            faults.push(("window", format!("expected at least 10s, but found {}", self.window)));
-        }
-        if !(1_000..=50_000_000).contains(&self.max_ids) {
-            faults.push(("max_ids", format!("expected 1000 to 50000000, but found {}", self.max_ids)));
-        }
-        faults
-    }
-}
 
 /// What a journal is opened with.
 pub struct Options {
@@ -351,7 +276,7 @@ impl Journal {
     /// See [`OpenError`].
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let dir = options.settings.dir.clone();
-        let lock = lock(&dir)?;
+        let lock = directory::lock(&dir)?;
         let path = dir.join(schema::FILE);
         let mut connection = schema::open_writer(&path)?;
         let database = |error: rusqlite::Error| {
@@ -362,7 +287,7 @@ impl Journal {
         // A long check by an operator may be in the way of the first; the commit then fsyncs what is there.
         schema::settle(&connection).map_err(database)?;
         schema::prove_writable(&mut connection).map_err(database)?;
-        sync_dir(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
+        directory::sync(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
 
         let dead_letters = counts(&connection, "dead_letters", &found).map_err(database)?;
         let resends = counts(&connection, "resends", &found).map_err(database)?;
@@ -375,7 +300,7 @@ impl Journal {
             durable: watch::Sender::new(found.last),
             first: AtomicU64::new(found.first),
             bytes: AtomicU64::new(found.bytes()),
-            disk_free: AtomicU64::new(disk_free(&dir)),
+            disk_free: AtomicU64::new(directory::free(&dir)),
             reusable: AtomicU64::new(0),
             dedup_ids: AtomicU64::new(found.window.len() as u64),
             cursors: found.cursors.iter().map(|(sink, at)| (sink.clone(), AtomicU64::new(*at))).collect(),
@@ -538,40 +463,6 @@ impl Shared {
         let before = self.health();
         self.health.store(health as u8, Ordering::Relaxed);
         before
-    }
-}
-
-/// Takes the directory for this process; the lock goes when the file is closed, also by `kill -9`.
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let directory = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OpenError::Directory { path, source }
-    };
-    fs::create_dir_all(dir).map_err(directory(dir))?;
-    if let Some(parent) = dir.canonicalize().map_err(directory(dir))?.parent() {
-        sync_dir(parent).map_err(directory(parent))?;
-    }
-    let path = dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(directory(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Directory { path, source }),
-    }
-}
-
-/// Makes the directory's entries durable, which fsyncing the files alone does not.
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-fn disk_free(dir: &Path) -> u64 {
-    match rustix::fs::statvfs(dir) {
-        Ok(stats) => stats.f_bavail.saturating_mul(stats.f_frsize),
-        Err(error) => {
-            tracing::debug!(%error, "cannot read the free space of the journal's disk");
-            0
-        }
     }
 }
 

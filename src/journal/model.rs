@@ -6,11 +6,13 @@
 //! takes besides is proven from outside, in `tests/it/disk.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
 use super::*;
+use crate::domain::units::{Size, Span};
 
 const SINKS: [&str; 2] = ["a", "b"];
 const MAX_BYTES: u64 = 16 * 1024;

@@ -1,6 +1,7 @@
 //! The journal from outside: what it promises, on a real disk, across reopening.
 
 use super::*;
+use crate::domain::units::{Size, Span};
 
 struct Bench {
     dir: tempfile::TempDir,

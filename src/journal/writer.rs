@@ -4,33 +4,19 @@
 //! letters ride along. A full disk rolls the group back and is tried again with the next one; any other
 //! write error closes the file, and nothing is taken until it has been opened and read anew.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, Transaction, params};
-use tokio::sync::oneshot;
+use rusqlite::{Connection, ErrorCode};
 
 use super::checkpoint::{self, Checkpointer};
-use super::letters::Growth;
+use super::commit::{Done, Group, collect, write};
 use super::log::{self, Log};
-use super::reader::checksum;
-use super::{
-    AppendError, Appended, Command, DeadLetter, Entry, Health, Options, Resent, Shared, disk_free, letters, retention,
-    schema,
-};
-
-/// The most events and bytes of one commit: enough to spread an fsync over many, few enough to stay
-/// well inside an answer's deadline on a slow disk.
-const GROUP_EVENTS: usize = 512;
-const GROUP_BYTES: usize = 4 * 1024 * 1024;
-
-/// How long a cursor may wait for its commit when nothing else is written.
-const TICK: Duration = Duration::from_millis(100);
+use super::{AppendError, Command, Health, Options, Shared, directory, letters, retention, schema};
 
 /// How often retention, the window and the free space are looked at, and a failed disk is tried again.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -79,34 +65,6 @@ struct Writer {
     /// SQLite's count of commits by others, as last seen.
     data_version: i64,
     _lock: File,
-}
-
-/// What is committed together.
-#[derive(Default)]
-struct Group {
-    appends: Vec<(Entry, oneshot::Sender<Result<Appended, AppendError>>)>,
-    letters: Vec<(DeadLetter, oneshot::Sender<Result<(), AppendError>>)>,
-    resent: Vec<(ResentRow, oneshot::Sender<Result<(), AppendError>>)>,
-    bytes: usize,
-    close: bool,
-}
-
-/// A resend that is dealt with.
-struct ResentRow {
-    sink: String,
-    seq: u64,
-    position: u64,
-    outcome: Resent,
-}
-
-/// What a transaction has done, to be believed once it is committed.
-#[derive(Default)]
-struct Done {
-    outcomes: Vec<Result<Appended, AppendError>>,
-    stored: Vec<(usize, u64)>,
-    new_bytes: u64,
-    cursors: Vec<(String, u64)>,
-    grown: Vec<(String, Growth)>,
 }
 
 impl Writer {
@@ -163,10 +121,6 @@ impl Writer {
         self.log.end_offset += done.new_bytes;
         self.log.cursors.extend(done.cursors);
         self.publish_numbers();
-        for ((_, reply), outcome) in group.appends.into_iter().zip(done.outcomes) {
-            // The sender may have hung up; the event is stored all the same.
-            reply.send(outcome).ok();
-        }
         for (sink, growth) in &done.grown {
             let counts = [(&self.shared.dead_letters, growth.dead_letters), (&self.shared.resends, growth.resends)];
             for (counts, growth) in counts {
@@ -176,11 +130,7 @@ impl Writer {
                 }
             }
         }
-        for reply in
-            group.letters.into_iter().map(|(_, reply)| reply).chain(group.resent.into_iter().map(|(_, reply)| reply))
-        {
-            reply.send(Ok(())).ok();
-        }
+        group.answer(done.outcomes, Ok(()));
         self.checkpoint_if_due();
     }
 
@@ -211,15 +161,15 @@ impl Writer {
             // The log has started over.
             self.checkpointed_at = 0;
         }
-        if pages - self.checkpointed_at >= checkpoint::WAKE_AFTER {
-            self.checkpointed_at = pages;
-            self.checkpointer.wake();
-            if pages > checkpoint::LONG_LOG
-                && let Some(connection) = &self.connection
+        if self.checkpointer.log_is_long() {
+            if let Some(connection) = &self.connection
                 && let Err(error) = checkpoint::restart(connection)
             {
                 tracing::debug!(%error, "the write-ahead log cannot start over yet");
             }
+        } else if pages - self.checkpointed_at >= checkpoint::WAKE_AFTER {
+            self.checkpointed_at = pages;
+            self.checkpointer.wake();
         }
     }
 
@@ -238,7 +188,7 @@ impl Writer {
     }
 
     fn housekeeping(&mut self) {
-        self.shared.disk_free.store(disk_free(&self.options.settings.dir), Ordering::Relaxed);
+        self.shared.disk_free.store(directory::free(&self.options.settings.dir), Ordering::Relaxed);
         if self.connection.is_none() {
             self.reopen();
         }
@@ -321,140 +271,4 @@ fn is_old_damage(error: &rusqlite::Error, said: &mut bool) -> bool {
         tracing::error!(%error, "a damaged part of the journal cannot be retired; see: sendbird-bridge journal verify");
     }
     damage
-}
-
-impl Group {
-    fn take(&mut self, command: Command) {
-        match command {
-            Command::Append(entry, reply) => {
-                self.bytes += entry.payload.len();
-                self.appends.push((entry, reply));
-            }
-            Command::SetAside(letter, reply) => self.letters.push((letter, reply)),
-            Command::Resent { sink, seq, position, outcome, reply } => {
-                self.resent.push((ResentRow { sink, seq, position, outcome }, reply));
-            }
-            Command::Close => self.close = true,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.close || self.appends.len() >= GROUP_EVENTS || self.bytes >= GROUP_BYTES
-    }
-
-    fn refuse(self, error: AppendError) {
-        for (_, reply) in self.appends {
-            reply.send(Err(error)).ok();
-        }
-        for reply in
-            self.letters.into_iter().map(|(_, reply)| reply).chain(self.resent.into_iter().map(|(_, reply)| reply))
-        {
-            reply.send(Err(error)).ok();
-        }
-    }
-}
-
-/// Waits for a command, at most a tick, and takes what is queued behind it.
-fn collect(queue: &Receiver<Command>) -> Group {
-    let mut group = Group::default();
-    match queue.recv_timeout(TICK) {
-        Ok(command) => group.take(command),
-        Err(RecvTimeoutError::Timeout) => {}
-        Err(RecvTimeoutError::Disconnected) => group.close = true,
-    }
-    while !group.is_full() {
-        let Ok(command) = queue.try_recv() else { break };
-        group.take(command);
-    }
-    group
-}
-
-/// One transaction: events with their places in the window, dead letters, cursors.
-fn write(
-    connection: &mut Connection,
-    log: &Log,
-    options: &Options,
-    shared: &Shared,
-    group: &Group,
-) -> rusqlite::Result<Done> {
-    let mut done = Done::default();
-    done.cursors.extend(shared.cursors.iter().filter_map(|(sink, cursor)| {
-        let position = cursor.load(Ordering::Relaxed);
-        (log.cursors.get(sink) != Some(&position)).then(|| (sink.clone(), position))
-    }));
-    if group.appends.is_empty() && group.letters.is_empty() && group.resent.is_empty() && done.cursors.is_empty() {
-        return Ok(done);
-    }
-    let copies = group.letters.iter().map(|(letter, _)| letters::copy(connection, letter));
-    let copies = copies.collect::<rusqlite::Result<Vec<_>>>()?;
-    let refused = group.resent.iter().map(|(row, _)| match &row.outcome {
-        Resent::Refused(letter) => letters::copy(connection, letter),
-        Resent::Published | Resent::Gone => Ok(None),
-    });
-    let refused = refused.collect::<rusqlite::Result<Vec<_>>>()?;
-    let transaction = connection.transaction()?;
-    append(&transaction, log, options, shared, group, &mut done)?;
-    for ((letter, _), copied) in group.letters.iter().zip(copies) {
-        done.grown.push((letter.sink.clone(), letters::set_aside(&transaction, letter, copied)?));
-    }
-    for ((row, _), copied) in group.resent.iter().zip(refused) {
-        let growth = letters::resent(&transaction, &row.sink, row.seq, row.position, &row.outcome, copied)?;
-        done.grown.push((row.sink.clone(), growth));
-    }
-    for (sink, position) in &done.cursors {
-        let sql = "INSERT INTO cursors (sink, position) VALUES (?1, ?2)
-                   ON CONFLICT (sink) DO UPDATE SET position = excluded.position";
-        transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])?;
-    }
-    transaction.commit()?;
-    Ok(done)
-}
-
-fn append(
-    transaction: &Transaction<'_>,
-    log: &Log,
-    options: &Options,
-    shared: &Shared,
-    group: &Group,
-    done: &mut Done,
-) -> rusqlite::Result<()> {
-    let mut record = transaction.prepare_cached(
-        "INSERT INTO records (position, offset, accepted_ms, crc, id, key, kind, payload)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-    )?;
-    let mut seen = transaction.prepare_cached("INSERT INTO seen (position, accepted_ms, id) VALUES (?1, ?2, ?3)")?;
-    // Twins inside the group share the commit of the first.
-    let mut in_group: HashMap<[u8; 16], u64> = HashMap::with_capacity(group.appends.len());
-    let disk_low = shared.disk_is_low();
-    let mut next = log.last + 1;
-    for (index, (entry, _)) in group.appends.iter().enumerate() {
-        if let Some(position) = log.window.get(&entry.id).or_else(|| in_group.get(&entry.id).copied()) {
-            done.outcomes.push(Ok(Appended::Duplicate(position)));
-            continue;
-        }
-        let size = log::row_size(entry.payload.len() as u64, entry.key.len() as u64, entry.kind.len() as u64);
-        if disk_low || log.bytes() + done.new_bytes + size > options.settings.max_bytes.0 {
-            done.outcomes.push(Err(AppendError::Full));
-            continue;
-        }
-        done.new_bytes += size;
-        let crc =
-            checksum(next, entry.accepted_ms, &entry.id, entry.key.as_bytes(), entry.kind.as_bytes(), &entry.payload);
-        record.execute(params![
-            next as i64,
-            (log.end_offset + done.new_bytes) as i64,
-            entry.accepted_ms,
-            crc,
-            entry.id,
-            entry.key,
-            entry.kind,
-            entry.payload,
-        ])?;
-        seen.execute(params![next as i64, entry.accepted_ms, entry.id])?;
-        in_group.insert(entry.id, next);
-        done.stored.push((index, next));
-        done.outcomes.push(Ok(Appended::Stored(next)));
-        next += 1;
-    }
-    Ok(())
 }

@@ -1,0 +1,42 @@
+//! The journal's directory: one process has it, its entries are durable, its disk has so much room.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::Path;
+
+use super::OpenError;
+
+/// Takes the directory for this process; the lock goes when the file is closed, also by `kill -9`.
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
+    let directory = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Directory { path, source }
+    };
+    fs::create_dir_all(dir).map_err(directory(dir))?;
+    if let Some(parent) = dir.canonicalize().map_err(directory(dir))?.parent() {
+        sync(parent).map_err(directory(parent))?;
+    }
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(directory(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Directory { path, source }),
+    }
+}
+
+/// Makes the directory's entries durable, which fsyncing the files alone does not.
+pub(super) fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Free bytes on the directory's disk; 0 when that can't be seen.
+pub(super) fn free(dir: &Path) -> u64 {
+    match rustix::fs::statvfs(dir) {
+        Ok(stats) => stats.f_bavail.saturating_mul(stats.f_frsize),
+        Err(error) => {
+            tracing::debug!(%error, "cannot read the free space of the journal's disk");
+            0
+        }
+    }
+}
