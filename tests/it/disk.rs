@@ -9,7 +9,7 @@ use crate::support::http::Response;
 use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
-use crate::support::shim::{ALWAYS, EIO, ENOSPC, Shim};
+use crate::support::shim::{ALWAYS, EIO, ENOSPC, EROFS, Shim};
 use crate::support::{eventually, eventually_within};
 
 /// Deliveries of one key in their order, with their answers.
@@ -70,6 +70,28 @@ fn a_failing_fsync_loses_nothing_and_is_recovered_from() {
 #[test]
 fn a_failing_write_loses_nothing_and_is_recovered_from() {
     fails_and_recovers(|shim| shim.fail_writes(EIO, ALWAYS));
+}
+
+/// As when the system finds an error in a file system and writes to it no more.
+#[test]
+fn a_disk_that_becomes_read_only_loses_nothing_and_is_recovered_from() {
+    fails_and_recovers(|shim| {
+        shim.fail_writes(EROFS, ALWAYS);
+        shim.fail_syncs(EROFS, ALWAYS);
+    });
+}
+
+#[test]
+fn a_journal_on_a_read_only_disk_is_a_clear_error_and_stays_as_it_is() {
+    let config = Config::new();
+    let bridge = config.start();
+    let id = bridge.deliver(&dial("a", 1)).stored();
+    bridge.kill_9();
+    let ended = config.clone().read_only_disk().refused();
+    assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
+    let stderr = ended.stderr();
+    assert!(stderr.contains("journal") && stderr.to_lowercase().contains("read-only"), "{stderr}");
+    assert_eq!(config.start().deliver(&dial("a", 1)).duplicate(), id);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::http::{Connection, Request, Response};
 use super::metrics::Metrics;
-use super::process::{Ended, Lines, Process, Stdout, limited, on_small_disk, program};
+use super::process::{Ended, Lines, Process, Stdout, limited, mounted, program};
 use super::{PATIENCE, eventually};
 
 /// The token that deliveries are signed with.
@@ -28,7 +28,7 @@ pub(crate) struct Config {
     environment: Vec<(String, String)>,
     stdout: Stdout,
     file_descriptors: Option<u32>,
-    small_disk: Option<u32>,
+    mount: Option<String>,
 }
 
 impl Config {
@@ -42,7 +42,7 @@ impl Config {
             environment: Vec::new(),
             stdout: Stdout::Read,
             file_descriptors: None,
-            small_disk: None,
+            mount: None,
         }
         .set("server.listen", "'127.0.0.1:0'")
         .set("admin.listen", "'127.0.0.1:0'")
@@ -88,8 +88,16 @@ impl Config {
 
     /// The journal is on a file system of so many MiB, which the process takes with it when it ends.
     pub(crate) fn small_disk(mut self, mib: u32) -> Self {
-        fs::create_dir(self.dir().join("journal")).unwrap();
-        self.small_disk = Some(mib);
+        let dir = self.dir().join("journal");
+        fs::create_dir(&dir).unwrap();
+        self.mount = Some(format!("mount -t tmpfs -o size={mib}m none '{}'", dir.display()));
+        self
+    }
+
+    /// The journal's directory can be read and not written, as on a file system that was mounted so.
+    pub(crate) fn read_only_disk(mut self) -> Self {
+        let dir = self.dir().join("journal").display().to_string();
+        self.mount = Some(format!("mount --bind '{dir}' '{dir}' && mount -o remount,ro,bind '{dir}'"));
         self
     }
 
@@ -114,9 +122,9 @@ impl Config {
 
     /// Starts the program with this configuration.
     pub(crate) fn process(&self, arguments: &[&str]) -> Process {
-        let mut command = match (self.file_descriptors, self.small_disk) {
+        let mut command = match (self.file_descriptors, &self.mount) {
             (Some(most), _) => limited(&format!("ulimit -n {most}")),
-            (None, Some(mib)) => on_small_disk(&self.dir().join("journal"), mib),
+            (None, Some(mount)) => mounted(mount),
             (None, None) => program(),
         };
         command.arg("--config").arg(self.write()).args(["--log-format", "json"]).args(arguments);

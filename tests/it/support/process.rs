@@ -94,12 +94,12 @@ pub(crate) fn limited(limit: &str) -> Command {
     bare(command)
 }
 
-/// The same, with a file system of its own, of so many MiB, at `dir`. Only this process sees it, and it goes with it.
-/// Needs no privilege where users may make namespaces; where neither is allowed, the program does not start.
-pub(crate) fn on_small_disk(dir: &Path, mib: u32) -> Command {
+/// The same, after a `mount` command that only this process sees, and that goes with it. Needs no privilege where
+/// users may make namespaces; where neither is allowed, the program does not start.
+pub(crate) fn mounted(mount: &str) -> Command {
     let mut command = Command::new("unshare");
-    let script = format!("mount -t tmpfs -o size={mib}m none '{}' && exec \"$0\" \"$@\"", dir.display());
-    command.args(["-Urm", "sh", "-c", &script, env!("CARGO_BIN_EXE_sendbird-bridge")]);
+    command.args(["-Urm", "sh", "-c", &format!("{mount} && exec \"$0\" \"$@\"")]);
+    command.arg(env!("CARGO_BIN_EXE_sendbird-bridge"));
     bare(command)
 }
 

@@ -15,6 +15,7 @@ use super::bridge::Config;
 
 pub(crate) const EIO: i64 = 5;
 pub(crate) const ENOSPC: i64 = 28;
+pub(crate) const EROFS: i64 = 30;
 
 /// For as long as it is not healed.
 pub(crate) const ALWAYS: i64 = -1;
