@@ -91,10 +91,8 @@ impl App {
             late: metrics.rejected.with_label_values(&["too_slow"]),
         };
         let webhook = Listener::bind(server.listen, server.max_connections, counts)
-            .await
             .map_err(listen(server.listen, "server.listen"))?;
         let admin_listener = Listener::bind(config.admin.listen, admin::MAX_CONNECTIONS, Counts::unregistered()?)
-            .await
             .map_err(listen(config.admin.listen, "admin.listen"))?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 

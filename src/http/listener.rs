@@ -1,47 +1,37 @@
 //! The accept loop: warp's filters on hyper, with the limits that `warp::serve` has not.
 //!
-//! A connection costs a permit, and without one it is answered 503 and closed at once. A head that
-//! does not arrive whole, or not in time, is answered 408; an idle keep-alive connection is closed, but later than load
-//! balancers close theirs. Stopping closes the socket, lets every request that has begun be answered and
-//! gives up after a limit.
+//! A connection costs a permit, and without one it is answered 503 and closed at once. Stopping takes what the system
+//! has accepted for us, closes the socket, lets every request that has begun be answered and gives up after a limit.
+//! What happens inside a connection is in [`connection`].
 
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::Service;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use prometheus::{IntCounter, IntGauge};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{SockFilter, SockRef};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use warp::http::Request;
 use warp::{Filter, Reply};
 
+use super::connection::{self, Peer};
 use super::reply;
 
-/// From a head's first byte to its end.
-const HEAD_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long a connection may be idle. Longer than the 60 s of the usual load balancers: whoever closes
-/// first must not be the one that is being written to.
-const IDLE_LIMIT: Duration = Duration::from_secs(90);
+/// Connections that the system may accept for us before we do; it may have a lower limit of its own. One more would be
+/// tried again after a second, which is all that Sendbird waits, so there is room for a burst.
+const BACKLOG: u32 = 4096;
 
 /// Pause after a failed accept, such as with no file descriptors left; far less than Sendbird's second.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a handshake that has begun may take to end once the listener is stopping.
+const HANDSHAKE_LIMIT: Duration = Duration::from_millis(200);
 
 /// How long requests that have begun may take once the listener is stopping.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
@@ -78,17 +68,22 @@ impl Counts {
     }
 }
 
-/// Who is at the other end of the connection, for filters.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub IpAddr);
+/// A filter that answers every request.
+pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
+
+impl<F> Answers for F where F: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
 impl Listener {
     /// Binds `address`, for at most `max_connections` at once.
     ///
     /// # Errors
     /// When the address can't be bound.
-    pub async fn bind(address: SocketAddr, max_connections: usize, counts: Counts) -> io::Result<Self> {
-        Ok(Self { socket: TcpListener::bind(address).await?, max_connections, counts })
+    pub fn bind(address: SocketAddr, max_connections: usize, counts: Counts) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Where a bridge has just ended, the next may begin.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { socket: socket.listen(BACKLOG)?, max_connections, counts })
     }
 
     /// The address, with the port that the system chose for port 0.
@@ -100,69 +95,79 @@ impl Listener {
     }
 
     /// Serves until `stop`, then until the requests under way are answered.
-    pub async fn serve<F>(self, filter: F, stop: CancellationToken)
-    where
-        F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
-        F::Extract: Reply,
-        F::Future: Send,
-    {
-        let permits = Arc::new(Semaphore::new(self.max_connections));
-        let mut connections = JoinSet::new();
+    pub async fn serve<F: Answers>(self, filter: F, stop: CancellationToken) {
+        let Self { socket, max_connections, counts } = self;
+        let permits = Arc::new(Semaphore::new(max_connections));
+        let mut connections = Connections { permits, filter, stop: stop.clone(), counts, tasks: JoinSet::new() };
         loop {
-            let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
-                Some(_ended) = connections.join_next() => continue,
+            tokio::select! {
+                accepted = socket.accept() => connections.take(accepted).await,
+                Some(_ended) = connections.tasks.join_next() => {}
                 () = stop.cancelled() => break,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.take(stream, peer, &permits, &filter, &stop, &mut connections),
-                Err(error) => {
-                    tracing::debug!(%error, "accept failed");
-                    sleep(ACCEPT_PAUSE).await;
-                }
             }
         }
-        // Those that the system has accepted for us already would find their connection reset.
-        while let Some(Ok((stream, peer))) = self.socket.accept().now_or_never() {
-            self.take(stream, peer, &permits, &filter, &stop, &mut connections);
+        let limit = Instant::now() + DRAIN_LIMIT;
+        if timeout_at(limit, connections.take_the_rest(&socket)).await.is_err() {
+            tracing::warn!("connections that could not be accepted are cut at the end of the drain");
         }
-        drop(self.socket);
-        let drained = timeout(DRAIN_LIMIT, async { while connections.join_next().await.is_some() {} }).await;
-        if drained.is_err() {
-            tracing::warn!(connections = connections.len(), "connections cut at the end of the drain");
-            connections.shutdown().await;
+        drop(socket);
+        let tasks = &mut connections.tasks;
+        if timeout_at(limit, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "connections cut at the end of the drain");
+            tasks.shutdown().await;
         }
     }
 }
 
-impl Listener {
-    /// Starts serving a connection, or refuses it.
-    fn take<F>(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        permits: &Arc<Semaphore>,
-        filter: &F,
-        stop: &CancellationToken,
-        connections: &mut JoinSet<()>,
-    ) where
-        F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
-        F::Extract: Reply,
-        F::Future: Send,
-    {
-        let Ok(permit) = Arc::clone(permits).try_acquire_owned() else {
+/// The open connections of a listener.
+struct Connections<F> {
+    permits: Arc<Semaphore>,
+    filter: F,
+    stop: CancellationToken,
+    counts: Counts,
+    tasks: JoinSet<()>,
+}
+
+impl<F: Answers> Connections<F> {
+    /// Starts serving a connection, or refuses it; rests a little if there is none to be had.
+    async fn take(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "accept failed");
+                return sleep(ACCEPT_PAUSE).await;
+            }
+        };
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.counts.refused.inc();
             return refuse(&stream);
         };
-        let (filter, stop, counts) = (filter.clone(), stop.clone(), self.counts.clone());
-        connections.spawn(async move {
+        let (filter, stop, counts) = (self.filter.clone(), self.stop.clone(), self.counts.clone());
+        self.tasks.spawn(async move {
             counts.open.inc();
-            if !connection(stream, Peer(peer.ip()), filter, stop).await {
+            if !connection::serve(stream, Peer(peer.ip()), filter, &stop).await {
                 counts.late.inc();
             }
             counts.open.dec();
             drop(permit);
         });
+    }
+
+    /// Takes the connections that the system has accepted for us or is about to: when the socket closes, it resets
+    /// those that are left, whose senders may have sent a request already.
+    async fn take_the_rest(&mut self, socket: &TcpListener) {
+        if let Err(error) = begin_no_handshake(socket) {
+            tracing::debug!(%error, "connections may still begin while the listener stops");
+        }
+        let mut handshakes = pin!(sleep(HANDSHAKE_LIMIT));
+        loop {
+            // In this order, so that the socket was found empty at the end.
+            tokio::select! {
+                biased;
+                accepted = socket.accept() => self.take(accepted).await,
+                () = &mut handshakes => return,
+            }
+        }
     }
 }
 
@@ -174,154 +179,22 @@ fn refuse(stream: &TcpStream) {
     }
 }
 
-/// Serves one connection to its end; `false` if that was a head that did not arrive.
-async fn connection<F>(stream: TcpStream, peer: Peer, filter: F, stop: CancellationToken) -> bool
-where
-    F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
-    F::Extract: Reply,
-    F::Future: Send,
-{
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
-    let activity = Arc::new(Activity::new());
-    let warp = TowerToHyperService::new(warp::service(filter));
-    let service = hyper::service::service_fn({
-        let activity = Arc::clone(&activity);
-        move |mut request: Request<Incoming>| {
-            activity.request_begins();
-            request.extensions_mut().insert(peer);
-            let response = warp.call(request);
-            let activity = Arc::clone(&activity);
-            async move {
-                let response = response.await;
-                activity.request_ends();
-                response
-            }
-        }
-    });
-    let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
-    // A sender that has sent its delivery and hangs up, or says no more, is not a reason to drop it.
-    let mut connection = http1::Builder::new()
-        .half_close(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_LIMIT)
-        .serve_connection(io, service);
-
-    let mut stopped = pin!(stop.cancelled());
-    let mut stopping = false;
-    let mut overdue: Option<(Instant, Pin<Box<Sleep>>)> = None;
-    let in_time = poll_fn(|cx| {
-        if !stopping && stopped.as_mut().poll(cx).is_ready() {
-            stopping = true;
-            Pin::new(&mut connection).graceful_shutdown();
-        }
-        if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
-            let broken_off = result.as_ref().is_err_and(hyper::Error::is_incomplete_message);
-            if let Err(error) = result {
-                tracing::debug!(%error, "connection ended");
-            }
-            // The other side may have closed only its own half and still wait for an answer.
-            return Poll::Ready(!(broken_off && activity.head_since().is_some()));
-        }
-        // hyper has read all there is, so what the socket's reader noticed is up to date.
-        match activity.head_since() {
-            None => overdue = None,
-            Some(since) => {
-                let (_, timer) = match &mut overdue {
-                    Some(timer) if timer.0 == since => timer,
-                    other => other.insert((since, Box::pin(tokio::time::sleep_until(since + HEAD_LIMIT)))),
-                };
-                if timer.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(false);
-                }
-            }
-        }
-        Poll::Pending
-    })
-    .await;
-    if !in_time {
-        let mut stream = connection.into_parts().io.into_inner().stream;
-        let answered = timeout(Duration::from_secs(1), stream.write_all(reply::HEAD_TOO_SLOW)).await;
-        tracing::debug!(?answered, "head too slow");
-    }
-    in_time
-}
-
-/// What is going on in a connection: nothing, a head coming in, or a request being answered.
-struct Activity {
-    start: Instant,
-    /// Milliseconds after `start`, plus one, at which the current head's first byte came; 0 for none.
-    head_since: AtomicU64,
-    answering: AtomicBool,
-}
-
-impl Activity {
-    fn new() -> Self {
-        Self { start: Instant::now(), head_since: AtomicU64::new(0), answering: AtomicBool::new(false) }
-    }
-
-    fn bytes_came(&self) {
-        if !self.answering.load(Ordering::Relaxed) && self.head_since.load(Ordering::Relaxed) == 0 {
-            let ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-            self.head_since.store(ms + 1, Ordering::Relaxed);
-        }
-    }
-
-    fn request_begins(&self) {
-        self.answering.store(true, Ordering::Relaxed);
-        self.head_since.store(0, Ordering::Relaxed);
-    }
-
-    fn request_ends(&self) {
-        self.answering.store(false, Ordering::Relaxed);
-    }
-
-    fn head_since(&self) -> Option<Instant> {
-        let ms = self.head_since.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.start + Duration::from_millis(ms))
-    }
-}
-
-/// A socket that tells when bytes come.
-struct Watched {
-    stream: TcpStream,
-    activity: Arc<Activity>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.activity.bytes_came();
-        }
-        result
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+/// Drops what would begin a connection, so that its sender tries again in a second and then finds the socket closed, or
+/// that of the next bridge. Handshakes that have begun go on.
+fn begin_no_handshake(socket: &TcpListener) -> io::Result<()> {
+    // The kernel shows the filter a segment from its TCP header on; these are the flags in it.
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const SYN_OR_ACK: u32 = 0x12;
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN_OR_ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
 }

@@ -3,6 +3,7 @@
 //! Only this layer knows of methods, paths and status codes; what a delivery means is the pipeline's.
 
 pub mod admin;
+mod connection;
 mod feed;
 pub mod listener;
 pub mod reply;

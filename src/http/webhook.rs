@@ -18,7 +18,7 @@ use warp::http::{HeaderMap, Method};
 use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
 
-use super::listener::Peer;
+use super::connection::Peer;
 use super::reply::{self, Problem};
 use crate::domain::secret::Secret;
 use crate::domain::units::{self, Size, Span};

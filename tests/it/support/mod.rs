@@ -8,6 +8,7 @@ pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod samples;
+pub(crate) mod senders;
 pub(crate) mod shim;
 
 use std::time::{Duration, Instant};

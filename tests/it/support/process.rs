@@ -160,6 +160,15 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("a process to signal");
     }
 
+    /// Takes the processor away from it, until [`Process::thaw`].
+    pub(crate) fn freeze(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).expect("a process to freeze");
+    }
+
+    pub(crate) fn thaw(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).expect("a process to thaw");
+    }
+
     /// Whether it has not ended yet.
     pub(crate) fn is_running(&mut self) -> bool {
         self.ended.is_none() && self.child.try_wait().unwrap().is_none()
