@@ -14,7 +14,7 @@ use crate::config::{Config, SinkConfig, SinkKind};
 use crate::domain::clock::Clock;
 use crate::http::admin::{self, Admin, SinkEntry};
 use crate::http::listener::{Counts, Listener};
-use crate::http::{reply, webhook};
+use crate::http::{descriptors, reply, webhook};
 use crate::journal::{self, Journal};
 use crate::metrics::{Labels, Metrics};
 use crate::pipeline::{Forwarder, Intake, SinkStatus};
@@ -90,7 +90,7 @@ impl App {
             refused: metrics.rejected.with_label_values(&["connections"]),
             late: metrics.rejected.with_label_values(&["too_slow"]),
         };
-        let webhook = Listener::bind(server.listen, server.max_connections, counts)
+        let webhook = Listener::bind(server.listen, descriptors::room_for(server.max_connections), counts)
             .map_err(listen(server.listen, "server.listen"))?;
         let admin_listener = Listener::bind(config.admin.listen, admin::MAX_CONNECTIONS, Counts::unregistered()?)
             .map_err(listen(config.admin.listen, "admin.listen"))?;

@@ -28,6 +28,10 @@ use warp::http::header::{CONNECTION, HeaderValue};
 use super::listener::Answers;
 use super::reply;
 
+/// The largest head, and the piece that a body is read in. With the number of connections, it bounds what senders who
+/// have not shown yet who they are can take of the memory.
+const BUFFER: usize = 16 * 1024;
+
 /// From a head's first byte to its end.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
 
@@ -71,6 +75,7 @@ pub(super) async fn serve<F: Answers>(stream: TcpStream, peer: Peer, filter: F, 
     // A sender that has sent its delivery and hangs up, or says no more, is not a reason to drop it.
     let mut connection = http1::Builder::new()
         .half_close(true)
+        .max_buf_size(BUFFER)
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_LIMIT)
         .serve_connection(io, service);

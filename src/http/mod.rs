@@ -4,6 +4,7 @@
 
 pub mod admin;
 mod connection;
+pub mod descriptors;
 mod feed;
 pub mod listener;
 pub mod reply;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use warp::filters::path::FullPath;
 use warp::http::header::{CONTENT_LENGTH, EXPECT};
@@ -22,11 +23,17 @@ use super::connection::Peer;
 use super::reply::{self, Problem};
 use crate::domain::secret::Secret;
 use crate::domain::units::{self, Size, Span};
-use crate::pipeline::{Accepted, Intake};
+use crate::journal::AppendError;
+use crate::pipeline::{Accepted, Intake, Refused};
 
 /// How much of a body that is too large is read and thrown away, so that its sender, still writing,
 /// gets the answer and not a reset.
 const DISCARD: usize = 16 * 1024 * 1024;
+
+/// Memory for bodies that come in more than one piece, all of them together: one more is answered 503. Without this, every
+/// connection could hold a body that is as large as may be and never ends. What comes in one piece, as most do, needs
+/// no more than the buffer of its connection.
+pub const BODIES: usize = 64 * 1024 * 1024;
 
 /// `server.*`: where deliveries come in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -39,7 +46,8 @@ pub struct Settings {
     pub path: String,
     /// The largest body taken.
     pub max_body: Size,
-    /// How many connections may be open; one more is answered 503 and closed.
+    /// How many connections may be open; one more is answered 503 and closed. Fewer where there are too few file
+    /// descriptors.
     pub max_connections: usize,
     /// From the end of a delivery's head to its answer, at most; Sendbird waits one second.
     pub answer_deadline: Span,
@@ -85,6 +93,8 @@ struct Webhook {
     path_secret: Option<Secret>,
     max_body: usize,
     deadline: std::time::Duration,
+    /// What is left of [`BODIES`].
+    room: Semaphore,
     intake: Arc<Intake>,
 }
 
@@ -99,6 +109,7 @@ pub fn filter(
         path_secret,
         max_body: settings.max_body.as_usize(),
         deadline: settings.answer_deadline.0,
+        room: Semaphore::new(BODIES),
         intake,
     });
     warp::method()
@@ -157,8 +168,9 @@ impl Webhook {
             return Err(Problem::Method { allow: "POST" });
         }
         let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
-        let body = self.read(deadline, headers, body).await?;
+        let (body, room) = self.read(deadline, headers, body).await?;
         let accepting = self.intake.accept(admitted, body).map_err(Problem::Refused)?;
+        drop(room);
         self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
     }
 
@@ -172,13 +184,14 @@ impl Webhook {
         }
     }
 
-    /// Reads the body, but no more of it than may be and no longer than until the deadline.
+    /// Reads the body, but no more of it than may be and no longer than until the deadline. With it comes the room
+    /// that it takes.
     async fn read<B: Buf>(
         &self,
         deadline: Instant,
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
-    ) -> Result<Bytes, Problem> {
+    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Problem> {
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let too_large = length.is_some_and(|length| length > self.max_body as u64);
         if too_large && headers.contains_key(EXPECT) {
@@ -186,35 +199,61 @@ impl Webhook {
             return Err(Problem::TooLarge);
         }
         let mut body = pin!(body);
-        let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
+        let mut kept = Kept::default();
+        let mut problem = too_large.then_some(Problem::TooLarge);
         let mut seen = 0usize;
-        while let Some(chunk) = timeout_at(deadline, body.next())
-            .await
-            .map_err(|_elapsed| if too_large || seen > self.max_body { Problem::TooLarge } else { Problem::TooSlow })?
+        while let Some(chunk) =
+            timeout_at(deadline, body.next()).await.map_err(|_elapsed| problem.unwrap_or(Problem::TooSlow))?
         {
-            let mut chunk = chunk.map_err(|_broken| Problem::Interrupted)?;
+            let chunk = chunk.map_err(|_broken| Problem::Interrupted)?;
             seen += chunk.remaining();
-            if too_large || seen > self.max_body {
+            if seen > self.max_body {
+                problem = Some(Problem::TooLarge);
+            }
+            if problem.is_none() && !kept.take(chunk, &self.room) {
+                problem = Some(Problem::Refused(Refused::Unavailable(AppendError::Busy)));
+            }
+            if problem.is_some() {
+                kept = Kept::default();
                 if seen > DISCARD {
                     break;
                 }
-                continue;
-            }
-            // Most bodies are one chunk, which is then taken as it is.
-            if first.is_empty() && rest.is_empty() {
-                first = chunk.copy_to_bytes(chunk.remaining());
-            } else {
-                if rest.is_empty() {
-                    rest.extend_from_slice(&first);
-                }
-                rest.extend_from_slice(&chunk.copy_to_bytes(chunk.remaining()));
             }
         }
-        match (too_large || seen > self.max_body, rest.is_empty()) {
-            (true, _) => Err(Problem::TooLarge),
-            (false, true) => Ok(first),
-            (false, false) => Ok(rest.freeze()),
+        problem.map_or_else(|| Ok(kept.whole()), Err)
+    }
+}
+
+/// What has come of a body.
+#[derive(Default)]
+struct Kept<'a> {
+    first: Bytes,
+    rest: BytesMut,
+    room: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> Kept<'a> {
+    /// Takes a piece, if there is room for it.
+    fn take<B: Buf>(&mut self, mut chunk: B, room: &'a Semaphore) -> bool {
+        let chunk = chunk.copy_to_bytes(chunk.remaining());
+        // Most bodies are one piece, which is then taken as it is.
+        if self.first.is_empty() && self.rest.is_empty() {
+            self.first = chunk;
+            return true;
         }
+        let first = std::mem::take(&mut self.first);
+        let Ok(more) = u32::try_from(first.len() + chunk.len()) else { return false };
+        let Ok(more) = room.try_acquire_many(more) else { return false };
+        match &mut self.room {
+            Some(held) => held.merge(more),
+            held => *held = Some(more),
+        }
+        self.rest.extend_from_slice(&first);
+        self.rest.extend_from_slice(&chunk);
+        true
+    }
+
+    fn whole(self) -> (Bytes, Option<SemaphorePermit<'a>>) {
+        (if self.rest.is_empty() { self.first } else { self.rest.freeze() }, self.room)
     }
 }

@@ -20,6 +20,7 @@ mod disk;
 mod faults;
 mod feed;
 mod operator;
+mod overload;
 mod power;
 mod recovery;
 mod shutdown;

@@ -3,6 +3,7 @@
 pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;
+pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod oracle;

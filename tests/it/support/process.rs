@@ -160,6 +160,13 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("a process to signal");
     }
 
+    /// The most that it had in memory so far, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
     /// Takes the processor away from it, until [`Process::thaw`].
     pub(crate) fn freeze(&self) {
         kill_process(Pid::from_child(&self.child), Signal::STOP).expect("a process to freeze");

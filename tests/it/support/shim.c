@@ -2,7 +2,7 @@
  * what is written and what is fsynced. Loaded with LD_PRELOAD; see shim.rs.
  *
  * SHIM_DIR      the directory, as the kernel names it
- * SHIM_CONTROL  a file of eight int64, mapped, so that it can be changed at any moment (enum below)
+ * SHIM_CONTROL  a file of int64, mapped, so that it can be changed at any moment (enum below)
  * SHIM_LOG      where the record goes; none without it
  *
  * The lock file and the index in shared memory (-shm) are left alone: neither survives a crash. */
@@ -21,7 +21,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE_ERROR, WRITES_LEFT, SYNC_ERROR, SYNCS_LEFT, SPACE_LIMITED, SPACE_LEFT, FAILED, SEEN, SLOTS };
+enum { WRITE_ERROR, WRITES_LEFT, SYNC_ERROR, SYNCS_LEFT, SPACE_LIMITED, SPACE_LEFT, FAILED, SEEN, SYNC_DELAY, SLOTS };
 enum { OP_WRITE, OP_SYNC, OP_TRUNCATE, OP_UNLINK, OP_SYNC_FAILED };
 
 static volatile int64_t *control;
@@ -155,6 +155,8 @@ static int sync_with(int call, int fd)
     if (file < 0)
         return (int)syscall(call, fd);
     int result = -1;
+    for (int64_t slept = 0; slept < control[SYNC_DELAY]; slept += 5000)
+        usleep(5000);
     pthread_mutex_lock(&mutex);
     if (fails(SYNC_ERROR, SYNCS_LEFT)) {
         int error = errno;

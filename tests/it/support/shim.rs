@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use super::bridge::Config;
 
@@ -21,8 +22,17 @@ pub(crate) const EROFS: i64 = 30;
 pub(crate) const ALWAYS: i64 = -1;
 
 /// The slots of the control file, as in `shim.c`.
-const SLOTS: [&str; 8] =
-    ["write error", "writes left", "sync error", "syncs left", "space limited", "space left", "failed", "seen"];
+const SLOTS: [&str; 9] = [
+    "write error",
+    "writes left",
+    "sync error",
+    "syncs left",
+    "space limited",
+    "space left",
+    "failed",
+    "seen",
+    "sync delay",
+];
 
 /// The disk under one configuration's journal.
 pub(crate) struct Shim {
@@ -69,6 +79,11 @@ impl Shim {
         self.set("syncs left", times);
     }
 
+    /// Each fsync takes so much longer, until the disk is healed.
+    pub(crate) fn delay_syncs(&self, delay: Duration) {
+        self.set("sync delay", delay.as_micros().try_into().unwrap());
+    }
+
     /// The files may grow by so many bytes.
     pub(crate) fn leave_space(&self, bytes: i64) {
         self.set("space left", bytes);
@@ -77,7 +92,7 @@ impl Shim {
 
     /// Nothing fails any more.
     pub(crate) fn heal(&self) {
-        ["writes left", "syncs left", "space limited"].into_iter().for_each(|slot| self.set(slot, 0));
+        ["writes left", "syncs left", "space limited", "sync delay"].into_iter().for_each(|slot| self.set(slot, 0));
     }
 
     /// How many operations were made to fail.
