@@ -19,6 +19,8 @@ mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod network;
 mod operator;
 mod overload;
 mod power;

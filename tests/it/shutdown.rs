@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use sendbird_bridge::app::STOP_LIMIT;
 use sendbird_bridge::http::listener::DRAIN_LIMIT;
 
-use crate::recovery::{Load, stored_by};
 use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::eventually;
 use crate::support::http::{Connection, Request};
-use crate::support::oracle::{Arrived, Id, Sent, judge, record_lines};
+use crate::support::load::{Load, stored_by};
+use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::process::{Ended, Stdout};
 use crate::support::samples::dial;
 use crate::support::senders::{Heard, Senders};
+use crate::support::verdict::read;
 
 /// From the signal to the end of a process that has little to do.
 const SOON: Duration = Duration::from_secs(15);
@@ -108,15 +109,11 @@ fn a_rolling_restart_under_load_loses_nothing() {
     load.finish();
     let heard = senders.finish();
     nothing_but_200_or_refused(&heard, 400);
-    let (mut refused, mut sent) = (0, heard.sent);
-    for line in record_lines(&record) {
-        match (line.status, line.error.as_deref()) {
-            (Some(200), _) => sent.push(line.sent()),
-            (None, Some("no connection")) => refused += 1,
-            other => panic!("expected 200 or no connection, but found {other:?}"),
-        }
-    }
-    eprintln!("{refused:>8} of 2500 deliveries of the load found nobody in three tries");
+    let (mut sent, answers) = read(&record);
+    eprintln!("{}", answers.table(&[]));
+    let others: Vec<&String> = answers.others.keys().filter(|other| *other != "no connection").collect();
+    assert!(others.is_empty(), "{others:?}");
+    sent.extend(heard.sent);
     all_are_kept(&sent, &bridge);
 }
 

@@ -5,12 +5,18 @@ pub(crate) mod bridge;
 pub(crate) mod broker;
 pub(crate) mod flood;
 pub(crate) mod http;
+pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod proxy;
 pub(crate) mod samples;
 pub(crate) mod senders;
 pub(crate) mod shim;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod trial;
+pub(crate) mod verdict;
 
 use std::time::{Duration, Instant};
 
