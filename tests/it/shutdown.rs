@@ -75,7 +75,6 @@ fn nothing_but_200_or_refused(heard: &Heard, least: usize) {
     eprintln!("{:>8} answered 200\n{refused:>8} refused\n{:>8} others {others:?}", sent.len(), others.len());
     assert!(others.is_empty(), "{others:?}");
     assert!(sent.len() >= least, "only {} were answered", sent.len());
-    assert!(*refused > 0, "nobody was sending when the bridge was gone");
 }
 
 #[test]
@@ -89,6 +88,7 @@ fn a_stop_under_load_breaks_no_promise() {
         stops_in_order(bridge, SOON);
         let heard = senders.finish();
         nothing_but_200_or_refused(&heard, 400);
+        assert!(heard.refused > 0, "nobody was sending when the bridge was gone");
         all_are_kept(&heard.sent, &config.start());
     }
 }
@@ -107,6 +107,7 @@ fn a_rolling_restart_under_load_loses_nothing() {
     }
     let record = load.record.clone();
     load.finish();
+    // Who came when the old bridge let nobody in any more may have tried again only when the next was there.
     let heard = senders.finish();
     nothing_but_200_or_refused(&heard, 400);
     let (mut sent, answers) = read(&record);
