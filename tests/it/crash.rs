@@ -20,7 +20,7 @@ use crate::recovery::Load;
 use crate::support::bridge::{Bridge, Config};
 use crate::support::broker::{Kind, Message, Place};
 use crate::support::eventually;
-use crate::support::oracle::{Fault, Id, Judge, Sent, Verdict, record_lines};
+use crate::support::oracle::{Fault, Id, Judge, Sent, Verdict, read_outcomes};
 use crate::support::samples::dial;
 
 /// One round in so many ends while the bridge still starts.
@@ -141,20 +141,19 @@ struct Answers {
 
 fn read(record: &std::path::Path) -> (Vec<Sent>, Answers) {
     let mut answers = Answers::default();
-    let sent = record_lines(record).map(|line| {
-        let said = line.answer.as_ref().map(|answer| answer.status.as_str());
-        match (line.status, said) {
+    let sent = read_outcomes(record, |outcome| {
+        let said = outcome.answer.as_ref().map(|answer| answer.status.as_str());
+        match (outcome.status, said) {
             (Some(200), Some("stored")) => answers.stored += 1,
             (Some(200), Some("duplicate")) => answers.duplicates += 1,
             (Some(status), _) => *answers.others.entry(status.to_string()).or_default() += 1,
-            (None, _) => *answers.others.entry(line.error.clone().expect("a reason")).or_default() += 1,
+            (None, _) => *answers.others.entry(outcome.error.clone().expect("a reason")).or_default() += 1,
         }
-        if line.status.is_some() {
-            answers.longest_ms = answers.longest_ms.max(line.ms);
+        if outcome.status.is_some() {
+            answers.longest_ms = answers.longest_ms.max(outcome.ms);
         }
-        line.sent()
     });
-    (sent.collect(), answers)
+    (sent, answers)
 }
 
 fn judged(sent: &[Sent], place: &Place) -> Verdict {
