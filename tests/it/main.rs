@@ -25,3 +25,4 @@ mod recovery;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
+mod steps;

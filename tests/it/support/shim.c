@@ -265,9 +265,8 @@ int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *held, con
     for (;;) {
         struct timespec now, end;
         clock_gettime(CLOCK_REALTIME, &now);
-        int64_t left = until->tv_sec - now.tv_sec > 1
-            ? SLICE
-            : (until->tv_sec - now.tv_sec) * 1000000000 + until->tv_nsec - now.tv_nsec;
+        int64_t seconds = until->tv_sec - now.tv_sec;
+        int64_t left = seconds > 1 ? SLICE : seconds < -1 ? 0 : seconds * 1000000000 + until->tv_nsec - now.tv_nsec;
         if (left <= 0)
             return ETIMEDOUT;
         clock_gettime(CLOCK_MONOTONIC, &end);

@@ -38,7 +38,7 @@ const SLOTS: [&str; 12] = [
 
 /// Where the bridge is killed by `kill -9`, as in `shim.c`. A truncation and a deletion count as writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Step {
     BeforeWrite = 1,
     /// Half of it is in the file.
     InWrite,
@@ -103,10 +103,10 @@ impl Shim {
     }
 
     /// The bridge is killed at the `nth` write or fsync of the journal's files from now on.
-    pub(crate) fn kill(&self, place: Place, nth: i64) {
+    pub(crate) fn kill(&self, step: Step, nth: i64) {
         self.set("kill at", 0);
         self.set("kill left", nth);
-        self.set("kill at", place as i64);
+        self.set("kill at", step as i64);
     }
 
     /// It is not killed any more, by nobody but the test.
@@ -114,9 +114,11 @@ impl Shim {
         self.set("kill at", 0);
     }
 
-    /// How often it was killed.
-    pub(crate) fn killed(&self) -> i64 {
-        self.get("killed")
+    /// Whether it was, since this was last asked.
+    pub(crate) fn has_killed(&self) -> bool {
+        let killed = self.get("killed");
+        self.set("killed", 0);
+        killed > 0
     }
 
     /// The bridge's wall clock is ahead of the machine's by so much, from now on.
