@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::recovery::{Load, stored_by};
-use crate::steps::printed;
+use crate::support::aftermath::printed;
 use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::eventually;
 use crate::support::http::Connection;
+use crate::support::load::{Load, stored_by};
 use crate::support::oracle::{Arrived, judge, read_record};
 use crate::support::process::Stdout;
 use crate::support::samples::{APPLICATION, dial};
@@ -47,7 +47,7 @@ fn times_are_rfc3339(envelope: &Value) {
 #[test]
 fn the_clock_may_jump_under_load_and_nothing_comes_late_twice_or_never() {
     let (shim, config) = Shim::under(Config::new().fixed_address().stdout_sink(Stdout::Read));
-    let mut bridge = config.start();
+    let bridge = config.start();
     let mut load = Load::start(&bridge, 4_000, 400);
     for ahead in JUMPS {
         let before = stored_by(&bridge);
@@ -68,8 +68,4 @@ fn the_clock_may_jump_under_load_and_nothing_comes_late_twice_or_never() {
     let sent = read_record(&record);
     let verdict = judge(&sent, &printed(&lines)).exactly_once();
     eprintln!("{} jumps while it ran: answered 200 {}, lost 0, duplicates 0", JUMPS.len(), verdict.events);
-
-    // And between two lives, after a crash.
-    let mut load = Load::with(&{ bridge = config.start(); bridge }, 3_000, &["--concurrency", "16", "--rate", "400"]);
-    let _ = &mut load;
 }

@@ -15,6 +15,8 @@ mod config;
 mod corruption;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod crash;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod cursor;
 mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;

@@ -2,59 +2,35 @@
 //! before the answer, while old events are deleted, and during a start.
 //!
 //! A process that is killed leaves what it has written, whether or not it was fsynced; what a power cut would leave is
-//! `power.rs`. The steps on the way to a broker are in `publishing.rs`.
+//! `power.rs`. The steps on the way to a broker are in `cursor.rs`.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
 
-use serde_json::Value;
-
-use crate::recovery::{Load, stored_by};
+use crate::support::aftermath::{durable_cursor, killed, printed, say, verify};
 use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::eventually;
-use crate::support::oracle::{Arrived, Fault, Id, Sent, Verdict, judge, read_record};
-use crate::support::process::{Ended, Stdout};
+use crate::support::load::{Load, stored_by};
+use crate::support::oracle::{Arrived, Id, Sent, judge, read_record};
+use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
 use crate::support::shim::{Shim, Step};
 
 /// Deliveries with their answers. One that was not answered the first time has the answer to its retry.
 #[derive(Default)]
-pub(crate) struct Sender {
-    pub(crate) sent: Vec<Sent>,
+struct Sender {
+    sent: Vec<Sent>,
 }
 
 impl Sender {
     /// A delivery that is answered 200; its id, and `stored` or `duplicate`.
     #[track_caller]
-    pub(crate) fn send(&mut self, bridge: &Bridge, key: &str, body: &[u8]) -> (String, String) {
+    fn send(&mut self, bridge: &Bridge, key: &str, body: &[u8]) -> (String, String) {
         let answer = bridge.deliver(body).accepted();
         self.sent.push(Sent::new(key, Some(Id::parse(&answer.0)), &serde_json::from_slice(body).unwrap()));
         answer
     }
-}
-
-/// The figures of a test: what was killed how often, and what was left.
-pub(crate) fn say(step: &str, rounds: usize, sent: &[Sent], verdicts: &[Verdict]) {
-    let answered = sent.iter().filter(|sent| sent.id.is_some()).count();
-    let faults = verdicts.iter().flat_map(|verdict| &verdict.faults);
-    let lost = faults.filter(|fault| matches!(fault, Fault::Missing { .. })).count();
-    let again: usize = verdicts.iter().map(|verdict| verdict.again).sum();
-    eprintln!("{step:<44} rounds {rounds:>3}   answered 200 {answered:>5}   lost {lost}   duplicates {again:>4}");
-}
-
-/// Waits for the end of a bridge that the shim kills.
-#[track_caller]
-pub(crate) fn killed(shim: &Shim, bridge: Bridge) -> Ended {
-    let ended = bridge.process.wait();
-    assert_eq!((ended.status.signal(), shim.has_killed()), (Some(9), true), "{}", ended.stderr());
-    ended
-}
-
-/// What the stdout sink has printed. The line that the crash cut off was never acknowledged.
-pub(crate) fn printed(lines: &[String]) -> Vec<Arrived> {
-    let whole = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    whole.map(|envelope| Arrived::envelope(&envelope)).collect()
 }
 
 fn in_feed(bridge: &Bridge) -> Vec<Arrived> {
@@ -178,22 +154,6 @@ impl Backlog {
         }
         (shim, config)
     }
-}
-
-/// How far the sink has got according to the file.
-fn durable_cursor(config: &Config) -> u64 {
-    let ended = config.clone().stdout(Stdout::Read).process(&["journal", "stats"]).wait();
-    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
-    let said = ended.stdout();
-    let cursor = said.split_once("cursor ").expect("a cursor").1;
-    cursor.split([',', ' ', '\n']).next().unwrap().parse().unwrap_or_else(|_| panic!("a position in {said}"))
-}
-
-/// The journal is whole.
-#[track_caller]
-fn verify(config: &Config) {
-    let ended = config.clone().stdout(Stdout::Read).process(&["journal", "verify"]).wait();
-    assert_eq!(ended.code(), Some(0), "{}{}", ended.stdout(), ended.stderr());
 }
 
 /// Does something for each number, four at a time, until it says that this was the last.
