@@ -10,6 +10,7 @@ mod support;
 
 mod accept;
 mod architecture;
+mod clock;
 mod commands;
 mod config;
 mod corruption;
