@@ -179,7 +179,7 @@ fn killed_while_old_events_are_deleted_nothing_unpublished_is_lost() {
     const HOURS_AHEAD: i64 = 25;
     let backlog = Backlog::new(60, 1_000);
     let (sent, rounds) = (&backlog.sent, Mutex::new(Vec::new()));
-    let published = backlog.printed.len();
+    let (published, before) = (backlog.printed.len(), durable_cursor(&backlog.config));
     assert!((3..50).contains(&published), "{published} of 60 were published");
     let steps = [
         (Step::BeforeWrite, 1),
@@ -198,7 +198,6 @@ fn killed_while_old_events_are_deleted_nothing_unpublished_is_lost() {
         // Nobody reads from the sink, so what it prints first fills the pipe, and then only retention writes.
         let (shim, config) = backlog.copy(Config::new().stdout_sink(Stdout::Held));
         let mut bridge = config.start();
-        let before = durable_cursor(&backlog.config);
         eventually("the pipe is full", || durable_cursor(&config) >= before + 5);
         shim.kill(step, nth);
         shim.set_clock_ahead(HOURS_AHEAD * 3_600_000);
