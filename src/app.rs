@@ -278,9 +278,11 @@ pub fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error
     match &config.kind {
         SinkKind::Stdout(stdout::Settings {}) => Ok(Box::new(stdout::Stdout::new(config.format))),
         #[cfg(feature = "kafka")]
-        SinkKind::Kafka(settings) => crate::sink::kafka::Kafka::new(name, settings.clone(), config.format)
-            .map(|sink| Box::new(sink) as Box<dyn Sink>)
-            .map_err(failed),
+        SinkKind::Kafka(settings) => {
+            crate::sink::kafka::Kafka::new(name, settings.clone(), config.format, Clock::system())
+                .map(|sink| Box::new(sink) as Box<dyn Sink>)
+                .map_err(failed)
+        }
         #[cfg(feature = "rabbitmq")]
         SinkKind::Rabbitmq(settings) => crate::sink::rabbitmq::RabbitMq::new(name, settings.clone(), config.format)
             .map(|sink| Box::new(sink) as Box<dyn Sink>)

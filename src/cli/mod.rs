@@ -11,6 +11,7 @@ mod demo;
 mod journal;
 mod latency;
 mod logs;
+mod record;
 mod replay;
 mod schema;
 mod select;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,13 +17,13 @@ use hyper::Uri;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::client::{self, HttpClient};
 use super::latency::Latencies;
+use super::record::Record;
 use super::{Failure, print};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Secret;
@@ -98,7 +98,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "ID", default_value = "0A1B2C3D-1111-4222-8333-444455556666")]
     application: String,
 
-    /// Append a JSON line to this file for each delivery: what was sent and what was answered
+    /// Append two JSON lines to this file for each delivery: what is sent, before it is, and what was answered. They
+    /// outlive a crash of this program, not one of the machine
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
 }
@@ -127,16 +128,6 @@ pub(super) struct Answer {
     pub(super) id: String,
     /// `stored` or `duplicate`.
     pub(super) status: String,
-}
-
-#[derive(Serialize)]
-struct RecordLine<'a> {
-    category: &'a str,
-    key: &'a str,
-    /// The delivery; as text if it is no JSON, which only `--file` can bring about.
-    body: Value,
-    #[serde(flatten)]
-    outcome: &'a Outcome,
 }
 
 /// Sendbird, as a receiver sees it.
@@ -209,7 +200,7 @@ struct Tally {
     results: BTreeMap<String, u64>,
     not_in_time: u64,
     retried: u64,
-    record: Option<std::io::BufWriter<std::fs::File>>,
+    record: Option<Record>,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
@@ -221,16 +212,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         results: BTreeMap::new(),
         not_in_time: 0,
         retried: 0,
-        record: args.record.as_ref().map(open_record).transpose()?,
+        record: args.record.as_deref().map(Record::open).transpose()?,
     }));
     let progress = progress(count);
     let begun = Instant::now();
-    send_all(&args, &sendbird, samples, &tally, &progress).await;
+    let recorded = send_all(&args, &sendbird, samples, &tally, &progress).await;
     progress.finish_and_clear();
-    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(record) = &mut tally.record {
-        record.flush().map_err(Failure::other)?;
-    }
+    recorded.map_err(|error| Failure::Failed(format!("cannot write the record, so nothing more is sent: {error}")))?;
+    let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     print(&report(&tally, count, begun.elapsed()))?;
     match tally.not_in_time {
         0 => Ok(()),
@@ -238,14 +227,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Deliveries of one key go to one sender, so they stay in order.
+/// Deliveries of one key go to one sender, so they stay in order. What can't be recorded is not sent.
 async fn send_all(
     args: &Args,
     sendbird: &Sendbird,
     samples: impl Iterator<Item = Sample>,
     tally: &Arc<Mutex<Tally>>,
     progress: &ProgressBar,
-) {
+) -> io::Result<()> {
     let mut senders = JoinSet::new();
     let mut queues = Vec::new();
     for _ in 0..args.concurrency {
@@ -253,11 +242,14 @@ async fn send_all(
         let (sendbird, tally, progress) = (sendbird.clone(), Arc::clone(tally), progress.clone());
         queues.push(queue);
         senders.spawn(async move {
+            let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
             while let Some(sample) = waiting.recv().await {
+                let number = tally().record.as_mut().map(|record| record.intend(&sample)).transpose()?;
                 let outcome = sendbird.deliver(&sample.body).await;
-                tally.lock().unwrap_or_else(PoisonError::into_inner).add(&sample, &outcome);
+                tally().add(number, &outcome)?;
                 progress.inc(1);
             }
+            Ok::<(), io::Error>(())
         });
     }
     let begun = Instant::now();
@@ -273,7 +265,11 @@ async fn send_all(
         }
     }
     drop(queues);
-    while senders.join_next().await.is_some() {}
+    let mut recorded = Ok(());
+    while let Some(ended) = senders.join_next().await {
+        recorded = recorded.and(ended.unwrap_or_else(|panicked| Err(io::Error::other(panicked))));
+    }
+    recorded
 }
 
 type Samples = Box<dyn Iterator<Item = Sample>>;
@@ -309,7 +305,7 @@ fn samples(args: &Args) -> Result<(Samples, u64), Failure> {
 }
 
 impl Tally {
-    fn add(&mut self, sample: &Sample, outcome: &Outcome) {
+    fn add(&mut self, number: Option<u64>, outcome: &Outcome) -> io::Result<()> {
         if outcome.status.is_some() {
             self.latencies.add(outcome.took);
         }
@@ -321,14 +317,9 @@ impl Tally {
             (None, _) => outcome.error.unwrap_or("no answer").to_owned(),
         };
         *self.results.entry(result).or_default() += 1;
-        if let Some(record) = &mut self.record {
-            let text = || String::from_utf8_lossy(&sample.body).into_owned().into();
-            let body = serde_json::from_slice(&sample.body).unwrap_or_else(|_not_json| text());
-            let line = RecordLine { category: sample.category.label(), key: &sample.key, body, outcome };
-            let written = serde_json::to_writer(&mut *record, &line).map_err(Into::into);
-            if let Err(error) = written.and_then(|()| record.write_all(b"\n")) {
-                tracing::error!(%error, "cannot write the record");
-            }
+        match (&mut self.record, number) {
+            (Some(record), Some(number)) => record.conclude(number, outcome),
+            _ => Ok(()),
         }
     }
 }
@@ -351,12 +342,6 @@ fn progress(count: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
     ProgressBar::with_draw_target(Some(count), target)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-fn open_record(path: &PathBuf) -> Result<std::io::BufWriter<std::fs::File>, Failure> {
-    let file = std::fs::File::options().create(true).append(true).open(path);
-    file.map(std::io::BufWriter::new)
-        .map_err(|error| Failure::Usage(format!("cannot write the record to {}: {error}", path.display())))
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {

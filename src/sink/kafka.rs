@@ -30,6 +30,7 @@ pub use settings::{CreateTopics, Mechanism, Sasl, Settings};
 
 use super::settings::Faults;
 use super::{Failure, Published, Reason, Sink};
+use crate::domain::clock::Clock;
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 use client::Producer;
@@ -45,6 +46,7 @@ pub struct Kafka {
     topic: Template,
     create: Option<CreateTopics>,
     format: Format,
+    clock: Clock,
 }
 
 impl Kafka {
@@ -52,10 +54,11 @@ impl Kafka {
     ///
     /// # Errors
     /// All faults of the settings.
-    pub fn new(name: &str, settings: Settings, format: Format) -> Result<Self, Faults> {
+    pub fn new(name: &str, settings: Settings, format: Format, clock: Clock) -> Result<Self, Faults> {
         let topic = settings.parse()?;
         let config = properties::all(name, &settings);
-        Ok(Self { name: name.to_owned(), config, topic, create: settings.create_topics.as_option().cloned(), format })
+        let create = settings.create_topics.as_option().cloned();
+        Ok(Self { name: name.to_owned(), config, topic, create, format, clock })
     }
 }
 
@@ -67,7 +70,8 @@ impl Sink for Kafka {
             let producer = run(move || Producer::connect(&config)).await??;
             topics.look(&self.name, &producer, &self.topic).await?;
             let shared = Shared { producer, alone: OnceCell::new(), config: self.config.clone(), topics };
-            Ok(Box::new(Connection { shared: Arc::new(shared), topic: self.topic.clone(), format: self.format })
+            let (topic, clock) = (self.topic.clone(), self.clock.clone());
+            Ok(Box::new(Connection { shared: Arc::new(shared), topic, format: self.format, clock })
                 as Box<dyn super::Connection>)
         }
         .boxed()
@@ -83,6 +87,7 @@ struct Connection {
     shared: Arc<Shared>,
     topic: Template,
     format: Format,
+    clock: Clock,
 }
 
 struct Shared {
@@ -95,7 +100,7 @@ struct Shared {
 
 impl super::Connection for Connection {
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
-        let record = Record::build(event, self.format, self.topic.render(&event.values()));
+        let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
         async move { shared.publish(&record).await }.boxed()
     }

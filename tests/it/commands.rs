@@ -140,6 +140,15 @@ fn the_record_of_send_agrees_with_the_feed() {
 }
 
 #[test]
+fn send_sends_nothing_that_it_cannot_record() {
+    let bridge = Config::new().start();
+    let ended = send(&bridge, &["--all", "--count", "300", "--concurrency", "8", "--record", "/dev/full"]);
+    assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
+    assert!(ended.stderr().contains("cannot write the record"), "{}", ended.stderr());
+    assert_eq!(bridge.events().len(), 0);
+}
+
+#[test]
 fn tail_prints_what_the_feed_has() {
     let bridge = Config::new().start();
     for n in 0..6 {

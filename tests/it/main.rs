@@ -10,11 +10,14 @@ mod support;
 
 mod accept;
 mod architecture;
+mod clock;
 mod commands;
 mod config;
 mod corruption;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod crash;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod cursor;
 mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
@@ -28,3 +31,4 @@ mod recovery;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
+mod steps;

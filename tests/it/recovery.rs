@@ -8,6 +8,7 @@ use crate::support::load::{Load, stored_by};
 use crate::support::oracle::{Arrived, judge, read_record};
 use crate::support::process::Stdout;
 use crate::support::samples::dial;
+use crate::support::verdict::read;
 
 #[test]
 fn what_was_answered_200_survives_kill_9_once_and_in_order() {
@@ -32,6 +33,35 @@ fn what_was_answered_200_survives_kill_9_once_and_in_order() {
     assert_eq!(positions, (1..=events.len() as u64).collect::<Vec<_>>(), "positions have no gaps");
     let arrived: Vec<Arrived> = events.iter().map(|event| Arrived::envelope(&event.envelope)).collect();
     judge(&sent, &arrived).exactly_once();
+}
+
+/// Of a delivery that was under way when the load was killed nobody knows the answer; that it was sent is on record.
+#[test]
+fn a_load_that_is_killed_knows_of_all_that_it_has_sent() {
+    const KILLED: usize = 4;
+    let bridge = Config::new().start();
+    let mut load = Load::with(&bridge, 100_000, &["--concurrency", "16"]);
+    let record = load.record.clone();
+    for _ in 0..KILLED {
+        let stored = stored_by(&bridge);
+        eventually("deliveries are stored", || stored_by(&bridge) >= stored + 300.0);
+        load.kill_9();
+        load = Load::with(&bridge, 100_000, &["--concurrency", "16"]);
+    }
+    load.kill_9();
+    assert!(Load::start(&bridge, 300, 1_000).finish());
+    let (sent, answers) = read(&record);
+    let arrived: Vec<Arrived> = bridge.events().iter().map(|event| Arrived::envelope(&event.envelope)).collect();
+    let verdict = judge(&sent, &arrived).exactly_once();
+    let untold = sent.len() as u64 - answers.answered();
+    eprintln!(
+        "load killed {} times: sent {}, answered 200 {}, answer unknown {untold}, of these stored {}, lost 0",
+        KILLED + 1,
+        sent.len(),
+        answers.answered(),
+        verdict.events as u64 - answers.answered(),
+    );
+    assert!(answers.answered() > 1_500 && untold <= 16 * (KILLED as u64 + 1), "{untold} have no answer");
 }
 
 #[test]

@@ -11,18 +11,19 @@ pub(super) struct Record {
     pub(super) payload: Bytes,
     pub(super) headers: OwnedHeaders,
     /// When the bridge accepted the event, in milliseconds since 1970. Not when it happened: a broker refuses
-    /// records from its future, and deletes by age, so a sender's wrong clock would lose events.
+    /// records from its future, and deletes by age, so a sender's wrong clock would lose events. And no later than
+    /// now: what was accepted while our clock was ahead can then be published as soon as it is right again.
     pub(super) timestamp: Option<i64>,
 }
 
 impl Record {
-    pub(super) fn build(event: &View<'_>, format: Format, topic: String) -> Self {
+    pub(super) fn build(event: &View<'_>, format: Format, topic: String, now_ms: i64) -> Self {
         Self {
             topic,
             key: event.key().to_owned(),
             payload: event.body(format),
             headers: headers(event, format),
-            timestamp: millis(&event.envelope().receivedtime),
+            timestamp: millis(&event.envelope().receivedtime).map(|received_ms| received_ms.min(now_ms)),
         }
     }
 }
@@ -47,8 +48,12 @@ mod tests {
     const STORED: &str = r#"{"specversion":"1.0","id":"0a-1","source":"https://api-A.calls.sendbird.com","type":"com.sendbird.calls.room.create","subject":"rooms/R","time":"2026-01-01T00:00:01.234Z","datacontenttype":"application/json","dataschema":"urn:x:room:v1","partitionkey":"R","receivedtime":"2026-01-01T00:00:00.100Z","data":{"category":"room:create"}}"#;
 
     fn record(format: Format) -> Record {
+        published_at(i64::MAX, format)
+    }
+
+    fn published_at(now_ms: i64, format: Format) -> Record {
         let stored = Bytes::from_static(STORED.as_bytes());
-        Record::build(&View::parse(&stored).expect("an envelope"), format, "t".into())
+        Record::build(&View::parse(&stored).expect("an envelope"), format, "t".into(), now_ms)
     }
 
     fn lines(record: &Record) -> Vec<String> {
@@ -81,6 +86,12 @@ mod tests {
         assert_eq!(lines.len(), 10);
         assert!(lines.contains(&"ce_specversion: 1.0".to_owned()), "{lines:?}");
         assert_eq!(record.payload, r#"{"category":"room:create"}"#);
+    }
+
+    #[test]
+    fn a_record_is_never_of_the_future() {
+        assert_eq!(published_at(1_767_225_600_099, Format::Structured).timestamp, Some(1_767_225_600_099));
+        assert_eq!(published_at(1_767_225_600_101, Format::Structured).timestamp, Some(1_767_225_600_100));
     }
 
     #[test]

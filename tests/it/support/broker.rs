@@ -220,6 +220,18 @@ impl Place {
         }
     }
 
+    /// How many messages are here now. Takes none of them.
+    pub(crate) fn count(&self) -> u64 {
+        match self.kind {
+            #[cfg(feature = "kafka")]
+            Kind::Kafka => kafka::count(self),
+            #[cfg(feature = "rabbitmq")]
+            Kind::RabbitMq => rabbitmq::count(self),
+            #[cfg(feature = "nats")]
+            Kind::Nats => nats::count(self),
+        }
+    }
+
     /// The key of an event's message: object, verb and encoded key of the event.
     pub(crate) fn key(&self, object: &str, verb: &str, key: &str) -> String {
         match self.kind {

@@ -33,6 +33,11 @@ impl Load {
         self.process.is_running()
     }
 
+    /// Ends it as a crash would.
+    pub(crate) fn kill_9(self) {
+        self.process.kill_9();
+    }
+
     /// Waits until all is sent, and says whether all was answered 200.
     pub(crate) fn finish(self) -> bool {
         self.finish_within(PATIENCE * 3)

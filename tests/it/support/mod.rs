@@ -1,5 +1,6 @@
 //! What the tests stand on: a bridge as a user would start it, and clients that can misbehave.
 
+pub(crate) mod aftermath;
 pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;

@@ -266,12 +266,22 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// A line that `send --record` wrote.
+/// A line that `send --record` wrote: the intent to send a delivery, or its outcome.
+#[derive(Debug, Deserialize)]
+struct RecordLine {
+    n: u64,
+    /// Of an intent alone.
+    key: Option<String>,
+    #[serde(default)]
+    body: Value,
+    #[serde(flatten)]
+    outcome: Option<Outcome>,
+}
+
+/// What became of a delivery.
 #[derive(Debug, Deserialize)]
 #[allow(dead_code, reason = "only the crash test reads all of it, and builds without brokers do not have that")]
-pub(crate) struct RecordLine {
-    pub(crate) key: String,
-    pub(crate) body: Value,
+pub(crate) struct Outcome {
     pub(crate) status: Option<u16>,
     pub(crate) answer: Option<Answer>,
     /// How long the last try took.
@@ -289,24 +299,45 @@ pub(crate) struct Answer {
     pub(crate) status: String,
 }
 
-impl RecordLine {
-    pub(crate) fn sent(&self) -> Sent {
-        let answered = self.status == Some(200);
-        let id = answered.then(|| Id::parse(&self.answer.as_ref().expect("an answer with an id").id));
-        Sent::new(&self.key, id, &self.body)
+/// What `send --record` wrote, in the order of the intents, so that those of one key stand in the order in which they
+/// were sent. A delivery without an outcome, because the sender was killed, counts as not answered; `each` hears the
+/// others. A last line that is cut off belongs to a write that the kill cut short, and is as good as not there. Whatever
+/// else is wrong with the record is a panic.
+fn read_lines(mut record: impl BufRead, mut each: impl FnMut(&Outcome)) -> Vec<Sent> {
+    let (mut sent, mut line) = (Vec::new(), Vec::new());
+    let mut open: HashMap<u64, usize> = HashMap::new();
+    loop {
+        line.clear();
+        record.read_until(b'\n', &mut line).expect("a readable record");
+        if line.last() != Some(&b'\n') {
+            return sent;
+        }
+        let RecordLine { n, key, body, outcome } = serde_json::from_slice(&line).expect("a line of the record");
+        match (key, outcome) {
+            (Some(key), None) => {
+                // A sender after a killed one starts over with its numbers.
+                open.insert(n, sent.len());
+                sent.push(Sent::new(&key, None, &body));
+            }
+            (None, Some(outcome)) => {
+                let index = open.remove(&n).expect("an intent before its outcome");
+                let answered = outcome.status == Some(200);
+                sent[index].id =
+                    answered.then(|| Id::parse(&outcome.answer.as_ref().expect("an answer with an id").id));
+                each(&outcome);
+            }
+            _ => panic!("neither an intent nor an outcome: {}", String::from_utf8_lossy(&line)),
+        }
     }
 }
 
-/// What `send --record` wrote, line by line. It writes through a buffer: the record is whole once `send` has ended, and
-/// a crash of the bridge takes nothing from it. A line that is cut off, because the sender itself was killed, is a
-/// panic.
-pub(crate) fn record_lines(file: &Path) -> impl Iterator<Item = RecordLine> {
-    let lines = BufReader::new(File::open(file).expect("a record")).lines();
-    lines.map(|line| serde_json::from_str(&line.expect("a readable record")).expect("a line of the record"))
+/// The record in a file, and every outcome in it.
+pub(crate) fn read_outcomes(file: &Path, each: impl FnMut(&Outcome)) -> Vec<Sent> {
+    read_lines(BufReader::new(File::open(file).expect("a record")), each)
 }
 
 pub(crate) fn read_record(file: &Path) -> Vec<Sent> {
-    record_lines(file).map(|line| line.sent()).collect()
+    read_outcomes(file, |_| {})
 }
 
 #[cfg(test)]
@@ -416,6 +447,61 @@ mod tests {
         assert_eq!(prints.len(), values.len());
         let [one, other] = [r#"{"a":1,"b":[2]}"#, r#"{"b":[2],"a":1}"#].map(|text| serde_json::from_str(text).unwrap());
         assert_eq!(Print::of_body(&one), Print::of_body(&other));
+    }
+
+    /// Two senders after each other, the first of which was killed; the second number 1 was never answered.
+    fn record() -> Vec<(String, bool)> {
+        let intent = |n: u64, of: u8| json!({ "n": n, "category": "c", "key": "k", "body": { "of": of } });
+        let outcome = |n: u64, id: u8| {
+            let answer = json!({ "id": uuid(id), "status": "stored" });
+            json!({ "n": n, "status": 200, "answer": answer, "tries": 1, "ms": 1.5 })
+        };
+        let none = json!({ "n": 3, "status": null, "answer": null, "tries": 3, "ms": 1, "error": "no connection" });
+        let lines = [
+            (intent(1, 1), true),
+            (intent(2, 2), true),
+            (outcome(2, 2), false),
+            (intent(1, 3), true),
+            (intent(2, 4), true),
+            (intent(3, 5), true),
+            (none, false),
+            (outcome(2, 4), false),
+        ];
+        lines.map(|(line, is_intent)| (format!("{line}\n"), is_intent)).into()
+    }
+
+    #[test]
+    fn a_record_that_is_cut_anywhere_is_read_up_to_its_last_whole_line() {
+        let lines = record();
+        let text: String = lines.iter().map(|(line, _)| line.as_str()).collect();
+        for end in 0..=text.len() {
+            let (mut whole, mut through) = (0, 0);
+            while whole < lines.len() && through + lines[whole].0.len() <= end {
+                through += lines[whole].0.len();
+                whole += 1;
+            }
+            let intents = lines[..whole].iter().filter(|(_, is_intent)| *is_intent).count();
+            let mut outcomes = 0;
+            let sent = read_lines(&text.as_bytes()[..end], |_| outcomes += 1);
+            assert_eq!((sent.len(), outcomes), (intents, whole - intents), "cut after {end} bytes");
+            let ids: Vec<Id> = sent.iter().filter_map(|sent| sent.id).collect();
+            assert_eq!(ids, [id(2), id(4)][..(outcomes.min(1) + outcomes / 3)], "cut after {end} bytes");
+        }
+    }
+
+    #[test]
+    fn a_record_that_lacks_anything_else_is_refused() {
+        let lines: Vec<String> = record().into_iter().map(|(line, _)| line).collect();
+        let without_its_intent = [&lines[..1], &lines[2..]].concat().concat();
+        let text = lines.concat();
+        let mut cut_in_the_middle = text.clone();
+        cut_in_the_middle.replace_range(lines[0].len() - 5..lines[0].len(), "");
+        let empty_line = format!("{}\n{}", lines[0], lines[1]);
+        let neither = "{\"n\":1}\n".to_owned();
+        for damaged in [without_its_intent, cut_in_the_middle, empty_line, neither] {
+            let read = std::panic::catch_unwind(|| read_lines(damaged.as_bytes(), |_| {}));
+            assert!(read.is_err(), "{damaged}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
-/* Stands between a process and the files of one directory: lets writes and fsyncs fail on demand, and records
- * what is written and what is fsynced. Loaded with LD_PRELOAD; see shim.rs.
+/* Stands between a process and the files of one directory: lets writes and fsyncs fail on demand, kills the process at
+ * one of them, and records what is written and what is fsynced. Puts the wall clock forward and back, too. Loaded with
+ * LD_PRELOAD; see shim.rs.
  *
  * SHIM_DIR      the directory, as the kernel names it
- * SHIM_CONTROL  a file of int64, mapped, so that it can be changed at any moment (enum below)
+ * SHIM_CONTROL  a file of SLOTS int64, mapped, so that it can be changed at any moment (enum below)
  * SHIM_LOG      where the record goes; none without it
  *
  * The lock file and the index in shared memory (-shm) are left alone: neither survives a crash. */
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,11 +20,16 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { WRITE_ERROR, WRITES_LEFT, SYNC_ERROR, SYNCS_LEFT, SPACE_LIMITED, SPACE_LEFT, FAILED, SEEN, SYNC_DELAY, SLOTS };
+enum { WRITE_ERROR, WRITES_LEFT, SYNC_ERROR, SYNCS_LEFT, SPACE_LIMITED, SPACE_LEFT, FAILED, SEEN, SYNC_DELAY,
+       KILL_AT, KILL_LEFT, KILLED, CLOCK_AHEAD_MS, SLOTS };
 enum { OP_WRITE, OP_SYNC, OP_TRUNCATE, OP_UNLINK, OP_SYNC_FAILED };
+
+enum { NOWHERE, BEFORE_WRITE, IN_WRITE, BEFORE_SYNC, AFTER_SYNC }; /* KILL_AT */
 
 static volatile int64_t *control;
 static const char *dir;
@@ -103,6 +110,27 @@ static int fails(int error, int left)
     return 1;
 }
 
+/* Whether this is the place at which the process is to be killed. A truncation and a deletion count as writes. */
+static int killed_at(int place)
+{
+    return control[KILL_AT] == place && control[KILL_LEFT] > 0 && --control[KILL_LEFT] == 0;
+}
+
+static void die(void)
+{
+    control[KILL_AT] = NOWHERE;
+    control[KILLED]++;
+    kill(getpid(), SIGKILL);
+    for (;;)
+        pause();
+}
+
+static void kill_at(int place)
+{
+    if (killed_at(place))
+        die();
+}
+
 static int no_space(int fd, uint64_t end)
 {
     struct stat found;
@@ -126,6 +154,11 @@ static ssize_t write_at(int fd, const void *data, size_t length, off_t offset)
     ssize_t written = -1;
     pthread_mutex_lock(&mutex);
     control[SEEN]++;
+    kill_at(BEFORE_WRITE);
+    if (killed_at(IN_WRITE)) {
+        syscall(SYS_pwrite64, fd, data, length / 2, offset);
+        die();
+    }
     if (!fails(WRITE_ERROR, WRITES_LEFT) && !no_space(fd, (uint64_t)offset + length)) {
         written = syscall(SYS_pwrite64, fd, data, length, offset);
         if (written > 0)
@@ -158,12 +191,14 @@ static int sync_with(int call, int fd)
     for (int64_t slept = 0; slept < control[SYNC_DELAY]; slept += 5000)
         usleep(5000);
     pthread_mutex_lock(&mutex);
+    kill_at(BEFORE_SYNC);
     if (fails(SYNC_ERROR, SYNCS_LEFT)) {
         int error = errno;
         record(OP_SYNC_FAILED, file, 0, NULL, 0);
         errno = error;
     } else if ((result = (int)syscall(call, fd)) == 0) {
         record(OP_SYNC, file, 0, NULL, 0);
+        kill_at(AFTER_SYNC);
     }
     pthread_mutex_unlock(&mutex);
     return result;
@@ -179,6 +214,7 @@ static int cut(int fd, off_t length)
         return (int)syscall(SYS_ftruncate, fd, length);
     int result = -1;
     pthread_mutex_lock(&mutex);
+    kill_at(BEFORE_WRITE);
     if (!fails(WRITE_ERROR, WRITES_LEFT) && (result = (int)syscall(SYS_ftruncate, fd, length)) == 0)
         record(OP_TRUNCATE, file, (uint64_t)length, NULL, 0);
     pthread_mutex_unlock(&mutex);
@@ -192,9 +228,57 @@ int unlink(const char *path)
 {
     int file = control ? file_of(path) : -1;
     pthread_mutex_lock(&mutex);
+    if (file >= 0)
+        kill_at(BEFORE_WRITE);
     int result = (int)syscall(SYS_unlinkat, AT_FDCWD, path, 0);
     if (file >= 0 && result == 0)
         record(OP_UNLINK, file, 0, NULL, 0);
     pthread_mutex_unlock(&mutex);
     return result;
+}
+
+int clock_gettime(clockid_t id, struct timespec *at)
+{
+    int result = (int)syscall(SYS_clock_gettime, id, at);
+    if (result == 0 && control && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) {
+        int64_t nanoseconds = at->tv_nsec + control[CLOCK_AHEAD_MS] % 1000 * 1000000;
+        at->tv_sec += control[CLOCK_AHEAD_MS] / 1000;
+        at->tv_sec += nanoseconds < 0 ? -1 : nanoseconds / 1000000000;
+        at->tv_nsec = nanoseconds < 0 ? nanoseconds + 1000000000 : nanoseconds % 1000000000;
+    }
+    return result;
+}
+
+int gettimeofday(struct timeval *at, void *zone)
+{
+    struct timespec now;
+    (void)zone;
+    clock_gettime(CLOCK_REALTIME, &now);
+    at->tv_sec = now.tv_sec;
+    at->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+
+/* librdkafka waits until a time of the wall clock. As with the real one, such a wait gets longer or shorter when the
+ * clock is set; so it is looked at in slices of real time. */
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *held, const struct timespec *until)
+{
+    const int64_t SLICE = 20000000;
+    for (;;) {
+        struct timespec now, end;
+        clock_gettime(CLOCK_REALTIME, &now);
+        int64_t seconds = until->tv_sec - now.tv_sec;
+        int64_t left = seconds > 1 ? SLICE : seconds < -1 ? 0 : seconds * 1000000000 + until->tv_nsec - now.tv_nsec;
+        if (left <= 0)
+            return ETIMEDOUT;
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        end.tv_nsec += left < SLICE ? left : SLICE;
+        if (end.tv_nsec >= 1000000000) {
+            end.tv_sec++;
+            end.tv_nsec -= 1000000000;
+        }
+        int result = pthread_cond_clockwait(condition, held, CLOCK_MONOTONIC, &end);
+        if (result != ETIMEDOUT)
+            return result;
+    }
 }

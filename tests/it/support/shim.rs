@@ -1,5 +1,5 @@
-//! A disk that fails on demand and that remembers what it was told to make durable: `shim.c` between the bridge and
-//! its journal.
+//! A disk that fails on demand, that ends the bridge in the middle of its work, and that remembers what it was told to
+//! make durable: `shim.c` between the bridge and its journal. And a wall clock that can be set.
 //!
 //! The shim is compiled when it is first needed, with the C compiler that the build needs anyway, and is loaded into
 //! the bridge's process alone. It keeps a record of each write, truncation, deletion and fsync of the journal's files
@@ -22,7 +22,7 @@ pub(crate) const EROFS: i64 = 30;
 pub(crate) const ALWAYS: i64 = -1;
 
 /// The slots of the control file, as in `shim.c`.
-const SLOTS: [&str; 9] = [
+const SLOTS: [&str; 13] = [
     "write error",
     "writes left",
     "sync error",
@@ -32,7 +32,21 @@ const SLOTS: [&str; 9] = [
     "failed",
     "seen",
     "sync delay",
+    "kill at",
+    "kill left",
+    "killed",
+    "clock ahead ms",
 ];
+
+/// Where the bridge is killed by `kill -9`, as in `shim.c`. A truncation and a deletion count as writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    BeforeWrite = 1,
+    /// Half of it is in the file.
+    InWrite,
+    BeforeSync,
+    AfterSync,
+}
 
 /// The disk under one configuration's journal.
 pub(crate) struct Shim {
@@ -93,6 +107,30 @@ impl Shim {
     /// Nothing fails any more.
     pub(crate) fn heal(&self) {
         ["writes left", "syncs left", "space limited", "sync delay"].into_iter().for_each(|slot| self.set(slot, 0));
+    }
+
+    /// The bridge is killed at the `nth` write or fsync of the journal's files from now on.
+    pub(crate) fn kill(&self, step: Step, nth: i64) {
+        self.set("kill at", 0);
+        self.set("kill left", nth);
+        self.set("kill at", step as i64);
+    }
+
+    /// It is not killed any more, by nobody but the test.
+    pub(crate) fn spare(&self) {
+        self.set("kill at", 0);
+    }
+
+    /// Whether it was, since this was last asked.
+    pub(crate) fn has_killed(&self) -> bool {
+        let killed = self.get("killed");
+        self.set("killed", 0);
+        killed > 0
+    }
+
+    /// The bridge's wall clock is ahead of the machine's by so much, from now on.
+    pub(crate) fn set_clock_ahead(&self, ms: i64) {
+        self.set("clock ahead ms", ms);
     }
 
     /// How many operations were made to fail.

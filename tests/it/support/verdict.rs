@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::oracle::{Fault, Sent, Verdict, record_lines};
+use super::oracle::{Fault, Sent, Verdict, read_outcomes};
 
 /// What the load was answered.
 #[derive(Default)]
@@ -20,20 +20,23 @@ pub(crate) struct Answers {
 /// What was sent, in its order, and what was answered.
 pub(crate) fn read(record: &Path) -> (Vec<Sent>, Answers) {
     let mut answers = Answers::default();
-    let sent = record_lines(record).map(|line| {
-        let said = line.answer.as_ref().map(|answer| answer.status.as_str());
-        match (line.status, said) {
+    let sent = read_outcomes(record, |outcome| {
+        let said = outcome.answer.as_ref().map(|answer| answer.status.as_str());
+        match (outcome.status, said) {
             (Some(200), Some("stored")) => answers.stored += 1,
             (Some(200), Some("duplicate")) => answers.duplicates += 1,
             (Some(status), _) => *answers.others.entry(status.to_string()).or_default() += 1,
-            (None, _) => *answers.others.entry(line.error.clone().expect("a reason")).or_default() += 1,
+            (None, _) => *answers.others.entry(outcome.error.clone().expect("a reason")).or_default() += 1,
         }
-        if line.status.is_some() {
-            answers.longest_ms = answers.longest_ms.max(line.ms);
+        if outcome.status.is_some() {
+            answers.longest_ms = answers.longest_ms.max(outcome.ms);
         }
-        line.sent()
     });
-    (sent.collect(), answers)
+    let told = answers.answered() + answers.others.values().sum::<u64>();
+    if sent.len() as u64 > told {
+        answers.others.insert("told, as the sender was killed".into(), sent.len() as u64 - told);
+    }
+    (sent, answers)
 }
 
 impl Answers {

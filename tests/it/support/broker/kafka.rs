@@ -80,6 +80,18 @@ pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {
     }
 }
 
+pub(crate) fn count(place: &Place) -> u64 {
+    let consumer: BaseConsumer = client(place).create().unwrap();
+    let metadata = consumer.fetch_metadata(None, PATIENCE).expect("metadata");
+    let topics = metadata.topics().iter().filter(|topic| topic.name().starts_with(&format!("{}.", place.name)));
+    let ends = topics.flat_map(|topic| topic.partitions().iter().map(|partition| (topic.name(), partition.id())));
+    ends.map(|(topic, partition)| {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE).expect("watermarks");
+        (high - low) as u64
+    })
+    .sum()
+}
+
 fn message(record: &rdkafka::message::BorrowedMessage<'_>) -> Message {
     let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).expect("UTF-8");
     let mut headers: BTreeMap<String, String> = BTreeMap::new();

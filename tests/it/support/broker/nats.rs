@@ -53,6 +53,13 @@ pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {
     });
 }
 
+pub(crate) fn count(place: &Place) -> u64 {
+    block_on(async {
+        let mut stream = connect(place).await.get_stream(&place.name).await.expect("the stream");
+        stream.info().await.expect("the stream's state").state.messages
+    })
+}
+
 fn message(stream: &str, got: &jetstream::Message) -> Message {
     let mut headers = BTreeMap::new();
     for (name, values) in got.headers.as_ref().expect("headers").iter() {

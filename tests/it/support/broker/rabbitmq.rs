@@ -62,6 +62,14 @@ pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {
     });
 }
 
+pub(crate) fn count(place: &Place) -> u64 {
+    with_channel(place, async |channel| {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = channel.queue_declare(place.name.clone().into(), passive, FieldTable::default()).await?;
+        Ok(queue.message_count().into())
+    })
+}
+
 fn message(delivery: &lapin::message::Delivery) -> Message {
     let properties = &delivery.properties;
     assert_eq!(properties.delivery_mode(), &Some(2), "expected a persistent message");

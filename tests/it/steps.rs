@@ -1,0 +1,294 @@
+//! `kill -9` at each named step of an event's way, from the shim under the journal: before its commit, after it and
+//! before the answer, while old events are deleted, and during a start.
+//!
+//! A process that is killed leaves what it has written, whether or not it was fsynced; what a power cut would leave is
+//! `power.rs`. The steps on the way to a broker are in `cursor.rs`.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::Mutex;
+
+use crate::support::aftermath::{durable_cursor, killed, printed, say, verify};
+use crate::support::bridge::{Bridge, Config, signed};
+use crate::support::eventually;
+use crate::support::load::{Load, stored_by};
+use crate::support::oracle::{Arrived, Id, Sent, judge, read_record};
+use crate::support::process::Stdout;
+use crate::support::samples::{dial, large};
+use crate::support::shim::{Shim, Step};
+
+/// Deliveries with their answers. One that was not answered the first time has the answer to its retry.
+#[derive(Default)]
+struct Sender {
+    sent: Vec<Sent>,
+}
+
+impl Sender {
+    /// A delivery that is answered 200; its id, and `stored` or `duplicate`.
+    #[track_caller]
+    fn send(&mut self, bridge: &Bridge, key: &str, body: &[u8]) -> (String, String) {
+        let answer = bridge.deliver(body).accepted();
+        self.sent.push(Sent::new(key, Some(Id::parse(&answer.0)), &serde_json::from_slice(body).unwrap()));
+        answer
+    }
+}
+
+fn in_feed(bridge: &Bridge) -> Vec<Arrived> {
+    bridge.events().iter().map(|event| Arrived::envelope(&event.envelope)).collect()
+}
+
+#[test]
+fn killed_around_a_commit_the_retry_is_answered_as_what_is_there() {
+    let (shim, config) = Shim::under(Config::new());
+    let mut sender = Sender::default();
+    let mut at = 0;
+    // Without a sink, the next that is written is the delivery.
+    let steps = [
+        ("before the commit, nothing written", Step::BeforeWrite, 1, Some(false)),
+        ("before the commit, its first write", Step::InWrite, 1, Some(false)),
+        ("before the commit, its second write", Step::InWrite, 2, Some(false)),
+        ("before the commit, its fourth write", Step::InWrite, 4, None),
+        ("before the commit's fsync", Step::BeforeSync, 1, Some(true)),
+        ("after the commit, before the answer", Step::AfterSync, 1, Some(true)),
+    ];
+    for (name, step, nth, expected) in steps {
+        const ROUNDS: usize = 3;
+        let before = sender.sent.len();
+        for _ in 0..ROUNDS {
+            let bridge = config.start();
+            at += 1;
+            sender.send(&bridge, "k", &dial("k", at));
+            at += 1;
+            let body = dial("k", at);
+            shim.kill(step, nth);
+            signed(&body).try_send(bridge.webhook).expect_err("a connection that breaks");
+            killed(&shim, bridge);
+
+            let bridge = config.start();
+            let found = bridge.events().into_iter().find(|event| event.envelope["data"]["raw"]["occurred_at"] == at);
+            let (id, status) = sender.send(&bridge, "k", &body);
+            assert_eq!(status, if found.is_some() { "duplicate" } else { "stored" }, "{name}");
+            if let Some(found) = &found {
+                assert_eq!(found.id(), id, "{name}");
+            }
+            assert_eq!(expected.unwrap_or(found.is_some()), found.is_some(), "{name}");
+            at += 1;
+            sender.send(&bridge, "k", &dial("k", at));
+            bridge.kill_9();
+        }
+        let verdict = judge(&sender.sent, &in_feed(&config.start())).exactly_once();
+        say(name, ROUNDS, &sender.sent[before..], &[verdict]);
+    }
+}
+
+#[test]
+fn killed_at_any_write_or_fsync_under_load_nothing_is_lost() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for (name, retention) in [("any write or fsync, under load", false), ("the same, while events are deleted", true)] {
+        const ROUNDS: usize = 8;
+        let config = Config::new().fixed_address().stdout_sink(Stdout::Read);
+        // The smallest journal: most commits have to make room.
+        let small = |config: Config| config.set("journal.max_bytes", "'1MiB'").set("journal.retain_bytes", "'64KiB'");
+        let (shim, config) = Shim::under(if retention { small(config) } else { config });
+        let mut arrived = Vec::new();
+        let mut bridge = config.start();
+        let mut load = Load::start(&bridge, 2_500, 500);
+        for _ in 0..ROUNDS {
+            eventually("deliveries are stored", || stored_by(&bridge) >= 50.0);
+            let step = *random.choice(&[Step::BeforeWrite, Step::InWrite, Step::BeforeSync, Step::AfterSync]).unwrap();
+            shim.kill(step, random.i64(1..if step as i64 > 2 { 8 } else { 80 }));
+            arrived.extend(printed(&killed(&shim, bridge).stdout));
+            bridge = config.start();
+            assert!(load.is_running(), "the load ended too early to prove anything");
+        }
+        let record = load.record.clone();
+        load.finish();
+        bridge.caught_up();
+        let first = bridge.status()["journal"]["first_position"].as_u64().unwrap();
+        assert_eq!(first > 1_000, retention, "the journal begins at {first}");
+        arrived.extend(printed(&bridge.stop().stdout));
+        let sent = read_record(&record);
+        let verdict = judge(&sent, &arrived).clean();
+        say(name, ROUNDS, &sent, &[verdict]);
+        assert_eq!(sent.len(), 2_500);
+    }
+}
+
+/// A journal as a crash has left it: some of its events published and some not, and the write-ahead log as it was.
+struct Backlog {
+    config: Config,
+    sent: Vec<Sent>,
+    printed: Vec<Arrived>,
+}
+
+impl Backlog {
+    /// So many deliveries to a sink that gets stuck after some of the first `published` bytes of them.
+    fn new(count: u64, bytes: usize) -> Self {
+        let (shim, config) = Shim::under(Config::new().stdout_sink(Stdout::Held));
+        let mut bridge = config.start();
+        let mut sender = Sender::default();
+        for at in 1..=count {
+            let key = format!("k{}", at % 5);
+            sender.send(&bridge, &key, &large(&key, at, bytes));
+        }
+        eventually("what was published is durable", || durable_cursor(&config) >= 3);
+        let body = dial("k0", count + 1);
+        shim.kill(Step::InWrite, 2);
+        signed(&body).try_send(bridge.webhook).expect_err("a connection that breaks");
+        bridge.process.read_stdout();
+        let printed = printed(&killed(&shim, bridge).stdout);
+        sender.sent.push(Sent::new("k0", None, &serde_json::from_slice(&body).unwrap()));
+        Self { config, sent: sender.sent, printed }
+    }
+
+    /// A bridge's directory with a copy of it.
+    fn copy(&self, config: Config) -> (Shim, Config) {
+        let (shim, config) = Shim::under(config);
+        let (from, to) = (self.config.dir().join("journal"), config.dir().join("journal"));
+        std::fs::create_dir(&to).unwrap();
+        for file in std::fs::read_dir(&from).unwrap() {
+            let name = file.unwrap().file_name();
+            std::fs::copy(from.join(&name), to.join(&name)).unwrap();
+        }
+        (shim, config)
+    }
+}
+
+/// Does something for each number, four at a time, until it says that this was the last.
+fn each(numbers: impl Iterator<Item = i64> + Send, work: impl Fn(i64) -> bool + Sync) {
+    let numbers = Mutex::new(numbers.fuse());
+    let done = Mutex::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !*done.lock().unwrap() {
+                    let Some(number) = numbers.lock().unwrap().next() else { return };
+                    if work(number) {
+                        *done.lock().unwrap() = true;
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn killed_while_old_events_are_deleted_nothing_unpublished_is_lost() {
+    const HOURS_AHEAD: i64 = 25;
+    let backlog = Backlog::new(60, 1_000);
+    let (sent, rounds) = (&backlog.sent, Mutex::new(Vec::new()));
+    let (published, before) = (backlog.printed.len(), durable_cursor(&backlog.config));
+    assert!((3..50).contains(&published), "{published} of 60 were published");
+    let steps = [
+        (Step::BeforeWrite, 1),
+        (Step::InWrite, 2),
+        (Step::InWrite, 4),
+        (Step::BeforeWrite, 5),
+        (Step::InWrite, 6),
+        (Step::InWrite, 8),
+        (Step::BeforeSync, 1),
+        (Step::AfterSync, 1),
+        (Step::BeforeSync, 2),
+        (Step::AfterSync, 2),
+    ];
+    each(0..steps.len() as i64, |index| {
+        let (step, nth) = steps[index as usize];
+        // Nobody reads from the sink, so what it prints first fills the pipe, and then only retention writes.
+        let (shim, config) = backlog.copy(Config::new().stdout_sink(Stdout::Held));
+        let mut bridge = config.start();
+        eventually("the pipe is full", || durable_cursor(&config) >= before + 5);
+        shim.kill(step, nth);
+        shim.set_clock_ahead(HOURS_AHEAD * 3_600_000);
+        eventually(&format!("it is killed: {step:?} {nth}"), || !bridge.process.is_running());
+        bridge.process.read_stdout();
+        let mut arrived = backlog.printed.clone();
+        arrived.extend(printed(&killed(&shim, bridge).stdout));
+        verify(&config);
+
+        let bridge = config.clone().stdout(Stdout::Read).start();
+        bridge.caught_up();
+        eventually("the rest is deleted", || bridge.status()["journal"]["records"] == 1);
+        assert_eq!(bridge.metric("sendbird_bridge_dedup_ids", &[]), 0.0);
+        bridge.deliver(&dial("fresh", 1)).stored();
+        eventually("the sink goes on", || bridge.printed().so_far().last().is_some_and(|line| line.contains("fresh")));
+        let mut lines = bridge.stop().stdout;
+        lines.pop();
+        arrived.extend(printed(&lines));
+        verify(&config);
+        let verdict = judge(sent, &arrived).clean();
+        rounds.lock().unwrap().push(verdict);
+        false
+    });
+    let verdicts = rounds.into_inner().unwrap();
+    assert_eq!(verdicts.len(), steps.len());
+    say("while old events are deleted", steps.len(), sent, &verdicts);
+}
+
+/// Starts a bridge that is to be killed during its start; whether it was, or came through.
+fn start_is_killed(shim: &Shim, config: &Config, step: Step, nth: i64) -> bool {
+    shim.kill(step, nth);
+    let mut process = config.process(&["serve"]);
+    let log = process.stderr();
+    eventually("it is ready or killed", || {
+        !process.is_running() || log.so_far().iter().any(|line| line.contains("\"message\":\"ready\""))
+    });
+    shim.spare();
+    let ended = process.kill_9();
+    assert_eq!(ended.status.signal(), Some(9), "{}", ended.stderr());
+    shim.has_killed()
+}
+
+#[test]
+fn killed_during_its_first_start_the_next_one_is_whole() {
+    for (name, step) in STARTS {
+        let rounds = Mutex::new(BTreeSet::new());
+        each(1.., |nth| {
+            let (shim, config) = Shim::under(Config::new());
+            let was_killed = start_is_killed(&shim, &config, step, nth);
+            let bridge = config.start();
+            assert!(bridge.events().is_empty() && bridge.is_ready());
+            let mut sender = Sender::default();
+            assert_eq!(sender.send(&bridge, "k", &dial("k", 1)).1, "stored");
+            judge(&sender.sent, &in_feed(&bridge)).exactly_once();
+            if was_killed {
+                rounds.lock().unwrap().insert(nth);
+            }
+            !was_killed
+        });
+        let rounds = rounds.into_inner().unwrap();
+        eprintln!("first start, {name:<31} rounds {:>3}   then whole, and the first delivery is stored", rounds.len());
+        assert!(rounds.len() > 3, "killed only at {rounds:?}");
+    }
+}
+
+const STARTS: [(&str, Step); 2] = [("in its nth write", Step::InWrite), ("after its nth fsync", Step::AfterSync)];
+
+#[test]
+fn killed_during_a_start_after_a_crash_nothing_is_lost() {
+    let backlog = Backlog::new(30, 2_500);
+    let pending = backlog.sent.len() - backlog.printed.len();
+    assert!(pending > 5, "only {pending} were left to publish");
+    for (name, step) in STARTS {
+        let verdicts = Mutex::new(Vec::new());
+        each(1.., |nth| {
+            let (shim, config) = backlog.copy(Config::new().stdout_sink(Stdout::Closed));
+            let was_killed = start_is_killed(&shim, &config, step, nth);
+            let bridge = config.clone().stdout(Stdout::Read).start();
+            judge(&backlog.sent, &in_feed(&bridge)).exactly_once();
+            bridge.caught_up();
+            let mut arrived = backlog.printed.clone();
+            arrived.extend(printed(&bridge.stop().stdout));
+            verify(&config);
+            let verdict = judge(&backlog.sent, &arrived).clean();
+            if was_killed {
+                verdicts.lock().unwrap().push(verdict);
+            }
+            !was_killed
+        });
+        let verdicts = verdicts.into_inner().unwrap();
+        say(&format!("start after a crash, {name}"), verdicts.len(), &backlog.sent, &verdicts);
+        assert!(verdicts.len() > 1);
+    }
+}

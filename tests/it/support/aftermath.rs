@@ -1,0 +1,49 @@
+//! What is left of a bridge that was killed: its end, its output, its journal.
+
+use std::os::unix::process::ExitStatusExt;
+
+use serde_json::Value;
+
+use super::bridge::{Bridge, Config};
+use super::oracle::{Arrived, Fault, Sent, Verdict};
+use super::process::{Ended, Stdout};
+use super::shim::Shim;
+
+/// The figures of a test: what was killed how often, and what was left.
+pub(crate) fn say(step: &str, rounds: usize, sent: &[Sent], verdicts: &[Verdict]) {
+    let answered = sent.iter().filter(|sent| sent.id.is_some()).count();
+    let faults = verdicts.iter().flat_map(|verdict| &verdict.faults);
+    let lost = faults.filter(|fault| matches!(fault, Fault::Missing { .. })).count();
+    let again: usize = verdicts.iter().map(|verdict| verdict.again).sum();
+    eprintln!("{step:<44} rounds {rounds:>3}   answered 200 {answered:>5}   lost {lost}   duplicates {again:>4}");
+}
+
+/// Waits for the end of a bridge that the shim kills.
+#[track_caller]
+pub(crate) fn killed(shim: &Shim, bridge: Bridge) -> Ended {
+    let ended = bridge.process.wait();
+    assert_eq!((ended.status.signal(), shim.has_killed()), (Some(9), true), "{}", ended.stderr());
+    ended
+}
+
+/// What the stdout sink has printed. The line that the crash cut off was never acknowledged.
+pub(crate) fn printed(lines: &[String]) -> Vec<Arrived> {
+    let whole = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    whole.map(|envelope| Arrived::envelope(&envelope)).collect()
+}
+
+/// How far the sink has got according to the file.
+pub(crate) fn durable_cursor(config: &Config) -> u64 {
+    let ended = config.clone().stdout(Stdout::Read).process(&["journal", "stats"]).wait();
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    let said = ended.stdout();
+    let cursor = said.split_once("cursor ").expect("a cursor").1;
+    cursor.split([',', ' ', '\n']).next().unwrap().parse().unwrap_or_else(|_| panic!("a position in {said}"))
+}
+
+/// The journal is whole.
+#[track_caller]
+pub(crate) fn verify(config: &Config) {
+    let ended = config.clone().stdout(Stdout::Read).process(&["journal", "verify"]).wait();
+    assert_eq!(ended.code(), Some(0), "{}{}", ended.stdout(), ended.stderr());
+}
