@@ -10,18 +10,17 @@
 //! The load is a process of its own that outlives every kill. A crash of the load is no part of the test: its record is
 //! whole once it has ended by itself, and a record that lacks a delivery fails the test.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::recovery::Load;
 use crate::support::bridge::{Bridge, Config};
 use crate::support::broker::{Kind, Message, Place};
 use crate::support::eventually;
-use crate::support::oracle::{Fault, Id, Judge, Sent, Verdict, record_lines};
+use crate::support::load::Load;
+use crate::support::oracle::{Id, Judge, Sent, Verdict};
 use crate::support::samples::dial;
+use crate::support::verdict::{read, sinks_table};
 
 /// One round in so many ends while the bridge still starts.
 const DURING_START: u8 = 8;
@@ -81,11 +80,16 @@ fn every_delivery_that_was_answered_200_is_in_every_broker_however_often_the_bri
     });
     let sinks = || places.iter().map(|place| place.kind.label()).zip(&verdicts);
     let took = begun.elapsed().as_secs();
-    eprintln!("\n{}", table(rounds, starts_killed, took, &answers, sinks()));
+    let first = [
+        ("rounds (kill -9 under load)", rounds),
+        ("killed during the start, besides", starts_killed),
+        ("seconds", took),
+    ];
+    eprintln!("\n{}\n{}", answers.table(&first), sinks_table(sinks()));
     for (label, _) in sinks() {
         assert_eq!(bridge.metric("sendbird_bridge_sink_dead_letters", &[("sink", label)]), 0.0, "{label}");
     }
-    assert!(answers.stored + answers.duplicates > deliveries / 2, "too few of {deliveries} were answered 200");
+    assert!(answers.answered() > deliveries / 2, "too few of {deliveries} were answered 200");
     for verdict in verdicts {
         assert_eq!(verdict.clean().events as u64, stored);
     }
@@ -129,79 +133,8 @@ fn reaches(what: &str, target: u64, mut number: impl FnMut() -> u64) {
     }
 }
 
-/// What the load was answered.
-#[derive(Default)]
-struct Answers {
-    stored: u64,
-    duplicates: u64,
-    longest_ms: f64,
-    /// Other answers, and why there was none.
-    others: BTreeMap<String, u64>,
-}
-
-fn read(record: &std::path::Path) -> (Vec<Sent>, Answers) {
-    let mut answers = Answers::default();
-    let sent = record_lines(record).map(|line| {
-        let said = line.answer.as_ref().map(|answer| answer.status.as_str());
-        match (line.status, said) {
-            (Some(200), Some("stored")) => answers.stored += 1,
-            (Some(200), Some("duplicate")) => answers.duplicates += 1,
-            (Some(status), _) => *answers.others.entry(status.to_string()).or_default() += 1,
-            (None, _) => *answers.others.entry(line.error.clone().expect("a reason")).or_default() += 1,
-        }
-        if line.status.is_some() {
-            answers.longest_ms = answers.longest_ms.max(line.ms);
-        }
-        line.sent()
-    });
-    (sent.collect(), answers)
-}
-
 fn judged(sent: &[Sent], place: &Place) -> Verdict {
     let mut judge = Judge::new(sent);
     place.consume_each(|message: Message| judge.hear(&message.arrived()));
     judge.verdict()
-}
-
-/// The verdict, as it is published.
-fn table<'a>(
-    rounds: u64,
-    starts_killed: u64,
-    took: u64,
-    answers: &Answers,
-    sinks: impl Iterator<Item = (&'a str, &'a Verdict)>,
-) -> String {
-    let Answers { stored, duplicates, longest_ms, others } = answers;
-    let answered = stored + duplicates;
-    let sent = answered + others.values().sum::<u64>();
-    let mut text = String::new();
-    let mut row = |label: &str, value: String| writeln!(text, "{label:<34}{value:>10}").unwrap();
-    row("rounds (kill -9 under load)", rounds.to_string());
-    row("killed during the start, besides", starts_killed.to_string());
-    row("seconds", took.to_string());
-    row("deliveries sent", sent.to_string());
-    row("answered 200", answered.to_string());
-    row("  stored", stored.to_string());
-    row("  duplicate", duplicates.to_string());
-    for (what, count) in others {
-        row(&format!("not: {what}"), count.to_string());
-    }
-    row("longest answer, ms", format!("{longest_ms:.0}"));
-    let columns = ["events", "lost", "altered", "invented", "out of order", "duplicates"];
-    write!(text, "\n{:<10}", "sink").unwrap();
-    columns.iter().for_each(|column| write!(text, "{column:>14}").unwrap());
-    for (label, verdict) in sinks {
-        let count = |kind: fn(&Fault) -> bool| verdict.faults.iter().filter(|fault| kind(fault)).count();
-        let numbers = [
-            verdict.events,
-            count(|fault| matches!(fault, Fault::Missing { .. })),
-            count(|fault| matches!(fault, Fault::Altered { .. })),
-            count(|fault| matches!(fault, Fault::Invented { .. })),
-            count(|fault| matches!(fault, Fault::Swapped { .. })),
-            verdict.again,
-        ];
-        write!(text, "\n{label:<10}").unwrap();
-        numbers.iter().for_each(|number| write!(text, "{number:>14}").unwrap());
-    }
-    text + "\n"
 }

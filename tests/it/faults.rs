@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::recovery::{Load, stored_by};
 use crate::sinks::for_each_broker;
 use crate::support::bridge::{Bridge, Config};
 use crate::support::broker::{Kind, Message, Own};
 use crate::support::eventually;
+use crate::support::load::{Load, stored_by};
 use crate::support::oracle::{Arrived, judge, read_record};
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, samples};

@@ -1,54 +1,13 @@
 //! `kill -9` and what is left: every delivery that was answered 200, once, in order by key.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use crate::support::bridge::{Bridge, Config, TOKEN};
+use crate::support::bridge::Config;
+use crate::support::eventually;
+use crate::support::load::{Load, stored_by};
 use crate::support::oracle::{Arrived, judge, read_record};
-use crate::support::process::{Process, Stdout, program};
+use crate::support::process::Stdout;
 use crate::support::samples::dial;
-use crate::support::{PATIENCE, eventually};
-
-/// Load on a bridge, from a process of its own.
-pub(crate) struct Load {
-    process: Process,
-    pub(crate) record: PathBuf,
-}
-
-impl Load {
-    /// Starts `send` towards the bridge, and goes on through its restarts.
-    pub(crate) fn start(bridge: &Bridge, count: u64, rate: u32) -> Self {
-        Self::with(bridge, count, &["--concurrency", "16", "--rate", &rate.to_string()])
-    }
-
-    /// The same, with other arguments of `send`.
-    pub(crate) fn with(bridge: &Bridge, count: u64, arguments: &[&str]) -> Self {
-        let record = bridge.config().dir().join("record.jsonl");
-        let mut command = program();
-        command.args(["send", "--all", "--token", TOKEN, "--url", &bridge.url(), "--count", &count.to_string()]);
-        command.args(arguments);
-        command.arg("--record").arg(&record);
-        Self { process: Process::start(command, Stdout::Read), record }
-    }
-
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.process.is_running()
-    }
-
-    /// Waits until all is sent, and says whether all was answered 200.
-    pub(crate) fn finish(self) -> bool {
-        self.finish_within(PATIENCE * 3)
-    }
-
-    pub(crate) fn finish_within(self, limit: Duration) -> bool {
-        self.process.wait_within(limit).code() == Some(0)
-    }
-}
-
-/// Deliveries that this process of the bridge has stored.
-pub(crate) fn stored_by(bridge: &Bridge) -> f64 {
-    bridge.metric("sendbird_bridge_deliveries_total", &[("outcome", "stored")])
-}
 
 #[test]
 fn what_was_answered_200_survives_kill_9_once_and_in_order() {
@@ -180,4 +139,31 @@ fn an_id_is_forgotten_when_it_leaves_the_window() {
     assert!(at.elapsed() > std::time::Duration::from_secs(8), "forgotten after {:?}", at.elapsed());
     assert_eq!(again.0, id, "under the same id");
     assert_eq!(bridge.events().len(), 2);
+}
+
+/// `tests/fixtures/journal` keeps a journal of each layout that a released version wrote: the samples in the order of
+/// their names, of which the sink `lines` has dealt with five and has set the third aside.
+#[test]
+fn a_journal_of_every_layout_is_taken_over() {
+    let layouts = std::fs::read_dir("tests/fixtures/journal").unwrap().map(|entry| entry.unwrap().path());
+    let layouts: Vec<PathBuf> = layouts.collect();
+    assert!(!layouts.is_empty());
+    for layout in layouts {
+        let config = Config::new().stdout_sink(Stdout::Read);
+        let config = config.set("journal.retain_for", "'36500d'").set("dedup.window", "'36500d'");
+        let journal = config.dir().join("journal");
+        std::fs::create_dir(&journal).unwrap();
+        std::fs::copy(&layout, journal.join("journal.db")).unwrap();
+        let bridge = config.start();
+        let events = bridge.events();
+        assert_eq!(events.len(), 13, "{}", layout.display());
+        eventually("what waited is published", || bridge.printed().count() == 8);
+        assert_eq!(bridge.printed().so_far()[0], events[5].line);
+        assert_eq!(bridge.metric("sendbird_bridge_sink_dead_letters", &[("sink", "lines")]), 1.0);
+        let known = std::fs::read("tests/fixtures/samples/direct_call.accept.json").unwrap();
+        assert_eq!(bridge.deliver(&known).duplicate(), events[0].id());
+        bridge.deliver(&dial("fresh", 1)).stored();
+        let ended = config.clone().stdout(Stdout::Read).process(&["journal", "verify"]).wait();
+        assert_eq!(ended.code(), Some(0), "{}{}", ended.stdout(), ended.stderr());
+    }
 }

@@ -3,10 +3,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::recovery::stored_by;
 use crate::support::bridge::{Config, signed};
 use crate::support::eventually;
 use crate::support::http::{Connection, Request, Response};
+use crate::support::load::stored_by;
 use crate::support::process::Stdout;
 use crate::support::samples::dial;
 

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::bridge::Config;
 use super::oracle::Arrived;
+use super::proxy::Proxy;
 
 /// Which broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +147,16 @@ impl Place {
         Self { kind, address, name: unique(kind.label()), replicas: 1 }
     }
 
+    /// The address of this place behind a proxy.
+    pub(crate) fn through(&self, proxy: &Proxy) -> String {
+        match self.address.rsplit_once("127.0.0.1:") {
+            Some((before, port)) => {
+                format!("{before}{}{}", proxy.address(), port.trim_start_matches(|c: char| c.is_ascii_digit()))
+            }
+            None => panic!("expected a loopback address, but found {}", self.address),
+        }
+    }
+
     /// Adds a sink under this name that publishes here.
     pub(crate) fn sink(&self, config: Config, name: &str) -> Config {
         let addresses = format!("['{}']", self.address.replace(',', "', '"));
@@ -251,15 +262,32 @@ pub(crate) struct Own {
 impl Own {
     /// Starts a broker.
     pub(crate) fn start(kind: Kind) -> Self {
-        let dir = tempfile::Builder::new().prefix("sendbird-bridge-broker-").tempdir().unwrap();
-        let own = Self { kind, program: variable("TEST_BROKERS_BIN"), dir };
+        let own = Self::stopped(kind);
         own.run("start");
         own
     }
 
+    /// Starts a broker, and a proxy on a way to it that a client stays on. The broker is reached directly as well.
+    pub(crate) fn behind_proxy(kind: Kind) -> (Self, Proxy) {
+        let (own, proxy) = (Self::stopped(kind), Proxy::listen());
+        own.run_with("start", &[("TEST_KAFKA_PROXY", proxy.address().to_string())]);
+        let port = own.run(if kind.label() == "kafka" { "proxied-port" } else { "port" });
+        proxy.connect_to(format!("127.0.0.1:{}", port.trim()).parse().unwrap());
+        (own, proxy)
+    }
+
+    fn stopped(kind: Kind) -> Self {
+        let dir = tempfile::Builder::new().prefix("sendbird-bridge-broker-").tempdir().unwrap();
+        Self { kind, program: variable("TEST_BROKERS_BIN"), dir }
+    }
+
     /// Runs a command of `tests/brokers/broker` on it: start, stop, kill, pause, resume, address.
     pub(crate) fn run(&self, command: &str) -> String {
-        let output = run(&self.program, command, self.kind, self.dir.path());
+        self.run_with(command, &[])
+    }
+
+    fn run_with(&self, command: &str, environment: &[(&str, String)]) -> String {
+        let output = run(&self.program, command, self.kind, self.dir.path(), environment);
         output.unwrap_or_else(|error| panic!("{command} {}: {error}", self.kind.label()))
     }
 
@@ -271,14 +299,15 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        if let Err(error) = run(&self.program, "kill", self.kind, self.dir.path()) {
+        if let Err(error) = run(&self.program, "kill", self.kind, self.dir.path(), &[]) {
             eprintln!("a broker could not be ended: {error}");
         }
     }
 }
 
-fn run(program: &str, command: &str, kind: Kind, dir: &Path) -> Result<String, String> {
-    let output = Command::new(program).args([command, kind.label()]).arg(dir).output();
+fn run(program: &str, command: &str, kind: Kind, dir: &Path, environment: &[(&str, String)]) -> Result<String, String> {
+    let environment = environment.iter().map(|(name, value)| (name, value));
+    let output = Command::new(program).args([command, kind.label()]).arg(dir).envs(environment).output();
     let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

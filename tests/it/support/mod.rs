@@ -4,11 +4,17 @@ pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;
 pub(crate) mod http;
+pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod proxy;
 pub(crate) mod samples;
 pub(crate) mod shim;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod trial;
+pub(crate) mod verdict;
 
 use std::time::{Duration, Instant};
 
