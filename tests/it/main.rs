@@ -10,6 +10,8 @@ mod support;
 
 mod accept;
 mod architecture;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod cluster;
 mod commands;
 mod config;
 mod corruption;
@@ -25,3 +27,5 @@ mod recovery;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod topology;
