@@ -27,3 +27,6 @@ pub mod shutdown;
 pub mod cli;
 
 pub mod metrics;
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;

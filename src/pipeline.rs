@@ -12,6 +12,7 @@
 
 mod fetch;
 mod order;
+mod pace;
 mod session;
 mod status;
 mod trouble;

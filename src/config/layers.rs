@@ -45,12 +45,27 @@ pub(super) fn figment(
     if let Some(file) = file {
         // figment takes a file that isn't there for an empty one.
         match std::fs::metadata(file) {
-            Ok(found) if found.is_file() => figment = figment.merge(Toml::file_exact(file)),
+            Ok(found) if found.is_file() => match syntax(file) {
+                Ok(()) => figment = figment.merge(Toml::file_exact(file)),
+                Err(message) => faults.push(file_fault(file, message)),
+            },
             Ok(_) => faults.push(file_fault(file, "expected a file, but found something else".into())),
             Err(error) => faults.push(file_fault(file, format!("expected a readable file, but found: {error}"))),
         }
     }
     figment.merge(Variables::read(environment, faults))
+}
+
+/// Whether a file is TOML at all. Asked before figment does, whose message shows the line, and with it a secret.
+fn syntax(file: &Path) -> Result<(), String> {
+    let text =
+        std::fs::read_to_string(file).map_err(|error| format!("expected a readable file, but found: {error}"))?;
+    let Err(error) = text.parse::<toml::Table>() else { return Ok(()) };
+    let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
+    let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
+    let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
+    let message = error.message().replace('\n', ", ");
+    Err(format!("expected TOML, but found in line {line}, column {column}: {message}"))
 }
 
 fn file_fault(file: &Path, message: String) -> Fault {

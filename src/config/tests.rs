@@ -180,3 +180,10 @@ fn categories_become_types() {
     let types = config.unwrap().config.sinks["a"].types();
     assert_eq!(types, ["com.sendbird.calls.room.*", "com.sendbird.calls.direct_call.dial"]);
 }
+
+#[test]
+fn a_broken_file_is_named_by_its_place_and_not_shown() {
+    let found = faults("server.listen = '127.0.0.1:1'\naccess.api_tokens = [\"canary-4711\" oh]", &[]);
+    assert!(found[0].contains("line 2, column 36") && found[0].contains("bridge.toml"), "{found:?}");
+    assert!(!found.concat().contains("canary"), "{found:?}");
+}

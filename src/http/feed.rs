@@ -236,6 +236,32 @@ fn decode(text: &str) -> Result<String, Problem> {
         .map_err(|_not_utf8| Problem::Parameter { expected: "expected parameters in UTF-8" })
 }
 
+/// Any parameters are understood or refused, and mean what they say.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(query: &str, last_event_id: &[u8]) {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_bytes(last_event_id) {
+        headers.insert("last-event-id", value);
+    }
+    let Ok(request) = parse(query, &headers) else { return };
+    match request.after {
+        Some(After::Position(position)) if !headers.is_empty() => {
+            assert_eq!(std::str::from_utf8(last_event_id).map(str::parse), Ok(Ok(position)));
+        }
+        Some(After::End) if !headers.is_empty() => assert_eq!(last_event_id, b"end"),
+        None => assert!(headers.is_empty() && !query.contains("after=")),
+        Some(_) => assert!(query.contains("after")),
+    }
+    assert!(request.follow || query.contains("follow=f") || query.contains('%'));
+    let filter = request.filter;
+    let again = filter
+        .key
+        .as_deref()
+        .map(|key| format!("key={}", percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC)));
+    let again = parse(&again.unwrap_or_default(), &HeaderMap::new()).map(|request| request.filter.key);
+    assert_eq!(again.ok(), Some(filter.key));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,3 +7,6 @@ mod feed;
 pub mod listener;
 pub mod reply;
 pub mod webhook;
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use feed::fuzz as fuzz_feed;

@@ -36,6 +36,8 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::desk::{Desk, Fault, Letter, Summary};
 use self::log::Log;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::reader::fuzz_row;
 pub use self::reader::{Batch, EngineError, Filter, Limits, Reader, Record, Resend, Resends, Row};
 pub use self::settings::{DedupSettings, Settings};
 use crate::domain::clock::Clock;
@@ -130,11 +132,9 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
-    /// Written by a later version of this program.
-    #[error(
-        "expected a journal of schema {known} or older in {path}, but found {found}; use the newer bridge that wrote it"
-    )]
-    Newer {
+    /// Written by a version of this program whose layout this one does not know.
+    #[error("expected a journal of schema 1 to {known} in {path}, but found {found}; use the bridge that wrote it")]
+    Schema {
         /// The file.
         path: PathBuf,
         /// Its schema.

@@ -243,7 +243,8 @@ impl Filter {
     }
 
     fn lets_through(&self, row: &SqlRow<'_>) -> rusqlite::Result<bool> {
-        let accepted_ms: i64 = row.get(1)?;
+        // What is damaged is not what was asked for.
+        let ValueRef::Integer(accepted_ms) = row.get_ref(1)? else { return Ok(self.is_all()) };
         if self.since_ms.is_some_and(|since| accepted_ms < since)
             || self.until_ms.is_some_and(|until| accepted_ms >= until)
         {
@@ -264,10 +265,14 @@ impl Filter {
 }
 
 fn read(position: u64, row: &SqlRow<'_>) -> rusqlite::Result<Row> {
-    let accepted_ms: i64 = row.get(1)?;
-    let stored: i64 = row.get(2)?;
-    let (ValueRef::Blob(id), ValueRef::Text(key), ValueRef::Text(kind), ValueRef::Blob(payload)) =
-        (row.get_ref(3)?, row.get_ref(4)?, row.get_ref(5)?, row.get_ref(6)?)
+    let (
+        ValueRef::Integer(accepted_ms),
+        ValueRef::Integer(stored),
+        ValueRef::Blob(id),
+        ValueRef::Text(key),
+        ValueRef::Text(kind),
+        ValueRef::Blob(payload),
+    ) = (row.get_ref(1)?, row.get_ref(2)?, row.get_ref(3)?, row.get_ref(4)?, row.get_ref(5)?, row.get_ref(6)?)
     else {
         return Ok(Row::Damaged { position });
     };
@@ -299,4 +304,50 @@ pub(super) fn checksum(position: u64, accepted_ms: i64, id: &[u8], key: &[u8], k
         crc.update(part);
     }
     crc.finalize()
+}
+
+/// A row of columns of any type is never a panic or an error, one that was stored is read, and one of which a bit has
+/// changed is damaged. The first bytes choose the types and the bit, the rest is content.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_row(data: &[u8]) {
+    use rusqlite::types::Value;
+
+    thread_local! {
+        static MEMORY: Connection = Connection::open_in_memory().expect("memory");
+    }
+    let decode = |columns: [Value; 7]| {
+        MEMORY.with(|memory| {
+            let mut statement = memory.prepare_cached("SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7").expect("SQL");
+            let row = statement.query_row(rusqlite::params_from_iter(columns), |row| {
+                let filter = Filter { key: Some("key".into()), since_ms: Some(1), ..Filter::default() };
+                filter.lets_through(row).and(read(7, row))
+            });
+            row.expect("no error")
+        })
+    };
+    let Some((&[types, flip], payload)) = data.split_first_chunk() else { return };
+    let any = |column: usize| match (types >> (column % 4)) & 3 {
+        0 => Value::Null,
+        1 => Value::Real(f64::from(flip)),
+        2 => Value::Text(String::from_utf8_lossy(payload).into_owned()),
+        _ => Value::Blob(payload.to_vec()),
+    };
+    assert_eq!(decode(std::array::from_fn(any)), Row::Damaged { position: 7 });
+
+    let id = vec![flip; 16];
+    let crc = checksum(7, 5, &id, b"key", b"kind", payload);
+    let row = |payload: &[u8]| {
+        let numbers = [7, 5, i64::from(crc)].map(Value::Integer);
+        let [key, kind] = ["key", "kind"].map(|text| Value::Text(text.to_owned()));
+        let [position, accepted_ms, crc] = numbers;
+        [position, accepted_ms, crc, Value::Blob(id.clone()), key, kind, Value::Blob(payload.to_vec())]
+    };
+    assert!(matches!(decode(row(payload)), Row::Intact(record) if record.payload == payload));
+    let mut spoilt = payload.to_vec();
+    let bit = usize::from(flip) % (payload.len() * 8).max(1);
+    match spoilt.get_mut(bit / 8) {
+        Some(byte) => *byte ^= 1 << (bit % 8),
+        None => spoilt.push(types),
+    }
+    assert_eq!(decode(row(&spoilt)), Row::Damaged { position: 7 }, "a wrong row is believed");
 }

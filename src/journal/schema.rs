@@ -76,11 +76,11 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     if tables > 0 && application != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
-    if version > VERSION {
-        return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+    if tables > 0 && !(1..=VERSION).contains(&version) {
+        return Err(OpenError::Schema { path: path.to_owned(), found: version, known: VERSION });
     }
     configure(&connection).map_err(database)?;
-    if version == 0 {
+    if tables == 0 {
         create(&mut connection).map_err(database)?;
     }
     Ok(connection)
@@ -112,7 +112,7 @@ pub(super) fn open_desk(path: &Path) -> Result<Connection, OpenError> {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
     if version != VERSION {
-        return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+        return Err(OpenError::Schema { path: path.to_owned(), found: version, known: VERSION });
     }
     connection.pragma_update(None, "synchronous", "FULL").map_err(database)?;
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(())).map_err(database)?;

@@ -152,13 +152,15 @@ fn the_directory_has_one_owner() {
 }
 
 #[test]
-fn refuses_newer_and_foreign_files() {
+fn refuses_unknown_schemas_and_foreign_files() {
     let bench = Bench::new();
     bench.open().close();
     let path = bench.settings.dir.join(schema::FILE);
     let edit = |sql: &str| rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
-    edit("PRAGMA user_version = 99");
-    assert!(matches!(bench.try_open(), Err(OpenError::Newer { found: 99, .. })));
+    for other in [99, 0] {
+        edit(&format!("PRAGMA user_version = {other}"));
+        assert!(matches!(bench.try_open(), Err(OpenError::Schema { found, .. }) if found == other));
+    }
     edit("PRAGMA user_version = 1; PRAGMA application_id = 7");
     assert!(matches!(bench.try_open(), Err(OpenError::Foreign { .. })));
 }

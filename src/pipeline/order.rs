@@ -107,6 +107,11 @@ impl Order {
         None
     }
 
+    /// An event that is out is to be sent again; it keeps its place.
+    pub(super) fn again(&mut self, position: u64) {
+        self.ready.push(Reverse(position));
+    }
+
     /// The event is dealt with for good: published, or set aside.
     pub(super) fn finish(&mut self, position: u64) {
         let Some(slot) = self.slot(position) else { return };

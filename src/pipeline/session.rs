@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::fetch::Fetch;
 use super::order::Order;
+use super::pace::Pace;
 use super::trouble::Trouble;
 use super::{BACKOFF, DRAIN_LIMIT, Forwarder};
 use crate::domain::envelope::{self, View};
@@ -41,18 +42,33 @@ enum Lane {
     Again { position: u64 },
 }
 
+impl Lane {
+    fn is_again(self) -> bool {
+        matches!(self, Self::Again { .. })
+    }
+}
+
 /// What a sink has before it.
 pub(super) struct Lanes {
     live: Order,
     again: Order,
     /// The positions of the events in `again`, whose own place is that in the queue of resends.
     origins: HashMap<u64, u64>,
+    pace: Pace,
 }
 
 impl Lanes {
     /// Nothing read yet after a sink's cursor.
     pub(super) fn after(cursor: u64) -> Self {
-        Self { live: Order::after(cursor), again: Order::after(0), origins: HashMap::new() }
+        let (live, again) = (Order::after(cursor), Order::after(0));
+        Self { live, again, origins: HashMap::new(), pace: Pace::new() }
+    }
+
+    fn order(&mut self, lane: Lane) -> &mut Order {
+        match lane {
+            Lane::Live => &mut self.live,
+            Lane::Again { .. } => &mut self.again,
+        }
     }
 }
 
@@ -61,7 +77,7 @@ enum Step {
     /// The broker, or its client, has answered.
     Answered { attempt: Attempt, result: Result<Published, Failure> },
     /// The pause after a failure is over.
-    Again { lane: Lane, record: Record, retries: u32 },
+    Due { lane: Lane, position: u64 },
     /// It is durable that an event is dealt with otherwise than by the cursor alone.
     Noted { lane: Lane, position: u64 },
 }
@@ -70,7 +86,6 @@ enum Step {
 struct Attempt {
     lane: Lane,
     record: Record,
-    retries: u32,
     category: &'static str,
     sent: Instant,
 }
@@ -84,6 +99,8 @@ pub(super) struct Session<'a> {
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
     /// How many of the steps wait for the broker; the others are pauses and dead letters under way.
     in_flight: usize,
+    /// How often an event has failed, by its place and whether it is a resend.
+    retries: HashMap<(bool, u64), u32>,
     /// Whether anything was published over this connection.
     pub(super) published: bool,
 }
@@ -98,7 +115,8 @@ impl<'a> Session<'a> {
         // What was in flight on the last connection has an unknown outcome and goes out again.
         lanes.live.restart();
         lanes.again.restart();
-        Self { forwarder, connection, lanes, trouble, steps: FuturesUnordered::new(), in_flight: 0, published: false }
+        let (steps, retries) = (FuturesUnordered::new(), HashMap::new());
+        Self { forwarder, connection, lanes, trouble, steps, in_flight: 0, retries, published: false }
     }
 
     /// Publishes until the connection fails, or until `stop` and what is in flight is acknowledged.
@@ -204,20 +222,20 @@ impl<'a> Session<'a> {
     }
 
     fn send_what_is_due(&mut self) {
-        let window = self.connection.window();
+        let window = self.lanes.pace.window(self.connection.window());
         while self.in_flight < window {
             if let Some(record) = self.lanes.live.take() {
-                self.send(Lane::Live, record, 0);
+                self.send(Lane::Live, record);
             } else if let Some(record) = self.lanes.again.take() {
                 let position = self.lanes.origins.get(&record.position).copied().unwrap_or_default();
-                self.send(Lane::Again { position }, record, 0);
+                self.send(Lane::Again { position }, record);
             } else {
                 return;
             }
         }
     }
 
-    fn send(&mut self, lane: Lane, record: Record, retries: u32) {
+    fn send(&mut self, lane: Lane, record: Record) {
         let (publishing, category) = match View::parse(&record.payload) {
             Ok(event) => (self.connection.publish(&event), Category::of(event.category()).label()),
             Err(error) => {
@@ -225,7 +243,7 @@ impl<'a> Session<'a> {
                 return self.set_aside(lane, record.position, fault);
             }
         };
-        let attempt = Attempt { lane, record, retries, category, sent: Instant::now() };
+        let attempt = Attempt { lane, record, category, sent: Instant::now() };
         self.in_flight += 1;
         self.steps.push(Box::pin(async move { Step::Answered { attempt, result: publishing.await } }));
     }
@@ -237,18 +255,32 @@ impl<'a> Session<'a> {
         }
         match step {
             Step::Answered { attempt, result: Ok(published) } => self.acknowledged(&attempt, published),
-            Step::Answered { attempt, result: Err(Failure::Retry(fault)) } => self.pause(attempt, &fault),
-            Step::Answered { attempt, result: Err(Failure::Reject(fault)) } => {
-                self.set_aside(attempt.lane, attempt.record.position, fault);
-            }
-            Step::Answered { result: Err(Failure::Fatal(fault)), .. } => return Err(fault),
-            Step::Again { lane, record, retries } => self.send(lane, record, retries),
+            Step::Answered { attempt, result: Err(failure) } => return self.failed(&attempt, failure),
+            Step::Due { lane, position } => self.lanes.order(lane).again(position),
             Step::Noted { lane, position } => self.finish(lane, position),
         }
         Ok(())
     }
 
+    /// An error ends the session.
+    fn failed(&mut self, attempt: &Attempt, failure: Failure) -> Result<(), Fault> {
+        let silent = match failure.fault().reason {
+            Reason::Timeout => self.lanes.pace.late(attempt.sent),
+            _ => {
+                self.lanes.pace.heard();
+                false
+            }
+        };
+        match failure {
+            Failure::Retry(fault) if !silent => self.pause(attempt, &fault),
+            Failure::Reject(fault) => self.set_aside(attempt.lane, attempt.record.position, fault),
+            Failure::Retry(fault) | Failure::Fatal(fault) => return Err(fault),
+        }
+        Ok(())
+    }
+
     fn acknowledged(&mut self, attempt: &Attempt, published: Published) {
+        self.lanes.pace.acknowledged(self.connection.window());
         let Forwarder { name, metrics, clock, status, .. } = self.forwarder;
         let sent = attempt.sent.elapsed().as_secs_f64();
         metrics.sink_published.with_label_values(&[name.as_str(), attempt.category]).inc();
@@ -275,26 +307,24 @@ impl<'a> Session<'a> {
 
     /// The event is dealt with, and nothing about it is left to be written down.
     fn finish(&mut self, lane: Lane, position: u64) {
+        self.retries.remove(&(lane.is_again(), position));
+        self.lanes.order(lane).finish(position);
         match lane {
-            Lane::Live => {
-                self.lanes.live.finish(position);
-                self.advance();
-            }
-            Lane::Again { .. } => {
-                self.lanes.again.finish(position);
-                self.lanes.origins.remove(&position);
-            }
+            Lane::Live => self.advance(),
+            Lane::Again { .. } => drop(self.lanes.origins.remove(&position)),
         }
     }
 
     /// Keeps the event's place, and with it its key's, until the pause is over.
-    fn pause(&mut self, attempt: Attempt, fault: &Fault) {
+    fn pause(&mut self, attempt: &Attempt, fault: &Fault) {
         self.forwarder.note_failure(fault, self.trouble);
-        let Attempt { lane, record, retries, .. } = attempt;
-        let pause = BACKOFF.pause(retries, fastrand::f64());
+        let (lane, position) = (attempt.lane, attempt.record.position);
+        let retries = self.retries.entry((lane.is_again(), position)).or_default();
+        let pause = BACKOFF.pause(*retries, fastrand::f64());
+        *retries = retries.saturating_add(1);
         self.steps.push(Box::pin(async move {
             sleep(pause).await;
-            Step::Again { lane, record, retries: retries.saturating_add(1) }
+            Step::Due { lane, position }
         }));
     }
 

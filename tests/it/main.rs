@@ -21,6 +21,8 @@ mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod network;
 mod operator;
 mod power;
 mod recovery;

@@ -12,7 +12,7 @@ use super::verdict::{read, sinks_table};
 pub(crate) const SINK: &str = "broker";
 
 /// How many deliveries a trial's load makes, and how many a second.
-const DELIVERIES: u64 = 2_000;
+pub(crate) const DELIVERIES: u64 = 2_400;
 const RATE: u32 = 400;
 
 /// A bridge with one sink, and a load on it.
