@@ -142,7 +142,8 @@ impl Metrics {
                 "Failures to connect or publish that are tried again, by sink and reason.",
                 &["sink", "reason"],
             )?,
-            sink_connected: declare.gauges("sink_connected", "1 while the sink's broker can be reached, else 0.")?,
+            sink_connected: declare
+                .gauges("sink_connected", "1 while the sink's broker can be reached and takes events, else 0.")?,
             sink_in_flight: declare.gauges("sink_in_flight", "Events sent and not yet acknowledged.")?,
             sink_pending_records: declare.gauges("sink_pending_records", "Events that the sink has yet to publish.")?,
             sink_oldest_pending_seconds: declare.add(prometheus::GaugeVec::new(

@@ -186,7 +186,7 @@ impl Forwarder {
             };
             let fault = match connecting {
                 Ok(Ok(connection)) => {
-                    self.status.set_connected(connection.connected());
+                    self.status.set_connected(connection.state().is_ok());
                     let mut session = Session::new(&self, &*connection, &mut lanes, &mut trouble);
                     let ended = session.run(&stop).await;
                     if session.published {

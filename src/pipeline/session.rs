@@ -164,16 +164,17 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A client that reconnects by itself (Kafka's) fails no publish meanwhile, so its outage must be seen
-    /// and said here.
+    /// A client that reconnects by itself (Kafka's), and one whose broker takes nothing for now (RabbitMQ's), fail
+    /// no publish meanwhile, so that must be seen and said here.
     fn look(&mut self) {
         let Forwarder { status, .. } = self.forwarder;
-        let connected = self.connection.connected();
-        if status.connected() && !connected {
-            let fault = Fault { reason: Reason::Connection, detail: "the broker cannot be reached".into() };
-            self.forwarder.note_failure(&fault, self.trouble);
+        let state = self.connection.state();
+        if let Err(fault) = &state
+            && status.connected()
+        {
+            self.forwarder.note_failure(fault, self.trouble);
         }
-        status.set_connected(connected);
+        status.set_connected(state.is_ok());
     }
 
     /// Reads what an operator wants to be published again.

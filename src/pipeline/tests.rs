@@ -72,8 +72,8 @@ impl Connection for Broker {
         .boxed()
     }
 
-    fn connected(&self) -> bool {
-        true
+    fn state(&self) -> Result<(), Fault> {
+        Ok(())
     }
 
     fn close(self: Box<Self>, _: Duration) -> BoxFuture<'static, ()> {

@@ -29,7 +29,7 @@ use tokio::task::spawn_blocking;
 pub use settings::{CreateTopics, Mechanism, Sasl, Settings};
 
 use super::settings::Faults;
-use super::{Failure, Published, Reason, Sink};
+use super::{Failure, Fault, Published, Reason, Sink};
 use crate::domain::clock::Clock;
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
@@ -105,8 +105,8 @@ impl super::Connection for Connection {
         async move { shared.publish(&record).await }.boxed()
     }
 
-    fn connected(&self) -> bool {
-        self.shared.producer.reachable()
+    fn state(&self) -> Result<(), Fault> {
+        if self.shared.producer.reachable() { Ok(()) } else { Err(Fault::unreachable()) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -46,8 +46,11 @@ pub trait Connection: Send + Sync {
         1024
     }
 
-    /// Whether the broker can be reached, as far as the client knows.
-    fn connected(&self) -> bool;
+    /// Whether the broker can be reached and takes events, as far as the client knows; if not, why.
+    ///
+    /// # Errors
+    /// What is in the way. A publish may wait for its end, so this is all that tells of it meanwhile.
+    fn state(&self) -> Result<(), Fault>;
 
     /// Says goodbye within `limit`. What is unacknowledged then has an unknown outcome.
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()>;
@@ -168,6 +171,13 @@ impl Failure {
         match self {
             Self::Retry(fault) | Self::Reject(fault) | Self::Fatal(fault) => fault,
         }
+    }
+}
+
+impl Fault {
+    /// Nobody answers there.
+    pub fn unreachable() -> Self {
+        Self { reason: Reason::Connection, detail: "the broker cannot be reached".into() }
     }
 }
 

@@ -10,25 +10,26 @@
 //! made the stream, unless `create_stream` is set).
 
 mod headers;
+mod health;
 mod settings;
 mod stream;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
+use health::{Health, Waiting};
 pub use settings::{CreateStream, Credentials, Settings, Storage};
 
 use super::settings::Faults;
-use super::{Failure, Published, Reason, Sink};
+use super::{Failure, Fault, Published, Reason, Sink};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -153,26 +154,6 @@ impl Sink for Nats {
     }
 }
 
-/// What the client's events say about the connection.
-#[derive(Debug, Default)]
-struct Health {
-    broken: CancellationToken,
-    denied: AtomicBool,
-}
-
-impl Health {
-    fn note(&self, event: &Event) {
-        match event {
-            Event::Disconnected | Event::Closed => self.broken.cancel(),
-            // A refused publish is not answered, only reported apart; the text holds the subject.
-            Event::ServerError(ServerError::Other(text)) if text.to_lowercase().contains("permissions violation") => {
-                self.denied.store(true, Ordering::Relaxed);
-            }
-            _ => {}
-        }
-    }
-}
-
 struct Connection {
     client: Client,
     context: Context,
@@ -193,6 +174,7 @@ impl super::Connection for Connection {
             if health.broken.is_cancelled() {
                 return Err(lost());
             }
+            let waiting = Waiting::new(&health, &subject);
             let acknowledged = async { context.send_publish(subject, message).await?.await };
             tokio::select! {
                 biased;
@@ -203,14 +185,16 @@ impl super::Connection for Connection {
                     }
                     Err(error) => Err(failure(&error, health.denied.load(Ordering::Relaxed))),
                 },
+                () = waiting.refused.cancelled() => Err(denied()),
                 () = health.broken.cancelled() => Err(lost()),
             }
         }
         .boxed()
     }
 
-    fn connected(&self) -> bool {
-        !self.health.broken.is_cancelled() && self.client.connection_state() == async_nats::connection::State::Connected
+    fn state(&self) -> Result<(), Fault> {
+        let connected = self.client.connection_state() == async_nats::connection::State::Connected;
+        if connected && !self.health.broken.is_cancelled() { Ok(()) } else { Err(Fault::unreachable()) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
@@ -235,6 +219,10 @@ fn lost() -> Failure {
     Failure::fatal(Reason::Connection, "the connection to the server broke")
 }
 
+fn denied() -> Failure {
+    Failure::retry(Reason::NotAuthorized, "no acknowledgement, and the server reports a permissions violation")
+}
+
 /// What a failed connect means. Nothing here is for ever: servers and credentials change.
 fn refused(kind: ConnectErrorKind, detail: &str) -> Failure {
     let reason = match kind {
@@ -254,9 +242,7 @@ fn failure(error: &PublishError, denied: bool) -> Failure {
     match error.kind() {
         // Nobody listens on the subject: no such stream, or its leader is being elected.
         PublishErrorKind::StreamNotFound => Failure::retry(Reason::NotFound, "no stream takes the subject now"),
-        PublishErrorKind::TimedOut if denied => {
-            Failure::retry(Reason::NotAuthorized, "no acknowledgement, and the server reports a permissions violation")
-        }
+        PublishErrorKind::TimedOut if denied => self::denied(),
         PublishErrorKind::TimedOut => {
             Failure::retry(Reason::Timeout, format!("no acknowledgement within {ACKNOWLEDGE:?}"))
         }
@@ -385,15 +371,5 @@ mod tests {
         ] {
             assert_eq!(refused(kind, "x"), Failure::retry(reason, "x"));
         }
-    }
-
-    #[test]
-    fn events_break_the_connection_or_explain_a_silence() {
-        let health = Health::default();
-        health.note(&Event::Connected);
-        health.note(&Event::ServerError(ServerError::Other("Permissions Violation for Publish to \"x\"".into())));
-        assert!(health.denied.load(Ordering::Relaxed) && !health.broken.is_cancelled());
-        health.note(&Event::Disconnected);
-        assert!(health.broken.is_cancelled());
     }
 }

@@ -35,7 +35,7 @@ use errors::{blocked, confirmed, failure, lost};
 pub use settings::{Declare, Queue, QueueType, Settings};
 
 use super::settings::Faults;
-use super::{Failure, Published, Reason, Sink};
+use super::{Failure, Fault, Published, Reason, Sink};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -136,13 +136,16 @@ impl super::Connection for Connection {
         channels::WINDOW
     }
 
-    fn connected(&self) -> bool {
-        !self.channels.broken.is_cancelled() && self.channels.connection.status().connected()
+    fn state(&self) -> Result<(), Fault> {
+        if self.channels.broken.is_cancelled() {
+            return Err(Fault::unreachable());
+        }
+        self.channels.usable().map_err(|failure| failure.fault().clone())
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
         async move {
-            if self.connected() {
+            if self.channels.connection.status().connected() {
                 // Only a courtesy: a failure or a time-out changes nothing, the socket is cut all the same.
                 let _best_effort = timeout(limit, self.channels.connection.close(200, "OK".into())).await;
             }

@@ -11,6 +11,8 @@ mod support;
 mod accept;
 mod architecture;
 mod clock;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod cluster;
 mod commands;
 mod config;
 mod corruption;
@@ -32,3 +34,5 @@ mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
 mod steps;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod topology;

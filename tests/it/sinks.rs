@@ -154,7 +154,11 @@ fn a_message_that_is_refused_is_set_aside_and_holds_back_nothing(kind: Kind) {
         #[allow(unreachable_patterns, reason = "in a build with this one client there is no other")]
         _ => true,
     };
-    place.make(if by_size { Limits { bytes, no_rooms: false } } else { Limits { bytes: None, no_rooms: true } });
+    place.make(if by_size {
+        Limits { bytes, ..Limits::default() }
+    } else {
+        Limits { no_rooms: true, ..Limits::default() }
+    });
     let bridge = place.sink(Config::new(), "broker").start();
     let mut expected = vec![bridge.deliver(&dial("same", 1)).stored()];
     let refused = if by_size {

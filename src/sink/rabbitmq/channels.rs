@@ -63,7 +63,7 @@ impl Channels {
     }
 
     /// A blocked broker takes nothing, and the client would queue frames for it without a bound.
-    fn usable(&self) -> Result<(), Failure> {
+    pub(super) fn usable(&self) -> Result<(), Failure> {
         let status = self.connection.status();
         if !status.connected() {
             Err(lost())

@@ -7,6 +7,7 @@
 pub(crate) mod kafka;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
+pub(crate) mod operate;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rabbitmq;
 
@@ -94,9 +95,12 @@ pub(crate) fn unique(what: &str) -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) kind: Kind,
+    /// Of a cluster several, joined by commas.
     pub(crate) address: String,
     /// The prefix of the topics; the name of exchange and queue; the stream and the first token of its subjects.
     pub(crate) name: String,
+    /// How many nodes keep it.
+    pub(crate) replicas: u8,
 }
 
 /// What a place refuses.
@@ -106,6 +110,8 @@ pub(crate) struct Limits {
     pub(crate) bytes: Option<i32>,
     /// Everything about rooms (RabbitMQ: no queue is bound for it).
     pub(crate) no_rooms: bool,
+    /// More messages than these (Kafka: has no such limit).
+    pub(crate) messages: Option<u32>,
 }
 
 /// A message as its consumer sees it.
@@ -138,7 +144,7 @@ impl Message {
 
 impl Place {
     pub(crate) fn new(kind: Kind, address: String) -> Self {
-        Self { kind, address, name: unique(kind.label()) }
+        Self { kind, address, name: unique(kind.label()), replicas: 1 }
     }
 
     /// The address of this place behind a proxy.
@@ -153,16 +159,17 @@ impl Place {
 
     /// Adds a sink under this name that publishes here.
     pub(crate) fn sink(&self, config: Config, name: &str) -> Config {
+        let addresses = format!("['{}']", self.address.replace(',', "', '"));
         let keys = match self.kind {
             #[cfg(feature = "kafka")]
             Kind::Kafka => {
-                vec![("brokers", format!("['{}']", self.address)), ("topic", format!("'{}.{{object}}'", self.name))]
+                vec![("brokers", addresses), ("topic", format!("'{}.{{object}}'", self.name))]
             }
             #[cfg(feature = "rabbitmq")]
             Kind::RabbitMq => vec![("url", format!("'{}'", self.address)), ("exchange", format!("'{}'", self.name))],
             #[cfg(feature = "nats")]
             Kind::Nats => vec![
-                ("servers", format!("['{}']", self.address)),
+                ("servers", addresses),
                 ("stream", format!("'{}'", self.name)),
                 ("subject", format!("'{}.{{object}}.{{verb}}.{{key}}'", self.name)),
             ],

@@ -22,16 +22,24 @@ pub(crate) struct Trial {
     /// Where the events are looked for at the end.
     place: Place,
     load: Load,
+    deliveries: u64,
 }
 
 impl Trial {
     /// Starts the bridge and the load, and waits until events are published. The bridge reaches the broker at the
     /// place's own address, unless `address` names another way there.
     pub(crate) fn start(what: &str, config: Config, place: &Place, address: Option<String>) -> Self {
+        Self::longer(1, what, config, place, address)
+    }
+
+    /// The same with so many times the load.
+    pub(crate) fn longer(times: u64, what: &str, config: Config, place: &Place, address: Option<String>) -> Self {
+        let deliveries = times * DELIVERIES;
         let way = Place { address: address.unwrap_or_else(|| place.address.clone()), ..place.clone() };
         let bridge = way.sink(config, SINK).start();
-        let load = Load::start(&bridge, DELIVERIES, RATE);
-        let trial = Self { what: format!("{what}, {}", place.kind.label()), bridge, place: place.clone(), load };
+        let load = Load::start(&bridge, deliveries, RATE);
+        let what = format!("{what}, {}", place.kind.label());
+        let trial = Self { what, bridge, place: place.clone(), load, deliveries };
         trial.goes_out(100.0);
         trial
     }
@@ -42,6 +50,30 @@ impl Trial {
 
     pub(crate) fn pending(&self) -> f64 {
         self.bridge.metric("sendbird_bridge_sink_pending_records", &[("sink", SINK)])
+    }
+
+    /// Waits until the sink says that it fails for this reason: in its metrics, its status and its log.
+    #[track_caller]
+    pub(crate) fn tells(&self, reason: &str) {
+        let retries = [("sink", SINK), ("reason", reason)];
+        eventually(&format!("the sink tells of {reason}"), || {
+            let status = self.bridge.status();
+            let failure = status["sinks"][0]["last_failure"].as_str().unwrap_or_default();
+            failure.starts_with(reason)
+                && self.bridge.metric("sendbird_bridge_sink_retries_total", &retries) > 0.0
+                && self.bridge.log().so_far().iter().any(|line| line.contains("sink fails") && line.contains(reason))
+        });
+    }
+
+    /// Makes sure that deliveries go on and nothing is published, and says how much was before.
+    #[track_caller]
+    pub(crate) fn stands(&self) -> f64 {
+        // What was under way may still be acknowledged.
+        self.comes_in(100.0);
+        let published = self.published();
+        self.comes_in(300.0);
+        assert_eq!(self.published(), published, "nothing is published meanwhile");
+        published
     }
 
     pub(crate) fn retries(&self) -> f64 {
@@ -71,8 +103,8 @@ impl Trial {
 
     /// The same, with a say in what has arrived: for what a broker itself has lost.
     #[track_caller]
-    pub(crate) fn finish_given(self, arrived: impl FnOnce(&Place, Vec<Arrived>) -> Vec<Arrived>) -> Verdict {
-        let Self { what, bridge, place, load } = self;
+    pub(crate) fn finish_given(self, arrived: impl FnOnce(&Bridge, Vec<Arrived>) -> Vec<Arrived>) -> Verdict {
+        let Self { what, bridge, place, load, deliveries } = self;
         let record = load.record.clone();
         assert!(load.finish(), "{what}: every delivery is answered 200 in time");
         let (mut sent, answers) = read(&record);
@@ -82,11 +114,11 @@ impl Trial {
         bridge.caught_up();
         assert_eq!(bridge.metric("sendbird_bridge_sink_dead_letters", &[("sink", SINK)]), 0.0, "{what}");
         let messages = place.consume();
-        let verdict = judge(&sent, &arrived(&place, messages.iter().map(Message::arrived).collect()));
+        let verdict = judge(&sent, &arrived(&bridge, messages.iter().map(Message::arrived).collect()));
         let table = answers.table(&[]) + &sinks_table([(place.kind.label(), &verdict)]);
         eprintln!("\n{what}\n{table}");
         let verdict = verdict.clean();
-        assert_eq!(sent.len() as u64, DELIVERIES + 1);
+        assert_eq!(sent.len() as u64, deliveries + 1);
         let said = bridge.log().so_far().iter().filter(|line| line.contains("\"sink\":\"broker\"")).count();
         assert!(said < 60, "{said} lines about one fault");
         verdict

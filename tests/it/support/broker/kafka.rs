@@ -1,6 +1,8 @@
 //! Kafka, with librdkafka's own administration and consumer.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -28,7 +30,7 @@ pub(crate) fn make(place: &Place, limits: Limits) {
     let names = OBJECTS.map(|object| place.destination(object));
     let bytes = limits.bytes.map(|bytes| bytes.to_string());
     let topics = names.iter().filter(|name| !limits.no_rooms || !name.ends_with(".room")).map(|name| {
-        let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1));
+        let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(place.replicas.into()));
         bytes.iter().fold(topic, |topic, bytes| topic.set("max.message.bytes", bytes))
     });
     let topics: Vec<_> = topics.collect();
@@ -36,6 +38,54 @@ pub(crate) fn make(place: &Place, limits: Limits) {
     for made in block_on(admin.create_topics(&topics, &options)).expect("an answer of the broker") {
         made.expect("a topic");
     }
+}
+
+pub(crate) fn remove(place: &Place) {
+    let admin: AdminClient<DefaultClientContext> = client(place).create().unwrap();
+    let names = OBJECTS.map(|object| place.destination(object));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    for removed in block_on(admin.delete_topics(&names, &options)).expect("an answer of the broker") {
+        removed.expect("a topic");
+    }
+}
+
+/// The node that leads the first partition of the calls.
+pub(crate) fn leader(place: &Place) -> u8 {
+    let consumer: BaseConsumer = client(place).create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(&place.destination("direct_call")), PATIENCE).expect("metadata");
+    u8::try_from(metadata.topics()[0].partitions()[0].leader()).expect("a leader")
+}
+
+/// Whether anybody may write to the topics of this place; a broker with an authorizer takes it to heart.
+pub(crate) fn allow_writing(place: &Place, allowed: bool) {
+    // What the client library offers for this, its binding leaves out: CreateAcls and DeleteAcls, version 1.
+    let mut body = vec![];
+    let text = |body: &mut Vec<u8>, text: &str| {
+        body.extend(i16::try_from(text.len()).unwrap().to_be_bytes());
+        body.extend(text.as_bytes());
+    };
+    body.extend(1_i32.to_be_bytes());
+    body.push(2); // a topic
+    text(&mut body, &place.name);
+    body.push(4); // whose name begins so
+    text(&mut body, "User:ANONYMOUS");
+    text(&mut body, "*");
+    body.extend([4, 2]); // to write, denied
+    let key: i16 = if allowed { 31 } else { 30 };
+    let mut request: Vec<u8> = [key.to_be_bytes(), 1_i16.to_be_bytes()].concat();
+    request.extend(7_i32.to_be_bytes());
+    text(&mut request, "test");
+    request.extend(body);
+    let mut stream = TcpStream::connect(&place.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&i32::try_from(request.len()).unwrap().to_be_bytes()).unwrap();
+    stream.write_all(&request).unwrap();
+    // Length, correlation, throttle time, the number of results and the first one's error.
+    let mut answer = [0; 18];
+    stream.read_exact(&mut answer).expect("an answer of the broker");
+    assert_eq!(answer[4..8], 7_i32.to_be_bytes());
+    assert_eq!((&answer[12..16], &answer[16..]), (&[0, 0, 0, 1][..], &[0, 0][..]), "the broker refuses the rule");
 }
 
 /// Makes the topic of this name behind the prefix.

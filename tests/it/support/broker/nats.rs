@@ -14,20 +14,59 @@ use crate::support::PATIENCE;
 const BATCH: usize = 500;
 
 async fn connect(place: &Place) -> jetstream::Context {
-    let client = async_nats::connect(&place.address).await;
+    let servers: Vec<&str> = place.address.split(',').collect();
+    let client = async_nats::connect(servers).await;
     jetstream::new(client.unwrap_or_else(|error| panic!("{}: {error}", place.address)))
 }
 
 pub(crate) fn make(place: &Place, limits: Limits) {
+    block_on(async { connect(place).await.create_stream(config(place, limits)).await }).expect("a stream");
+}
+
+/// Gives the stream other limits.
+pub(crate) fn change(place: &Place, limits: Limits) {
+    block_on(async { connect(place).await.update_stream(config(place, limits)).await }).expect("a changed stream");
+}
+
+pub(crate) fn remove(place: &Place) {
+    block_on(async { connect(place).await.delete_stream(&place.name).await }).expect("a stream");
+}
+
+/// Removes the messages alone.
+pub(crate) fn purge(place: &Place) {
+    block_on(async { connect(place).await.get_stream(&place.name).await.expect("the stream").purge().await })
+        .expect("an empty stream");
+}
+
+/// The port of the server that leads the stream. There may be none for a moment.
+pub(crate) fn leader(place: &Place) -> Option<String> {
+    let stream = block_on(async { connect(place).await.get_stream(&place.name).await }).ok()?;
+    let leader = stream.cached_info().cluster.as_ref()?.leader.clone()?;
+    Some(leader.strip_prefix("bridge-").expect("a name with a port").to_owned())
+}
+
+/// Has another server lead the stream.
+pub(crate) fn step_down(place: &Place) {
+    let answer: serde_json::Value = block_on(async {
+        let subject = format!("STREAM.LEADER.STEPDOWN.{}", place.name);
+        connect(place).await.request(subject, &serde_json::json!({})).await
+    })
+    .expect("an answer");
+    assert_eq!(answer["success"], true, "{answer}");
+}
+
+fn config(place: &Place, limits: Limits) -> stream::Config {
     let subjects = if limits.no_rooms { ".direct_call.>" } else { ".>" };
-    let config = stream::Config {
+    stream::Config {
         name: place.name.clone(),
         subjects: vec![format!("{}{subjects}", place.name)],
         max_message_size: limits.bytes.unwrap_or(-1),
+        max_messages: limits.messages.map_or(-1, i64::from),
+        discard: stream::DiscardPolicy::New,
         duplicate_window: Duration::from_secs(3600),
+        num_replicas: place.replicas.into(),
         ..stream::Config::default()
-    };
-    block_on(async { connect(place).await.create_stream(config).await }).expect("a stream");
+    }
 }
 
 pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {

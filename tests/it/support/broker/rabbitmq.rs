@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions,
-    QueueBindOptions, QueueDeclareOptions,
+    ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -34,9 +34,26 @@ pub(crate) fn make(place: &Place, limits: Limits) {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         channel.exchange_declare(name(), ExchangeKind::Topic, durable, FieldTable::default()).await?;
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        channel.queue_declare(name(), durable, FieldTable::default()).await?;
+        let mut arguments = FieldTable::default();
+        if place.replicas > 1 {
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        }
+        if let Some(most) = limits.messages {
+            arguments.insert("x-max-length".into(), AMQPValue::LongUInt(most));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        }
+        channel.queue_declare(name(), durable, arguments).await?;
         let binding = if limits.no_rooms { "direct_call.#" } else { "#" };
         channel.queue_bind(name(), name(), binding.into(), QueueBindOptions::default(), FieldTable::default()).await
+    });
+}
+
+/// The exchange first: what no queue takes is refused for good, what finds no exchange is not.
+pub(crate) fn remove(place: &Place) {
+    let name = || place.name.clone().into();
+    with_channel(place, async |channel| {
+        channel.exchange_delete(name(), ExchangeDeleteOptions::default()).await?;
+        channel.queue_delete(name(), QueueDeleteOptions::default()).await
     });
 }
 
