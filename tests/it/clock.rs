@@ -135,6 +135,7 @@ fn what_is_not_published_is_kept_whatever_the_clock_says() {
             eventually("there was a sweep", || bridge.metric("sendbird_bridge_dedup_ids", &[]) == 0.0);
             bridge.deliver(&dial("b", number)).stored();
         }
+        assert_eq!(bridge.status()["journal"]["first_position"], 1, "all are waiting, so all are kept");
         no_metric_is_negative(&bridge);
     }
     bridge.process.read_stdout();
