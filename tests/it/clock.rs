@@ -135,6 +135,13 @@ fn what_is_not_published_is_kept_whatever_the_clock_says() {
             eventually("there was a sweep", || bridge.metric("sendbird_bridge_dedup_ids", &[]) == 0.0);
             bridge.deliver(&dial("b", number)).stored();
         }
+        // A few fit into the pipe and count as published.
+        let status = bridge.status();
+        let (first, cursor) = (&status["journal"]["first_position"], &status["sinks"][0]["cursor"]);
+        assert!(
+            first.as_u64().unwrap() <= cursor.as_u64().unwrap() + 1,
+            "{first} is the first kept, {cursor} the cursor"
+        );
         no_metric_is_negative(&bridge);
     }
     bridge.process.read_stdout();
