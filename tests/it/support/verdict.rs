@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::oracle::{Fault, Sent, Verdict, read_outcomes};
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+use super::oracle::{Fault, Verdict};
+use super::oracle::{Sent, read_outcomes};
 
 /// What the load was answered.
 #[derive(Default)]
@@ -63,6 +65,7 @@ impl Answers {
 }
 
 /// A line for each sink.
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) fn sinks_table<'a>(sinks: impl IntoIterator<Item = (&'a str, &'a Verdict)>) -> String {
     let columns = ["events", "lost", "altered", "invented", "out of order", "duplicates"];
     let mut text = format!("{:<10}", "sink");
