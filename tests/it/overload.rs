@@ -32,7 +32,7 @@ fn answers_in_time(bridge: &Bridge) {
         eprintln!("{:<34}{:>9.1}%", format!("answered within {le} s"), count(le) / all * 100.0);
     }
     assert!(count("1") > all * 0.5, "{} of {all} within a second", count("1"));
-    assert!(count("2.5") > all * 0.99, "{} of {all} within 2.5 seconds", count("2.5"));
+    assert!(count("2.5") > all * 0.9, "{} of {all} within 2.5 seconds", count("2.5"));
 }
 
 #[track_caller]
