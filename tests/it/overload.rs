@@ -19,7 +19,7 @@ use crate::support::{eventually, eventually_within};
 const MEMORY: u64 = 256 * 1024 * 1024;
 
 /// How long the answers to whole deliveries took, as the bridge has measured it: most within the second that Sendbird
-/// waits, and next to none much longer, though the bridge has to share its processors with those who flood it.
+/// waits, and few of them much longer, though the bridge has to share its processors with those who flood it.
 #[track_caller]
 fn answers_in_time(bridge: &Bridge) {
     let metrics = bridge.metrics();
