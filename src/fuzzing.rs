@@ -167,10 +167,12 @@ pub fn feed(data: &[u8]) {
 mod tests {
     use super::*;
 
+    type Check = fn(&[u8]);
+
     /// Every input that ever taught the fuzzer something, and every one that ever broke a promise.
     #[test]
     fn the_corpora_hold() {
-        let targets: [(&str, fn(&[u8])); 6] = [
+        let targets: [(&str, Check); 6] = [
             ("body", body),
             ("signature", signature),
             ("template", template),

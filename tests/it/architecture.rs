@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and those that it may use.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("shutdown", &[]),
@@ -15,6 +15,8 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("pipeline", &["domain", "journal", "sendbird", "access", "sink", "metrics"]),
     ("http", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline"]),
     ("config", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http"]),
+    // For the fuzzer and the tests alone.
+    ("fuzzing", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config"]),
     ("app", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config", "shutdown"]),
     (
         "cli",

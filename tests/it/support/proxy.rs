@@ -283,7 +283,7 @@ mod tests {
         let mut client = TcpStream::connect(proxy.address()).unwrap();
         said_back(&mut client, b"fifth, as a cut is over once it is done").unwrap();
         proxy.cut();
-        assert!(said_back(&mut client, b"sixth").is_err());
+        eventually("it is cut", || said_back(&mut client, b"sixth").is_err());
         proxy.refuse(true);
         let refused = TcpStream::connect(proxy.address()).and_then(|mut client| said_back(&mut client, b"seventh"));
         assert!(refused.is_err());
