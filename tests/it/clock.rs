@@ -185,6 +185,10 @@ mod brokers {
     }
 
     fn the_clock_may_jump_while_events_are_published(kind: Kind) {
+        // librdkafka waits for times of the wall clock, and sleeps on when that is set back while it waits.
+        if kind.label() == "kafka" {
+            return accepted_ahead_of_the_clock(kind);
+        }
         let place = kind.place().made();
         let (shim, config) = Shim::under(Config::new());
         let trial = Trial::start("the clock jumps", config, &place, None);
@@ -193,10 +197,28 @@ mod brokers {
             trial.comes_in(80.0);
             no_metric_is_negative(&trial.bridge);
         }
-        // Kafka takes nothing that is more than an hour ahead of its own clock.
         shim.set_clock_ahead(0);
         trial.goes_out(100.0);
         trial.finish().exactly_once();
+    }
+
+    /// Kafka takes nothing that is more than an hour ahead of its own clock, and takes it once the bridge's is right.
+    fn accepted_ahead_of_the_clock(kind: Kind) {
+        let place = kind.place().made();
+        let (shim, config) = Shim::under(Config::new());
+        let config = place.sink(config, "broker");
+        shim.set_clock_ahead(2 * DAY);
+        let bridge = config.start();
+        let ids: Vec<String> = (0..3).map(|at| bridge.deliver(&dial("a", at)).stored()).collect();
+        let refused =
+            || bridge.metric("sendbird_bridge_sink_retries_total", &[("sink", "broker"), ("reason", "invalid")]);
+        eventually("Kafka refuses them", || refused() > 0.0);
+        assert_eq!(bridge.metric("sendbird_bridge_sink_dead_letters", &[("sink", "broker")]), 0.0);
+        bridge.kill_9();
+        shim.set_clock_ahead(0);
+        config.start().caught_up();
+        let found: Vec<String> = place.consume().into_iter().map(|message| message.id).collect();
+        assert_eq!(found, ids);
     }
 
     fn a_clock_that_is_set_back_during_an_outage_delays_nothing(kind: Kind) {
