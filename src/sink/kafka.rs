@@ -14,6 +14,7 @@ mod client;
 mod errors;
 mod properties;
 mod record;
+mod setback;
 mod settings;
 mod topics;
 
@@ -36,6 +37,7 @@ use crate::domain::template::Template;
 use client::Producer;
 use errors::{failure, of_the_whole_batch};
 use record::Record;
+use setback::Setback;
 use topics::Topics;
 
 /// A Kafka cluster.
@@ -69,8 +71,9 @@ impl Sink for Kafka {
             let config = self.config.clone();
             let producer = run(move || Producer::connect(&config)).await??;
             topics.look(&self.name, &producer, &self.topic).await?;
-            let shared = Shared { producer, alone: OnceCell::new(), config: self.config.clone(), topics };
             let (topic, clock) = (self.topic.clone(), self.clock.clone());
+            let setback = Setback::watch(clock.clone());
+            let shared = Shared { producer, alone: OnceCell::new(), config: self.config.clone(), topics, setback };
             Ok(Box::new(Connection { shared: Arc::new(shared), topic, format: self.format, clock })
                 as Box<dyn super::Connection>)
         }
@@ -96,16 +99,27 @@ struct Shared {
     alone: OnceCell<Producer>,
     config: ClientConfig,
     topics: Topics,
+    setback: Setback,
 }
 
 impl super::Connection for Connection {
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
-        async move { shared.publish(&record).await }.boxed()
+        async move {
+            tokio::select! {
+                result = shared.publish(&record) => result,
+                () = shared.setback.noticed() => Err(Failure::Fatal(set_back())),
+            }
+        }
+        .boxed()
     }
 
     fn state(&self) -> Result<(), Fault> {
+        self.shared.setback.look();
+        if self.shared.setback.is_noticed() {
+            return Err(set_back());
+        }
         if self.shared.producer.reachable() { Ok(()) } else { Err(Fault::unreachable()) }
     }
 
@@ -124,6 +138,11 @@ impl super::Connection for Connection {
         }
         .boxed()
     }
+}
+
+fn set_back() -> Fault {
+    let detail = "the machine's clock was set back, and the client may wait for a time that has gone: it begins anew";
+    Fault { reason: Reason::Connection, detail: detail.into() }
 }
 
 impl Drop for Connection {

@@ -22,6 +22,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/uio.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -261,7 +262,7 @@ int gettimeofday(struct timeval *at, void *zone)
 
 /* librdkafka waits until a time of the wall clock. As with the real one, such a wait gets longer or shorter when the
  * clock is set; so it is looked at in slices of real time. */
-int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *held, const struct timespec *until)
+static int wait_until(pthread_cond_t *condition, pthread_mutex_t *held, const struct timespec *until)
 {
     const int64_t SLICE = 20000000;
     for (;;) {
@@ -269,16 +270,27 @@ int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *held, con
         clock_gettime(CLOCK_REALTIME, &now);
         int64_t seconds = until->tv_sec - now.tv_sec;
         int64_t left = seconds > 1 ? SLICE : seconds < -1 ? 0 : seconds * 1000000000 + until->tv_nsec - now.tv_nsec;
-        if (left <= 0)
-            return ETIMEDOUT;
+        int64_t slice = left < 0 ? 0 : left < SLICE ? left : SLICE;
         clock_gettime(CLOCK_MONOTONIC, &end);
-        end.tv_nsec += left < SLICE ? left : SLICE;
+        end.tv_nsec += slice;
         if (end.tv_nsec >= 1000000000) {
             end.tv_sec++;
             end.tv_nsec -= 1000000000;
         }
         int result = pthread_cond_clockwait(condition, held, CLOCK_MONOTONIC, &end);
-        if (result != ETIMEDOUT)
+        if (result != ETIMEDOUT || slice < SLICE)
             return result;
     }
+}
+
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *held, const struct timespec *until)
+{
+    return wait_until(condition, held, until);
+}
+
+/* Its build takes the threads of C11 where the compiler has them; in glibc these are the same objects. */
+int cnd_timedwait(cnd_t *condition, mtx_t *held, const struct timespec *until)
+{
+    int result = wait_until((pthread_cond_t *)condition, (pthread_mutex_t *)held, until);
+    return result == 0 ? thrd_success : result == ETIMEDOUT ? thrd_timedout : thrd_error;
 }

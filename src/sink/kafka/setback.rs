@@ -1,0 +1,68 @@
+//! Notices that the machine's clock was set back. The client's threads wait for times of that clock, and what they
+//! were waiting for a moment from now is then as far away as the clock was set back.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::clock::Clock;
+
+/// Less than this a client's wait may be longer than it should, in milliseconds.
+const TOLERATED_MS: i64 = 1_000;
+
+/// Watches the clock from a producer's beginning on.
+#[derive(Debug)]
+pub(super) struct Setback {
+    clock: Clock,
+    start: Instant,
+    /// The latest time of the clock's own zero, as far as it was seen: where it would have stood at `start`.
+    origin_ms: AtomicI64,
+    noticed: CancellationToken,
+}
+
+impl Setback {
+    pub(super) fn watch(clock: Clock) -> Self {
+        let origin_ms = AtomicI64::new(clock.now_ms());
+        Self { clock, start: Instant::now(), origin_ms, noticed: CancellationToken::new() }
+    }
+
+    /// Compares the clock with one that is never set. To be called every second or so.
+    pub(super) fn look(&self) {
+        let elapsed_ms = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let origin_ms = self.clock.now_ms().saturating_sub(elapsed_ms);
+        let latest_ms = self.origin_ms.fetch_max(origin_ms, Ordering::Relaxed);
+        if origin_ms < latest_ms.saturating_sub(TOLERATED_MS) {
+            self.noticed.cancel();
+        }
+    }
+
+    pub(super) fn is_noticed(&self) -> bool {
+        self.noticed.is_cancelled()
+    }
+
+    /// Waits until it was noticed.
+    pub(super) async fn noticed(&self) {
+        self.noticed.cancelled().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_is_noticed_also_after_it_was_set_forward() {
+        const NOW_MS: i64 = 1_767_225_600_000;
+        let clock = Clock::fixed(NOW_MS);
+        let setback = Setback::watch(clock.clone());
+        for later_ms in [0, 500, 3_600_000, 3_600_000 - TOLERATED_MS / 2] {
+            clock.set(NOW_MS + later_ms);
+            setback.look();
+            assert!(!setback.is_noticed(), "{later_ms}");
+        }
+        clock.set(NOW_MS + 3_590_000);
+        setback.look();
+        assert!(setback.is_noticed());
+    }
+}
