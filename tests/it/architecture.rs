@@ -223,3 +223,28 @@ fn the_checker_finds_a_word_that_does_not_belong() {
     let source = Source::new("src/journal/made_up.rs", "// StatusCode\nuse warp::http::StatusCode;\n");
     assert_eq!(found(&source, "StatusCode"), ["src/journal/made_up.rs:2: use warp::http::StatusCode;"]);
 }
+
+/// What `docs/reliability.md` calls a proof is there.
+#[test]
+fn every_test_that_the_documents_name_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("docs/reliability.md")).unwrap();
+    let mut all = String::new();
+    let mut dirs = vec![root.join("src"), root.join("tests/it")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|it| it == "rs") {
+                all += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let is_test =
+        |name: &&str| name.matches('_').count() > 1 && name.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric());
+    let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 40, "only {} tests are named", named.len());
+    let missing: Vec<&&str> = named.iter().filter(|name| !all.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "expected these tests, but found none of their names: {missing:#?}");
+}
