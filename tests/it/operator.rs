@@ -1,5 +1,7 @@
 //! The operator's commands beside a running bridge: `replay`, `dead-letters`, `journal`.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use crate::support::bridge::{Bridge, Config};
@@ -50,6 +52,24 @@ fn a_replay_comes_again_with_its_ids_and_a_mark() {
     eventually("nothing is left", || bridge.status()["sinks"][0]["resends_pending"] == 0);
     let none = done(&bridge, &["replay", "--sink", "lines", "--until", "1h"]);
     assert!(none.starts_with("0 events"), "{none}");
+}
+
+#[test]
+fn a_replay_is_as_fast_as_wanted_and_seen_while_it_lasts() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    (0..5).for_each(|at| drop(bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()));
+    eventually("they are printed", || bridge.printed().count() == 5);
+    let begun = Instant::now();
+    done(&bridge, &["replay", "--sink", "lines", "--all", "--rate", "2"]);
+    eventually("it has begun", || bridge.printed().count() > 5);
+    assert!(bridge.status()["sinks"][0]["resends_pending"].as_u64().unwrap() > 0);
+    assert!(bridge.metric("sendbird_bridge_sink_resends_pending", &[("sink", "lines")]) > 0.0);
+    eventually("all are printed again", || bridge.printed().count() == 10);
+    // The fifth is due two seconds after the first, and was asked for after `begun`.
+    assert!(begun.elapsed() >= Duration::from_secs(2), "after {:?}", begun.elapsed());
+    eventually("nothing is left", || {
+        bridge.metric("sendbird_bridge_sink_resends_pending", &[("sink", "lines")]) == 0.0
+    });
 }
 
 #[test]
