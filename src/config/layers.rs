@@ -133,8 +133,15 @@ fn value(leaf: &str, text: String) -> Value {
     if SECRETS.contains(&leaf) {
         return Value::from(text);
     }
-    // Numbers, booleans and tables are recognised; all else is text. It can't fail.
-    text.parse().unwrap_or_else(|_: std::convert::Infallible| Value::from(text))
+    as_toml(&text).unwrap_or_else(|| Value::from(text))
+}
+
+/// A number, a boolean, a table or a quoted text, as a file would have it. All else is text as it is. Not by figment's
+/// own parser, which panics at some texts.
+fn as_toml(text: &str) -> Option<Value> {
+    let parsed: toml::Table = format!("value = {text}").parse().ok()?;
+    let value = parsed.get("value").filter(|value| parsed.len() == 1 && !value.is_datetime())?;
+    Value::serialize(value).ok()
 }
 
 impl Provider for Variables {

@@ -187,3 +187,17 @@ fn a_broken_file_is_named_by_its_place_and_not_shown() {
     assert!(found[0].contains("line 2, column 36") && found[0].contains("bridge.toml"), "{found:?}");
     assert!(!found.concat().contains("canary"), "{found:?}");
 }
+
+#[test]
+fn a_variable_is_a_value_as_in_a_file_or_else_text() {
+    let header = ("SENDBIRD_BRIDGE_ACCESS__HEADER", "{ name = \"x-key\", value = \"secret\" }");
+    let shown = load(LOCKED, &[header, ("SENDBIRD_BRIDGE_JOURNAL__DIR", "2026-01-01")]).unwrap().show();
+    assert!(
+        shown.contains("access.header.name = \"x-key\"") && shown.contains("journal.dir = \"2026-01-01\""),
+        "{shown}"
+    );
+    for text in ["[\"\u{fffd}\\k\"]", "1\nserver.listen = '0.0.0.0:1'", "\"", "{"] {
+        let dir = load(LOCKED, &[("SENDBIRD_BRIDGE_JOURNAL__DIR", text)]).unwrap().config.journal.dir;
+        assert_eq!(dir.to_str(), Some(text));
+    }
+}

@@ -5,15 +5,15 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::support::aftermath::printed;
 use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::http::Connection;
 use crate::support::load::{Load, stored_by};
-use crate::support::oracle::{Arrived, Id, Sent, judge, read_record};
+use crate::support::oracle::{judge, read_record};
 use crate::support::process::Stdout;
-use crate::support::samples::{APPLICATION, dial};
+use crate::support::samples::dial;
 use crate::support::shim::Shim;
 use crate::support::{PATIENCE, eventually};
 
@@ -172,9 +172,13 @@ fn no_deadline_depends_on_the_wall_clock() {
 
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod brokers {
+    use serde_json::json;
+
     use super::*;
     use crate::sinks::for_each_broker;
     use crate::support::broker::{Kind, Message, Own};
+    use crate::support::oracle::{Arrived, Id, Sent};
+    use crate::support::samples::APPLICATION;
     use crate::support::trial::Trial;
 
     // `for_each_broker!` looks for its tests one module up.
