@@ -106,8 +106,14 @@ fn found(source: &Source, word: &str) -> Vec<String> {
 }
 
 fn sources() -> Vec<Source> {
+    let files = rust_files("src").into_iter();
+    files.map(|(path, text)| Source::new(&path, &text)).collect()
+}
+
+/// The Rust files below a folder of the project, by their paths in it, with their texts.
+fn rust_files(folder: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders = vec![root.join("src")];
+    let mut folders = vec![root.join(folder)];
     let mut files: Vec<PathBuf> = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -120,11 +126,11 @@ fn sources() -> Vec<Source> {
         }
     }
     files.sort();
-    let sources = files.iter().map(|file| {
+    let read = |file: PathBuf| {
         let path = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-        Source::new(&path, &fs::read_to_string(file).unwrap())
-    });
-    sources.collect()
+        (path, fs::read_to_string(file).unwrap())
+    };
+    files.into_iter().map(read).collect()
 }
 
 /// A file of tests alone, included under `#[cfg(test)]`.
@@ -227,20 +233,8 @@ fn the_checker_finds_a_word_that_does_not_belong() {
 /// What `docs/reliability.md` calls a proof is there.
 #[test]
 fn every_test_that_the_documents_name_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let document = fs::read_to_string(root.join("docs/reliability.md")).unwrap();
-    let mut all = String::new();
-    let mut dirs = vec![root.join("src"), root.join("tests/it")];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|it| it == "rs") {
-                all += &fs::read_to_string(path).unwrap();
-            }
-        }
-    }
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reliability.md")).unwrap();
+    let all: String = ["src", "tests/it"].into_iter().flat_map(rust_files).map(|(_, text)| text).collect();
     let is_test =
         |name: &&str| name.matches('_').count() > 1 && name.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric());
     let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(is_test).collect();

@@ -63,6 +63,20 @@ fn nothing_is_lost(tally: &Tally, bridge: &Bridge) {
     assert_eq!(lost, 0, "of {} answered 200", tally.ids.len());
 }
 
+/// Ends a flood: what must hold after any of them.
+#[track_caller]
+fn ends_well(flood: Flood, bridge: Bridge) -> Tally {
+    let tally = flood.finish();
+    eprintln!("{tally}");
+    recovers(&bridge);
+    answers_in_time(&bridge);
+    memory_has_a_bound(&bridge);
+    let config = bridge.config().clone();
+    bridge.kill_9();
+    nothing_is_lost(&tally, &config.start());
+    tally
+}
+
 #[test]
 fn ten_times_what_the_disk_can_take_is_answered_in_time_and_nothing_is_lost() {
     let (shim, config) = Shim::under(Config::new());
@@ -79,13 +93,7 @@ fn ten_times_what_the_disk_can_take_is_answered_in_time_and_nothing_is_lost() {
     more(2_400);
     shim.heal();
     more(1_000);
-    let tally = flood.finish();
-    eprintln!("{tally}");
-    recovers(&bridge);
-    answers_in_time(&bridge);
-    memory_has_a_bound(&bridge);
-    bridge.kill_9();
-    nothing_is_lost(&tally, &config.start());
+    let tally = ends_well(flood, bridge);
     tally.only_200_and_503();
     assert!(tally.count(200) > 1_000 && tally.count(503) > 1_200, "it was not too much, or nothing else");
 }
@@ -109,13 +117,7 @@ fn thousands_of_senders_that_say_little_hold_up_nobody() {
     eventually("thousands are open", || open() > 2_500.0);
     assert_eq!(flood.answers(half_bodies).statuses, [(408, 500)].into());
     assert_eq!(flood.answers(half_heads).statuses, [(408, 1_000)].into());
-    let tally = flood.finish();
-    eprintln!("{tally}");
-    recovers(&bridge);
-    answers_in_time(&bridge);
-    memory_has_a_bound(&bridge);
-    bridge.kill_9();
-    nothing_is_lost(&tally, &config.start());
+    let tally = ends_well(flood, bridge);
     assert_eq!(tally.statuses.keys().collect::<Vec<_>>(), [&200], "{tally}");
     tally.only_200_and_503();
 }
@@ -136,13 +138,7 @@ fn more_connections_than_there_may_be_are_refused_and_the_others_go_on() {
     eventually("answers go on", || flood.answered() > before + 1_000);
     drop(idle);
     eventually("there is room again", || bridge.metric("sendbird_bridge_connections", &[]) == 496.0);
-    let tally = flood.finish();
-    eprintln!("{tally}");
-    recovers(&bridge);
-    answers_in_time(&bridge);
-    memory_has_a_bound(&bridge);
-    bridge.kill_9();
-    nothing_is_lost(&tally, &config.start());
+    let tally = ends_well(flood, bridge);
     tally.only_200_and_503();
     assert!(tally.refused > 1_000, "{tally}");
 }
