@@ -13,6 +13,10 @@ pub const CONFIG_VARIABLE: &str = "SENDBIRD_BRIDGE_CONFIG";
 
 const PREFIX: &str = "SENDBIRD_BRIDGE_";
 
+/// Levels of a variable's key. No key has as many; thousands of them would not fit onto the stack. The parser of files
+/// has a limit of its own.
+const DEEPEST: usize = 8;
+
 /// The last parts of keys that hold secrets. From the environment they are taken as they are, never as
 /// numbers; each can also be given as `<key>_file`.
 const SECRETS: [&str; 9] =
@@ -89,8 +93,8 @@ impl Variables {
                 continue;
             }
             let path: Vec<String> = rest.to_lowercase().split("__").map(str::to_owned).collect();
-            if path.len() < 2 || path.iter().any(String::is_empty) {
-                let message = "expected two underscores between the levels of a key, as in \
+            if !(2..=DEEPEST).contains(&path.len()) || path.iter().any(String::is_empty) {
+                let message = "expected two underscores between the few levels of a key, as in \
                                SENDBIRD_BRIDGE_SERVER__LISTEN"
                     .to_owned();
                 faults.push(Fault { key: path.join("."), message, source: Some(format!("the variable {name}")) });

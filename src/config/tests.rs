@@ -85,6 +85,10 @@ fn a_wrong_variable_is_named() {
     let found = faults(LOCKED, &[("SENDBIRD_BRIDGE_SERVER__MAX_BODY", "many"), ("SENDBIRD_BRIDGE_LISTEN", "x")]);
     assert!(found.iter().any(|fault| fault.contains("SENDBIRD_BRIDGE_SERVER__MAX_BODY")), "{found:#?}");
     assert!(found.iter().any(|fault| fault.contains("the variable SENDBIRD_BRIDGE_LISTEN")), "{found:#?}");
+    let deep = format!("SENDBIRD_BRIDGE_A{}", "__A".repeat(10_000));
+    assert!(faults(LOCKED, &[(&deep, "x")])[0].contains("few levels"));
+    let deep = format!("a{} = 1", ".a".repeat(10_000));
+    assert!(faults(&deep, &[])[0].contains("expected TOML"), "a file that is as deep");
 }
 
 #[test]
