@@ -4,6 +4,7 @@ pub(crate) mod aftermath;
 pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;
+pub(crate) mod certificates;
 pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod load;
