@@ -36,3 +36,5 @@ mod sinks;
 mod steps;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod topology;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod trace;
