@@ -341,21 +341,30 @@ def bridge_schema(checks):
             return {
                 key: value.replace("#/$defs/", "#/$defs/bridge.") if key == "$ref" else walk(value)
                 for key, value in node.items()
-                if key not in ("default", "format") or isinstance(value, dict) and key == "format"
+                # Not the notes (defaults, number formats), but a property may have the name of one.
+                if key not in ("default", "format") or isinstance(value, dict) and "description" in value
             }
         return [walk(item) for item in node] if isinstance(node, list) else node
 
     defs = {f"bridge.{name}": walk(part) for name, part in schema["$defs"].items()}
+    # What can be given as a file instead is not required itself; the program says it better when both are missing.
+    for part in defs.values():
+        kept = [key for key in part.get("required", []) if f"{key}_file" not in part["properties"]]
+        part.pop("required", None)
+        if kept:
+            part["required"] = kept
     # oneOf would say what is wrong with each of the types that were not meant.
     sink = defs["bridge.Sink"]
     kinds = {kind["properties"]["type"]["const"]: kind for kind in sink.pop("oneOf")}
-    sink["properties"]["type"] = {"enum": sorted(kinds)}
+    for kind in kinds.values():
+        kind["properties"] |= sink["properties"]
+        kind["additionalProperties"] = False
+    sink["properties"] = {"type": {"enum": sorted(kinds)}}
     sink["required"] = ["type"]
     sink["allOf"] = [
         {"if": {"required": ["type"], "properties": {"type": {"const": name}}}, "then": kind}
         for name, kind in sorted(kinds.items())
     ]
-    sink["unevaluatedProperties"] = False
     top = {"type": "object", "additionalProperties": False, "properties": walk(schema["properties"])}
     return {"bridge": top, **defs}
 
