@@ -8,10 +8,13 @@ import argparse
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -314,6 +317,105 @@ def check_configuration(checks, rendered):
     checks.report("sendbird-bridge config check takes each configuration", faults, looked_at)
 
 
+def workload(text, kind):
+    """The first object of a kind, and its container."""
+    found = next(document for document in documents(text) if document["kind"] == kind)
+    spec = found["spec"] if kind == "Pod" else found["spec"]["template"]["spec"]
+    return found, spec["containers"][0]
+
+
+def free_port():
+    """A port of the loopback that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answer(url):
+    """The status of a GET, or why there was none."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError as error:
+        return str(error)
+
+
+def live_faults(checks, name, text):
+    """Runs a pod's program with its configuration, its probes against it, and the test pod's program."""
+    home = Path(checks.options.scratch) / "root" / f"{name}.yaml"
+    ports = {"webhook": free_port(), "admin": free_port()}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SENDBIRD_BRIDGE_")}
+    _, container = workload(text, "StatefulSet")
+    given = {item["name"]: item["value"].replace("/etc/", f"{home}/etc/", 1) for item in container["env"]}
+    Path(given["SENDBIRD_BRIDGE_CONFIG"]).parent.mkdir(parents=True, exist_ok=True)
+    Path(given["SENDBIRD_BRIDGE_CONFIG"]).write_bytes((home / "bridge.toml").read_bytes())
+    env |= given | {
+        "SENDBIRD_BRIDGE_SERVER__LISTEN": f"127.0.0.1:{ports['webhook']}",
+        "SENDBIRD_BRIDGE_ADMIN__LISTEN": f"127.0.0.1:{ports['admin']}",
+        "SENDBIRD_BRIDGE_ACCESS__NETWORKS": "127.0.0.0/8",
+    }
+    faults = []
+    with open(home / "log", "w+", encoding="utf-8") as log:
+        bridge = subprocess.Popen([checks.options.bridge, *container["args"]], env=env, stdout=log, stderr=log)
+        try:
+            urls = {
+                probe: f"http://127.0.0.1:{ports[container[probe]['httpGet']['port']]}{container[probe]['httpGet']['path']}"
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+            }
+            patience = time.monotonic() + 60
+            while answer(urls["readinessProbe"]) != 200 and bridge.poll() is None and time.monotonic() < patience:
+                time.sleep(0.05)
+            faults += [f"{probe} {url}: found {answer(url)}" for probe, url in urls.items() if answer(url) != 200]
+            faults += deliver(checks, text, home, ports)
+            admin = configuration_table(text)["admin"]["token_file"]
+            tail = checks.run(
+                checks.options.bridge, "tail", "--no-follow", "--url", f"http://127.0.0.1:{ports['admin']}",
+                "--token-file", f"{home}{admin}",
+            )
+            if tail.stdout.count("com.sendbird.calls.direct_call.dial") != 1:
+                faults.append(f"expected one event in the feed, but found {tail.stdout}{tail.stderr}")
+        finally:
+            bridge.terminate()
+            bridge.wait(timeout=60)
+        if bridge.returncode or faults:
+            log.seek(0)
+            faults.append(f"exit status {bridge.returncode}; its log: {log.read()[-2000:]}")
+    return [f"{name}: {fault}" for fault in faults]
+
+
+def configuration_table(text):
+    """The configuration file, parsed."""
+    return tomllib.loads(configuration(text))
+
+
+def deliver(checks, text, home, ports):
+    """What the test pod does, with the Service's name replaced by the address."""
+    _, container = workload(text, "Pod")
+    values = {}
+    for item in container.get("env", []):
+        key = item["valueFrom"]["secretKeyRef"]["key"]
+        values[item["name"]] = (home / "run/secrets/sendbird-bridge" / key).read_text(encoding="utf-8").strip()
+    arguments = []
+    for argument in container["args"]:
+        # As the kubelet does.
+        argument = re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], argument)
+        argument = re.sub(r"http://[^/]+", f"http://127.0.0.1:{ports['webhook']}", argument)
+        arguments.append(argument.replace("=/run/", f"={home}/run/"))
+    out = checks.run(checks.options.bridge, *arguments)
+    return [f"helm test's delivery: {out.stdout}{out.stderr}"] if out.returncode else []
+
+
+def check_live(checks, rendered):
+    """The pod's program starts with the pod's configuration, is ready, and takes the test pod's delivery."""
+    faults, names = [], ("stdout", "everything")
+    for name in names:
+        if (name, VERSIONS[-1]) in rendered:
+            faults += live_faults(checks, name, rendered[name, VERSIONS[-1]])
+    checks.report("the pods' program runs, passes its probes, and helm test's delivery is stored", faults, len(names))
+
+
 def check_least(checks):
     """Secret and sink alone are enough, and the configuration decides the annotation that makes new pods."""
     sums = {}
@@ -341,21 +443,30 @@ def bridge_schema(checks):
             return {
                 key: value.replace("#/$defs/", "#/$defs/bridge.") if key == "$ref" else walk(value)
                 for key, value in node.items()
-                if key not in ("default", "format") or isinstance(value, dict) and key == "format"
+                # Not the notes (defaults, number formats), but a property may have the name of one.
+                if key not in ("default", "format") or isinstance(value, dict) and "description" in value
             }
         return [walk(item) for item in node] if isinstance(node, list) else node
 
     defs = {f"bridge.{name}": walk(part) for name, part in schema["$defs"].items()}
+    # What can be given as a file instead is not required itself; the program says it better when both are missing.
+    for part in defs.values():
+        kept = [key for key in part.get("required", []) if f"{key}_file" not in part["properties"]]
+        part.pop("required", None)
+        if kept:
+            part["required"] = kept
     # oneOf would say what is wrong with each of the types that were not meant.
     sink = defs["bridge.Sink"]
     kinds = {kind["properties"]["type"]["const"]: kind for kind in sink.pop("oneOf")}
-    sink["properties"]["type"] = {"enum": sorted(kinds)}
+    for kind in kinds.values():
+        kind["properties"] |= sink["properties"]
+        kind["additionalProperties"] = False
+    sink["properties"] = {"type": {"enum": sorted(kinds)}}
     sink["required"] = ["type"]
     sink["allOf"] = [
         {"if": {"required": ["type"], "properties": {"type": {"const": name}}}, "then": kind}
         for name, kind in sorted(kinds.items())
     ]
-    sink["unevaluatedProperties"] = False
     top = {"type": "object", "additionalProperties": False, "properties": walk(schema["properties"])}
     return {"bridge": top, **defs}
 
@@ -476,6 +587,7 @@ def main():
     check_types(checks, rendered)
     check_pods(checks, rendered)
     check_configuration(checks, rendered)
+    check_live(checks, rendered)
     check_golden(checks, rendered)
     check_wrong(checks)
     check_least(checks)
