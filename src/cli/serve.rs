@@ -15,12 +15,14 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
     let secret = if config.access.path_secret.is_some() { "/<path_secret>" } else { "" };
     let sinks: Vec<String> =
         config.sinks.iter().map(|(name, sink)| format!("{name} ({})", sink.kind.label())).collect();
+    let scheme = |tls: bool| if tls { "https" } else { "http" };
+    let (webhook_scheme, admin_scheme) = (scheme(config.server.tls.is_some()), scheme(config.admin.tls.is_some()));
     let app = App::bind(config).await.map_err(Failure::other)?;
     let (webhook, admin) = app.addresses().map_err(Failure::other)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        webhook = format!("http://{webhook}{path}{secret}"),
-        admin = format!("http://{admin}"),
+        webhook = format!("{webhook_scheme}://{webhook}{path}{secret}"),
+        admin = format!("{admin_scheme}://{admin}"),
         "listening"
     );
     if sinks.is_empty() {

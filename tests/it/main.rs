@@ -30,10 +30,12 @@ mod operator;
 mod overload;
 mod power;
 mod recovery;
+mod rotation;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
 mod steps;
+mod tls;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
