@@ -241,6 +241,7 @@ fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
     Metrics::new(&Labels {
         categories: &categories,
         rejections: reply::REASONS,
+        statuses: reply::STATUSES,
         sinks,
         sink_reasons: &reasons,
         features: &features.join(","),

@@ -203,6 +203,9 @@ impl Metrics {
         for reason in known.rejections {
             self.rejected.with_label_values(&[reason]);
         }
+        for status in known.statuses {
+            self.answer_seconds.with_label_values(&[status]);
+        }
         for present in ["true", "false"] {
             self.signature_headers.with_label_values(&[present]);
         }
@@ -225,11 +228,14 @@ impl Metrics {
 }
 
 /// The closed sets of label values.
+#[derive(Default)]
 pub struct Labels<'a> {
     /// The known categories and `other`.
     pub categories: &'a [&'a str],
     /// Why a delivery is not answered 200.
     pub rejections: &'a [&'a str],
+    /// The statuses that a delivery is answered with.
+    pub statuses: &'a [&'a str],
     /// The configured sinks.
     pub sinks: &'a [&'a str],
     /// The kinds of failure of a sink.

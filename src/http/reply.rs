@@ -68,6 +68,9 @@ pub const REASONS: &[&str] = &[
     "too_slow",
 ];
 
+/// The values of the label `status` of `answer_seconds`: 200 and what the reasons are answered with.
+pub const STATUSES: &[&str] = &["200", "400", "401", "403", "404", "405", "408", "413", "429", "503"];
+
 struct Facts {
     status: StatusCode,
     reason: &'static str,
@@ -220,6 +223,7 @@ mod tests {
             assert!(REASONS.contains(&problem.reason()), "{problem:?}");
             let response = problem.into_response();
             assert_eq!(response.status().as_u16(), status, "{problem:?}");
+            assert!(STATUSES.contains(&response.status().as_str()), "{problem:?}");
             assert_eq!(response.headers()["content-type"], "application/problem+json");
             assert_eq!(response.headers().contains_key("retry-after"), matches!(status, 429 | 503), "{problem:?}");
             assert_eq!(response.headers().contains_key("allow"), status == 405);

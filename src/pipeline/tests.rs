@@ -100,7 +100,7 @@ impl Bench {
             on_commit: Box::new(|_| {}),
         })
         .unwrap();
-        let labels = Labels { categories: &[], rejections: &[], sinks: &["s"], sink_reasons: &[], features: "" };
+        let labels = Labels { sinks: &["s"], ..Labels::default() };
         let metrics = Arc::new(Metrics::new(&labels).unwrap());
         Self { dir, journal, broker: Broker::default(), metrics, status: Arc::default() }
     }
