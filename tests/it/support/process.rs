@@ -1,5 +1,6 @@
 //! A running program: its output, its end, its signals. Killed when dropped.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
