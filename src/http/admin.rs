@@ -271,8 +271,8 @@ async fn accepted_after(journal: Journal, cursors: Vec<u64>) -> Vec<Option<i64>>
             tracing::debug!(%error, "cannot read the oldest pending events");
             vec![None; count]
         }
-        Err(error) => {
-            tracing::debug!(%error, "reading the oldest pending events was interrupted");
+        Err(_panicked) => {
+            tracing::debug!("reading the oldest pending events was interrupted");
             vec![None; count]
         }
     }

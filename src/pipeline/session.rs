@@ -169,12 +169,13 @@ impl<'a> Session<'a> {
     fn look(&mut self) {
         let Forwarder { status, .. } = self.forwarder;
         let state = self.connection.state();
-        if let Err(fault) = &state
-            && status.connected()
-        {
-            self.forwarder.note_failure(fault, self.trouble);
+        match &state {
+            Ok(()) if !status.connected() => self.trouble.connected(),
+            Err(fault) if status.connected() => self.forwarder.note_failure(fault, self.trouble),
+            Ok(()) | Err(_) => {}
         }
         status.set_connected(state.is_ok());
+        self.trouble.say_the_rest();
     }
 
     /// Reads what an operator wants to be published again.
@@ -332,13 +333,7 @@ impl<'a> Session<'a> {
     fn set_aside(&mut self, lane: Lane, position: u64, fault: Fault) {
         let Forwarder { name, journal, clock, .. } = self.forwarder;
         let origin = if let Lane::Again { position } = lane { position } else { position };
-        tracing::error!(
-            sink = name,
-            position = origin,
-            reason = fault.reason.as_str(),
-            detail = fault.detail,
-            "event set aside"
-        );
+        self.trouble.set_aside(origin, &fault);
         let letter = DeadLetter {
             sink: name.clone(),
             position: origin,
