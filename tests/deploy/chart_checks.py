@@ -173,7 +173,7 @@ def check_types(checks, rendered):
         out = checks.run(checks.options.kube_check, stdin=text)
         if out.returncode:
             faults.append(f"{name} for {version}: {out.stdout}{out.stderr}")
-    checks.report("manifests decode strictly, and pods keep the restricted Pod Security Standard", faults, len(rendered))
+    checks.report("the API server would take each manifest, and pods keep the restricted Pod Security Standard", faults, len(rendered))
     kinds = {document["kind"] for text in rendered.values() for document in documents(text)}
     faults = [f"expected a {kind} in a ci file, but found none" for kind in sorted(FOREIGN - kinds)]
     checks.report("what Kubernetes has no schema for is rendered too", faults, len(kinds))
@@ -255,6 +255,11 @@ def golden_texts(rendered):
     texts = {f"{name}.yaml": text for (name, version), text in rendered.items() if version == VERSIONS[-1]}
     if ("stdout", VERSIONS[0]) in rendered:
         texts[f"stdout-{VERSIONS[0]}.yaml"] = rendered["stdout", VERSIONS[0]]
+    # The copies are thousands of lines and have a check of their own.
+    for copy, width in {"files/rules.yaml": 2, "files/dashboard.json": 4}.items():
+        lines = (CHART / copy).read_text(encoding="utf-8").split("\n")
+        whole = "\n".join(" " * width + line for line in lines)
+        texts = {name: text.replace(whole, f"{' ' * width}({copy})") for name, text in texts.items()}
     return texts
 
 

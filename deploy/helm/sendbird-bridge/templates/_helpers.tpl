@@ -1,6 +1,5 @@
-{{- define "bridge.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
-{{- end -}}
+{{/* Always the same: it becomes the label `job`, which the alerts look for. */}}
+{{- define "bridge.name" -}}{{- .Chart.Name -}}{{- end -}}
 
 {{/* Short enough that what is added (-headless, -0) still fits into 63 characters. */}}
 {{- define "bridge.fullname" -}}
