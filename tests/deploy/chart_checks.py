@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ COPIES = {
 VERSIONS = ("1.25.0", "1.29.0", "1.37.0")
 # Names of the objects that Kubernetes itself does not have; their own types judge them, in kube-check.
 FOREIGN = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
+PEM = {"cert_file": "tls.crt", "key_file": "tls.key", "ca_file": "ca.crt", "client_ca_file": "ca.crt"}
 LEAST = ["--set", "secret.name=s"]
 
 # What is set, and a part of what must be said. Without the message a value would be refused for any reason.
@@ -294,9 +296,10 @@ def make_files(tree, scratch):
             continue
         path = Path(value)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if key in ("cert_file", "client_ca_file", "ca_file", "key_file"):
-            pem = "tls.key" if key == "key_file" else "tls.crt"
-            path.write_bytes((scratch / pem).read_bytes())
+        if key in PEM:
+            path.write_bytes((scratch / PEM[key]).read_bytes())
+            # A Secret of this type has all three.
+            (path.parent / "ca.crt").write_bytes((scratch / "ca.crt").read_bytes())
         else:
             path.write_text("amqp://user:password@host:5672/%2f\n" if key == "url_file" else "a-secret\n", encoding="utf-8")
 
@@ -337,9 +340,12 @@ def free_port():
 
 
 def answer(url):
-    """The status of a GET, or why there was none."""
+    """The status of a GET, or why there was none. As the kubelet does, without a look at the certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=5, context=context) as response:
             return response.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -365,9 +371,9 @@ def live_faults(checks, name, text):
     with open(home / "log", "w+", encoding="utf-8") as log:
         bridge = subprocess.Popen([checks.options.bridge, *container["args"]], env=env, stdout=log, stderr=log)
         try:
+            gets = {probe: container[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
             urls = {
-                probe: f"http://127.0.0.1:{ports[container[probe]['httpGet']['port']]}{container[probe]['httpGet']['path']}"
-                for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+                probe: f"{get['scheme'].lower()}://127.0.0.1:{ports[get['port']]}{get['path']}" for probe, get in gets.items()
             }
             patience = time.monotonic() + 60
             while answer(urls["readinessProbe"]) != 200 and bridge.poll() is None and time.monotonic() < patience:
@@ -375,9 +381,10 @@ def live_faults(checks, name, text):
             faults += [f"{probe} {url}: found {answer(url)}" for probe, url in urls.items() if answer(url) != 200]
             faults += deliver(checks, text, home, ports)
             admin = configuration_table(text)["admin"]["token_file"]
+            scheme = gets["readinessProbe"]["scheme"].lower()
             tail = checks.run(
-                checks.options.bridge, "tail", "--no-follow", "--url", f"http://127.0.0.1:{ports['admin']}",
-                "--token-file", f"{home}{admin}",
+                checks.options.bridge, "tail", "--no-follow", "--url", f"{scheme}://localhost:{ports['admin']}",
+                "--token-file", f"{home}{admin}", env=env | {"SSL_CERT_FILE": f"{checks.options.scratch}/ca.crt"},
             )
             if tail.stdout.count("com.sendbird.calls.direct_call.dial") != 1:
                 faults.append(f"expected one event in the feed, but found {tail.stdout}{tail.stderr}")
@@ -398,23 +405,26 @@ def configuration_table(text):
 def deliver(checks, text, home, ports):
     """What the test pod does, with the Service's name replaced by the address."""
     _, container = workload(text, "Pod")
-    values = {}
+    values, env = {}, dict(os.environ)
     for item in container.get("env", []):
+        if "value" in item:
+            env[item["name"]] = f"{home}{item['value']}"
+            continue
         key = item["valueFrom"]["secretKeyRef"]["key"]
         values[item["name"]] = (home / "run/secrets/sendbird-bridge" / key).read_text(encoding="utf-8").strip()
     arguments = []
     for argument in container["args"]:
         # As the kubelet does.
         argument = re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], argument)
-        argument = re.sub(r"http://[^/]+", f"http://127.0.0.1:{ports['webhook']}", argument)
+        argument = re.sub(r"(https?)://[^/]+", rf"\1://localhost:{ports['webhook']}", argument)
         arguments.append(argument.replace("=/run/", f"={home}/run/"))
-    out = checks.run(checks.options.bridge, *arguments)
+    out = checks.run(checks.options.bridge, *arguments, env=env)
     return [f"helm test's delivery: {out.stdout}{out.stderr}"] if out.returncode else []
 
 
 def check_live(checks, rendered):
     """The pod's program starts with the pod's configuration, is ready, and takes the test pod's delivery."""
-    faults, names = [], ("stdout", "everything")
+    faults, names = [], ("stdout", "everything", "tls")
     for name in names:
         if (name, VERSIONS[-1]) in rendered:
             faults += live_faults(checks, name, rendered[name, VERSIONS[-1]])

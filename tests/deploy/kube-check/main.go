@@ -4,7 +4,7 @@
 // Promises: reads manifests (YAML, one or several documents) from standard input; prints one line for each fault, with
 // the kind and name of the object, to standard output; exits 1 if there is any, and also if there was nothing to check.
 //
-// `kube-check certificate DIR` writes tls.crt, tls.key and ca.crt (the same self-signed certificate) instead.
+// `kube-check certificate DIR` makes a certificate for localhost instead: tls.crt, tls.key and its authority, ca.crt.
 package main
 
 import (
@@ -151,16 +151,29 @@ func pod(object runtime.Object) (*metav1.ObjectMeta, *corev1.PodSpec) {
 }
 
 func certificate(dir string) error {
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
+		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	signing, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	ca, err := x509.CreateCertificate(rand.Reader, authority, authority, &signing.PublicKey, signing)
+	if err != nil {
+		return err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	chain, err := x509.CreateCertificate(rand.Reader, leaf, authority, &key.PublicKey, signing)
 	if err != nil {
 		return err
 	}
@@ -168,10 +181,12 @@ func certificate(dir string) error {
 	if err != nil {
 		return err
 	}
-	public := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	secret := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
-	for file, text := range map[string][]byte{"tls.crt": public, "ca.crt": public, "tls.key": secret} {
-		if err := os.WriteFile(filepath.Join(dir, file), text, 0o600); err != nil {
+	for file, block := range map[string]*pem.Block{
+		"ca.crt":  {Type: "CERTIFICATE", Bytes: ca},
+		"tls.crt": {Type: "CERTIFICATE", Bytes: chain},
+		"tls.key": {Type: "PRIVATE KEY", Bytes: private},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
 			return err
 		}
 	}
