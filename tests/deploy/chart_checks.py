@@ -46,6 +46,7 @@ WRONG = [
     (["--set", "journal.volume=disk"], "value must be one of 'claim', 'emptyDir'"),
     (["--set", "journal.size=big"], "does not match pattern"),
     (["--set", "journal.size=8Gi"], "journal.size: expected more than config.journal.max_bytes (8GiB)"),
+    (["--set", "journal.size=8.5G"], "journal.size: expected more than config.journal.max_bytes (8GiB)"),
     (["--set", "journal.accessModes={ReadWriteMany}"], "value must be one of 'ReadWriteOnce', 'ReadWriteOncePod'"),
     (["--set", "config.journal.max_bytes=64GiB"], "journal.size: expected more than config.journal.max_bytes (64GiB)"),
     (["--set", "config.journal.max_bytes=5"], "got number, want string"),
@@ -57,6 +58,8 @@ WRONG = [
     (["--set", "config.sinks.k.type=kafka,config.sinks.k.brokers=x:1"], "got string, want array"),
     (["--set", "config.server.listen=0.0.0.0:1"], "config.server.listen: expected nothing"),
     (["--set", "config.admin.listen=0.0.0.0:1"], "config.admin.listen: expected nothing"),
+    (["--set", "config.server.tls.cert_file=/x"], "config.server.tls: expected nothing"),
+    (["--set", "config.admin.tls.cert_file=/x"], "config.admin.tls: expected nothing"),
     (["--set", "config.journal.dir=/x"], "config.journal.dir: expected nothing"),
     (["--set", "config.access.api_tokens={canary-token}"], "config.access.api_tokens: expected api_tokens_file"),
     (["--set", "config.admin.token=canary-token"], "config.admin.token: expected token_file"),
@@ -406,7 +409,7 @@ def deliver(checks, text, home, ports):
     """What the test pod does, with the Service's name replaced by the address."""
     _, container = workload(text, "Pod")
     values, env = {}, dict(os.environ)
-    for item in container.get("env", []):
+    for item in container.get("env") or []:
         if "value" in item:
             env[item["name"]] = f"{home}{item['value']}"
             continue
@@ -538,6 +541,17 @@ def check_versions(checks):
     checks.report("appVersion is the program's", faults, 1)
 
 
+def check_secrets(checks):
+    """The chart refuses every key that the program takes for a secret."""
+    source = (ROOT / "src/config/layers.rs").read_text(encoding="utf-8")
+    secrets = set(re.findall(r'"(\w+)"', re.search(r"const SECRETS: .*?=\s*\[(.*?)\]", source, re.S)[1]))
+    helpers = (CHART / "templates/_helpers.tpl").read_text(encoding="utf-8")
+    refused = set(re.findall(r'"(\w+)"', re.search(r"has \$key \(list (.*?)\)", helpers)[1]))
+    # A name is hidden, but may lie in a ConfigMap.
+    faults = [f"{key}: expected it among the refused keys in _helpers.tpl" for key in secrets - refused - {"username"}]
+    checks.report("every key that is a secret is refused", faults, len(secrets))
+
+
 def check_notes(checks):
     """What helm says after an installation: the URL, and the warnings."""
     rows = [
@@ -605,6 +619,7 @@ def main():
     check_live(checks, rendered)
     check_golden(checks, rendered)
     check_wrong(checks)
+    check_secrets(checks)
     check_least(checks)
     check_copies(checks)
     check_schema(checks)
