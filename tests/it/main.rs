@@ -20,6 +20,7 @@ mod corruption;
 mod crash;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod cursor;
+mod deploy;
 mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
@@ -36,3 +37,4 @@ mod sinks;
 mod steps;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod topology;
+mod watch;
