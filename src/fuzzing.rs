@@ -13,7 +13,7 @@ use crate::config::Loaded;
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::{LONGEST_VALUE, Place, Template, Values};
 use crate::sendbird::delivery::parse;
-use crate::sendbird::normalize::{Event, Settings, normalize};
+use crate::sendbird::normalize::{Event, Receipt, Settings, normalize};
 use crate::sendbird::redact::redact;
 use crate::sendbird::signature::{self, Keys};
 
@@ -26,7 +26,9 @@ fn split(data: &[u8]) -> (&[u8], &[u8]) {
 /// A delivery's body is refused, or becomes an event that keeps it.
 pub fn body(data: &[u8]) {
     let Ok(delivery) = parse(data) else { return };
-    let event = |body: &[u8]| normalize(&parse(body).expect("parsed before"), 1_767_225_600_000, &Settings::default());
+    let event = |body: &[u8]| {
+        normalize(&parse(body).expect("parsed before"), Receipt::at(1_767_225_600_000), &Settings::default())
+    };
     let Event { id, key, kind, envelope, .. } = event(data);
     assert!(!key.is_empty() && !kind.is_empty());
     assert!(!envelope.contains(&b'\n'), "an envelope is one line");

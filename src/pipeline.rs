@@ -34,9 +34,11 @@ use crate::domain::backoff::Backoff;
 use crate::domain::clock::Clock;
 use crate::domain::glob;
 use crate::domain::identity::EventId;
+use crate::domain::trace::TraceParent;
 use crate::journal::{AppendError, Appended, Entry, Journal, Pending, Record};
 use crate::metrics::Metrics;
 use crate::sendbird::category::Category;
+use crate::sendbird::normalize::Receipt;
 use crate::sendbird::{delivery, normalize};
 use crate::sink::{Fault, Reason, Sink};
 
@@ -110,15 +112,15 @@ impl Intake {
     }
 
     /// Checks and translates a delivery and hands it to the journal. Nothing here waits, so a sender
-    /// that hangs up can't interrupt it.
+    /// that hangs up can't interrupt it. `trace` is passed on and decides nothing.
     ///
     /// # Errors
     /// Any [`Refused`] but the deadline; nothing is stored then.
-    pub fn accept(&self, admitted: Admitted, body: Bytes) -> Result<Accepting, Refused> {
+    pub fn accept(&self, admitted: Admitted, body: Bytes, trace: Option<TraceParent>) -> Result<Accepting, Refused> {
         let verified = self.access.verify(admitted, body).map_err(Refused::Denied)?;
         let delivery = delivery::parse(verified.body()).map_err(Refused::Malformed)?;
         let accepted_ms = self.clock.now_ms();
-        let event = normalize::normalize(&delivery, accepted_ms, &self.normalize);
+        let event = normalize::normalize(&delivery, Receipt { at_ms: accepted_ms, trace }, &self.normalize);
         self.access.check_application(event.application_id.as_deref()).map_err(Refused::Denied)?;
         self.count_unexpected(&event);
         let entry =

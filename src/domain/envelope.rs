@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::template::Values;
+use super::trace::TraceParent;
 
 /// The content type of the structured form.
 pub const STRUCTURED: &str = "application/cloudevents+json; charset=utf-8";
@@ -61,6 +62,9 @@ pub struct Envelope<'a, D> {
     /// When the bridge accepted it.
     #[serde(borrow)]
     pub receivedtime: Cow<'a, str>,
+    /// The trace that the delivery belongs to (the Distributed Tracing extension); absent where it named none.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<Cow<'a, str>>,
     /// `true` on a replay, otherwise absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<bool>,
@@ -106,6 +110,12 @@ impl<'a> View<'a> {
         &self.head.category
     }
 
+    /// The trace that the delivery belongs to. In each form it is also a header without a prefix, named
+    /// [`TraceParent::NAME`], where consumers that know nothing of CloudEvents look for it.
+    pub fn trace(&self) -> Option<&str> {
+        self.envelope.traceparent.as_deref()
+    }
+
     /// What order is kept by.
     pub fn key(&self) -> &str {
         &self.envelope.partitionkey
@@ -139,6 +149,7 @@ impl<'a> View<'a> {
             ("dataschema", Some(&*e.dataschema)),
             ("partitionkey", Some(&*e.partitionkey)),
             ("receivedtime", Some(&*e.receivedtime)),
+            (TraceParent::NAME, self.trace()),
             ("replayed", e.replayed.map(|replayed| if replayed { "true" } else { "false" })),
         ];
         [("id", Some(&*e.id)), ("type", Some(&*e.r#type)), ("subject", e.subject.as_deref()), ("time", Some(&*e.time))]
@@ -234,6 +245,20 @@ mod tests {
         assert_eq!(STORED.replace("\"data\"", "\"replayed\":true,\"data\""), String::from_utf8_lossy(&marked));
         let view = View::parse(&marked).expect("an envelope");
         assert!(view.headers(Format::Binary).any(|header| header == ("replayed", "true")));
+    }
+
+    #[test]
+    fn a_trace_is_an_attribute_of_the_binary_form_and_a_header_of_both() {
+        const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let traced = STORED.replace("\"data\"", &format!("\"traceparent\":\"{TRACE}\",\"data\""));
+        let envelope: Envelope<'_, &RawValue> = serde_json::from_str(&traced).expect("an envelope");
+        assert_eq!(serde_json::to_string(&envelope).expect("json"), traced);
+        let stored = Bytes::from(traced);
+        let view = View::parse(&stored).expect("an envelope");
+        let attribute = |format| view.headers(format).find(|(name, _)| *name == "traceparent");
+        assert_eq!(attribute(Format::Binary), Some(("traceparent", TRACE)));
+        assert_eq!(attribute(Format::Structured), None);
+        assert_eq!(view.trace(), Some(TRACE));
     }
 
     #[test]

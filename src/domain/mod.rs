@@ -12,4 +12,5 @@ pub mod glob;
 pub mod identity;
 pub mod secret;
 pub mod template;
+pub mod trace;
 pub mod units;

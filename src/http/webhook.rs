@@ -22,6 +22,7 @@ use warp::{Filter, Rejection, Reply};
 use super::connection::Peer;
 use super::reply::{self, Problem};
 use crate::domain::secret::Secret;
+use crate::domain::trace::TraceParent;
 use crate::domain::units::{self, Size, Span};
 use crate::journal::AppendError;
 use crate::pipeline::{Accepted, Intake, Refused};
@@ -169,7 +170,7 @@ impl Webhook {
         }
         let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
         let (body, room) = self.read(deadline, headers, body).await?;
-        let accepting = self.intake.accept(admitted, body).map_err(Problem::Refused)?;
+        let accepting = self.intake.accept(admitted, body, trace(headers)).map_err(Problem::Refused)?;
         drop(room);
         self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
     }
@@ -222,6 +223,13 @@ impl Webhook {
         }
         problem.map_or_else(|| Ok(kept.whole()), Err)
     }
+}
+
+/// The trace that a delivery belongs to. Of two headers nobody knows which is right, so neither counts.
+fn trace(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut given = headers.get_all(TraceParent::NAME).iter();
+    let trace = TraceParent::parse(given.next()?.as_bytes());
+    if given.next().is_none() { trace } else { None }
 }
 
 /// What has come of a body.

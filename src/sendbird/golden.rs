@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use super::category::Category;
 use super::delivery::{Delivery, Oddities, parse};
-use super::normalize::{Event, Settings, normalize};
+use super::normalize::{Event, Receipt, Settings, normalize};
 use super::redact::redact;
 use crate::domain::envelope::View;
 
@@ -70,7 +70,7 @@ fn write(folder: &str, name: &str, text: &str) {
 }
 
 fn event(body: &[u8], settings: &Settings) -> Event {
-    normalize(&parse(body).expect("a delivery"), RECEIVED_MS, settings)
+    normalize(&parse(body).expect("a delivery"), Receipt::at(RECEIVED_MS), settings)
 }
 
 /// Compact JSON on indented lines, everything else as it is.
@@ -196,7 +196,7 @@ fn outcome(variant: &Variant, body: &str) -> String {
     match parse(body.as_bytes()) {
         Err(refused) => format!("  \"refused\": \"{refused:?}\""),
         Ok(delivery) => {
-            let event: Event = normalize(&delivery, RECEIVED_MS, &settings.unwrap_or_default());
+            let event: Event = normalize(&delivery, Receipt::at(RECEIVED_MS), &settings.unwrap_or_default());
             check(&delivery, &event);
             let envelope = std::str::from_utf8(&event.envelope).expect("UTF-8");
             format!("  \"oddities\": {},\n  \"envelope\": {}", oddities(event.oddities), pretty(envelope, 1))

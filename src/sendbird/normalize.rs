@@ -1,7 +1,7 @@
 //! From a delivery to an event: the id, the key and the envelope.
 //!
 //! It never fails: whatever is missing or odd is `null` in the data, and counted. The same delivery gives
-//! the same id wherever and whenever it is normalised; only `receivedtime` tells two copies apart.
+//! the same id wherever and whenever it is normalised; only `receivedtime` and `traceparent` tell two copies apart.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -18,6 +18,7 @@ use super::delivery::{Delivery, Object, Oddities};
 use crate::domain::clock::rfc3339;
 use crate::domain::envelope::{Envelope, SPECVERSION, object};
 use crate::domain::identity::EventId;
+use crate::domain::trace::TraceParent;
 
 /// How envelopes are made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -68,8 +69,24 @@ pub struct Event {
     pub oddities: Oddities,
 }
 
-/// Makes the event of a delivery that was received at `received_ms` (Unix milliseconds).
-pub fn normalize(delivery: &Delivery, received_ms: i64, settings: &Settings) -> Event {
+/// What the envelope tells of how a delivery came; no part of what it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Receipt {
+    /// When, in Unix milliseconds.
+    pub at_ms: i64,
+    /// In which trace.
+    pub trace: Option<TraceParent>,
+}
+
+impl Receipt {
+    /// Received at `at_ms`, Unix milliseconds, in no trace.
+    pub fn at(at_ms: i64) -> Self {
+        Self { at_ms, trace: None }
+    }
+}
+
+/// Makes the event of a delivery.
+pub fn normalize(delivery: &Delivery, receipt: Receipt, settings: &Settings) -> Event {
     let odd = Cell::new(0);
     let source = Source::new(delivery.object(&odd));
     let category = delivery.category();
@@ -94,7 +111,7 @@ pub fn normalize(delivery: &Delivery, received_ms: i64, settings: &Settings) -> 
         id,
         category,
         application_id: delivery.application_id().map(str::to_owned),
-        envelope: envelope(&id, &kind, &key, received_ms, settings, data, delivery.redacted().len()),
+        envelope: envelope(&id, &kind, &key, receipt, settings, data, delivery.redacted().len()),
         kind,
         key: key.into_owned(),
         oddities,
@@ -154,14 +171,14 @@ fn envelope(
     id: &EventId,
     kind: &str,
     key: &str,
-    received_ms: i64,
+    receipt: Receipt,
     settings: &Settings,
     data: Data<'_>,
     raw_length: usize,
 ) -> Vec<u8> {
     const AROUND_RAW: usize = 2048;
     let time = |ms| rfc3339(ms).map(Cow::Owned);
-    let received = time(received_ms).unwrap_or(Cow::Borrowed("1970-01-01T00:00:00.000Z"));
+    let received = time(receipt.at_ms).unwrap_or(Cow::Borrowed("1970-01-01T00:00:00.000Z"));
     let call_id = data.call.as_ref().and_then(|call| call.call_id.as_deref());
     let room_id = data.room.as_ref().and_then(|room| room.room_id.as_deref());
     let subject = call_id
@@ -179,6 +196,7 @@ fn envelope(
         subject,
         partitionkey: key.into(),
         receivedtime: received,
+        traceparent: receipt.trace.as_ref().map(|trace| trace.as_str().into()),
         replayed: None,
         data,
     };

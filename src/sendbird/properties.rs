@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::delivery::parse;
-use super::normalize::{Event, Settings, normalize};
+use super::normalize::{Event, Receipt, Settings, normalize};
 use super::redact::{REDACTED, SECRET_KEYS, redact};
 
 /// Keys that mean something, so that values of the wrong type come to stand in known places.
@@ -168,7 +168,7 @@ fn without_secrets(value: &Value) -> Value {
 }
 
 fn event(body: &str) -> Event {
-    normalize(&parse(body.as_bytes()).expect("a delivery"), 0, &Settings::default())
+    normalize(&parse(body.as_bytes()).expect("a delivery"), Receipt::at(0), &Settings::default())
 }
 
 proptest! {

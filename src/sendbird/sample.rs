@@ -314,7 +314,7 @@ mod tests {
 
     use super::*;
     use crate::sendbird::delivery::{Oddities, parse};
-    use crate::sendbird::normalize::{Settings, normalize};
+    use crate::sendbird::normalize::{Receipt, Settings, normalize};
 
     const APPLICATION: &str = "0A1B2C3D-1111-4222-8333-444455556666";
     const START_MS: i64 = 1_767_225_600_000;
@@ -335,7 +335,7 @@ mod tests {
         let mut count = HashMap::new();
         for sample in samples {
             let delivery = parse(&sample.body).expect("a delivery");
-            let event = normalize(&delivery, 0, &Settings::default());
+            let event = normalize(&delivery, Receipt::at(0), &Settings::default());
             let envelope: Value = serde_json::from_slice(&event.envelope).expect("JSON");
             assert_eq!((event.category, &event.key), (sample.category, &sample.key));
             assert_eq!(event.oddities, Oddities::default(), "{envelope:#}");
@@ -386,7 +386,7 @@ mod tests {
         let mut sampler = Sampler::new(1, 0, START_MS, "an \"odd\" \\ name");
         for category in Category::ALL.into_iter().chain([Category::Other]) {
             let sample = sampler.of(category);
-            let event = normalize(&parse(&sample.body).expect("a delivery"), 0, &Settings::default());
+            let event = normalize(&parse(&sample.body).expect("a delivery"), Receipt::at(0), &Settings::default());
             assert_eq!((event.category, &event.key), (category, &sample.key));
             assert_eq!(
                 (event.oddities, event.application_id.as_deref()),

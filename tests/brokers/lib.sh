@@ -81,6 +81,18 @@ find_nats() {
     return 1
 }
 
+# Prints the path of a Python that can make a virtual environment; installs one if need be.
+python_with_venv() {
+    local python
+    # `-m venv` alone does not tell: Debian ships the module without ensurepip, which is in python3-venv.
+    if ! python="$(command -v python3)" || ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        apt_install python3 python3-venv || return 1
+        # An own Python on PATH may come without ensurepip; apt's has it.
+        python=/usr/bin/python3
+    fi
+    printf '%s\n' "$python"
+}
+
 # quietly WHAT COMMAND...: runs the command; shows its last 30 lines only if it fails.
 quietly() {
     local what="$1" log status=0

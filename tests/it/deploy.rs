@@ -33,6 +33,14 @@ fn each_alert_fires_over_its_limit_and_not_below() {
 }
 
 #[test]
+fn the_chart_has_the_same_rules_and_dashboard() {
+    for (file, in_chart) in [(RULES, "rules.yaml"), ("deploy/grafana/dashboard.json", "dashboard.json")] {
+        let copy = format!("deploy/helm/sendbird-bridge/files/{in_chart}");
+        assert!(read(file) == read(&copy), "cp {file} {copy}");
+    }
+}
+
+#[test]
 fn each_alert_says_what_to_do_and_has_its_section_in_the_runbook() {
     let (rules, runbook) = (read(RULES), read(RUNBOOK));
     let alerts = alerts(&rules);

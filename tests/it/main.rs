@@ -37,4 +37,6 @@ mod sinks;
 mod steps;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod topology;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod trace;
 mod watch;

@@ -207,16 +207,41 @@ fn the_dashboard_asks_nothing_that_prometheus_cannot_read() {
     assert_eq!(variables, ["datasource", "job", "instance", "sink"]);
 }
 
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod idle {
+    use crate::sinks::for_each_broker;
+    use crate::support::bridge::Config;
+    use crate::support::broker::{Kind, Own};
+    use crate::support::eventually;
+
+    for_each_broker! {
+        a_sink_with_nothing_to_publish_sees_its_broker_go_and_come_back
+    }
+
+    fn a_sink_with_nothing_to_publish_sees_its_broker_go_and_come_back(kind: Kind) {
+        let broker = Own::start(kind);
+        let bridge = broker.place().made().sink(Config::new(), "broker").start();
+        let connected = || bridge.metric("sendbird_bridge_sink_connected", &[("sink", "broker")]);
+        eventually("it is connected", || connected() == 1.0);
+        broker.run("stop");
+        eventually("it sees that the broker is away", || connected() == 0.0);
+        broker.run("start");
+        eventually("it is connected again", || connected() == 1.0);
+    }
+}
+
 #[cfg(feature = "nats")]
 mod live {
+    use std::time::Instant;
+
     use serde_json::Value;
 
     use super::queries;
     use crate::support::bridge::Config;
     use crate::support::broker::{Kind, Own};
-    use crate::support::eventually;
     use crate::support::load::Load;
     use crate::support::prometheus::{Prometheus, hastened, read};
+    use crate::support::{PATIENCE, eventually};
 
     const RULES: &str = "deploy/prometheus/rules.yaml";
 
@@ -227,10 +252,10 @@ mod live {
         let prometheus = Prometheus::scrape(bridge.admin, &read(RULES));
         let mut empty = queries();
         assert!(empty.len() > 30, "{empty:?}");
-        let all = std::time::Instant::now();
+        let deadline = Instant::now() + PATIENCE;
         while !empty.is_empty() {
             empty.retain(|(_, query)| prometheus.query(query).is_empty());
-            assert!(all.elapsed() < crate::support::PATIENCE, "no data for {empty:?}");
+            assert!(Instant::now() < deadline, "no data for {empty:?}");
         }
         let rate = prometheus.query("sum(rate(sendbird_bridge_deliveries_total[30s]))");
         assert!(rate[0] > 0.0, "{rate:?}");

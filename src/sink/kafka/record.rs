@@ -4,6 +4,7 @@ use bytes::Bytes;
 use rdkafka::message::{Header, OwnedHeaders};
 
 use crate::domain::envelope::{Format, View};
+use crate::domain::trace::TraceParent;
 
 pub(super) struct Record {
     pub(super) topic: String,
@@ -30,9 +31,13 @@ impl Record {
 
 fn headers(event: &View<'_>, format: Format) -> OwnedHeaders {
     let first = OwnedHeaders::new().insert(Header { key: "content-type", value: Some(event.content_type(format)) });
-    event
-        .headers(format)
-        .fold(first, |headers, (name, value)| headers.insert(Header { key: &format!("ce_{name}"), value: Some(value) }))
+    let attributes = event.headers(format).fold(first, |headers, (name, value)| {
+        headers.insert(Header { key: &format!("ce_{name}"), value: Some(value) })
+    });
+    match event.trace() {
+        Some(trace) => attributes.insert(Header { key: TraceParent::NAME, value: Some(trace) }),
+        None => attributes,
+    }
 }
 
 /// A record has no time before 1970.
@@ -86,6 +91,18 @@ mod tests {
         assert_eq!(lines.len(), 10);
         assert!(lines.contains(&"ce_specversion: 1.0".to_owned()), "{lines:?}");
         assert_eq!(record.payload, r#"{"category":"room:create"}"#);
+    }
+
+    #[test]
+    fn a_trace_goes_on_where_consumers_look_for_it() {
+        let stored = Bytes::from(STORED.replace("\"data\"", "\"traceparent\":\"00-a-b-01\",\"data\""));
+        let view = View::parse(&stored).expect("an envelope");
+        let traced = |format| {
+            let lines = lines(&Record::build(&view, format, "t".into(), 0));
+            lines.into_iter().filter(|line| line.contains("traceparent")).collect::<Vec<_>>()
+        };
+        assert_eq!(traced(Format::Structured), ["traceparent: 00-a-b-01"]);
+        assert_eq!(traced(Format::Binary), ["ce_traceparent: 00-a-b-01", "traceparent: 00-a-b-01"]);
     }
 
     #[test]

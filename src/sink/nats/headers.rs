@@ -5,6 +5,7 @@ use async_nats::header::{NATS_EXPECTED_STREAM, NATS_MESSAGE_ID};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::domain::envelope::{Format, View};
+use crate::domain::trace::TraceParent;
 
 /// What the binding wants encoded in a value: all that is not printable ASCII, and these. It also keeps line
 /// ends out, which would let a value forge a header.
@@ -20,6 +21,9 @@ pub(super) fn of(event: &View<'_>, format: Format, stream: &str) -> HeaderMap {
     headers.insert("Content-Type", event.content_type(format).replace(['\r', '\n'], " "));
     for (name, value) in event.headers(format) {
         headers.insert(format!("ce-{name}"), encode(value));
+    }
+    if let Some(trace) = event.trace() {
+        headers.insert(TraceParent::NAME, encode(trace));
     }
     headers
 }
@@ -71,6 +75,20 @@ mod tests {
             assert!(lines.iter().any(|have| have == line), "{line}: {lines:?}");
         }
         assert_eq!(lines.len(), 13);
+    }
+
+    #[test]
+    fn a_trace_goes_on_where_consumers_look_for_it() {
+        let stored =
+            String::from_utf8_lossy(&stored("rooms/R")).replace("\"data\"", "\"traceparent\":\"00-a-b-01\",\"data\"");
+        let stored = Bytes::from(stored);
+        let view = View::parse(&stored).expect("an envelope");
+        let traced = |format, name| of(&view, format, "S").get(name).map(|value| value.as_str().to_owned());
+        for format in [Format::Structured, Format::Binary] {
+            assert_eq!(traced(format, "traceparent").as_deref(), Some("00-a-b-01"));
+        }
+        assert_eq!(traced(Format::Binary, "ce-traceparent").as_deref(), Some("00-a-b-01"));
+        assert_eq!(traced(Format::Structured, "ce-traceparent"), None);
     }
 
     #[test]

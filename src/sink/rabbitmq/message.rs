@@ -8,6 +8,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString, ShortStringError};
 
 use crate::domain::envelope::{Format, View};
+use crate::domain::trace::TraceParent;
 
 /// Written to disk by the broker before it confirms.
 const PERSISTENT: u8 = 2;
@@ -36,6 +37,9 @@ fn headers(event: &View<'_>, format: Format) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in event.headers(format) {
         table.insert(format!("{prefix}{name}").into(), AMQPValue::LongString(value.into()));
+    }
+    if let Some(trace) = event.trace() {
+        table.insert(TraceParent::NAME.into(), AMQPValue::LongString(trace.into()));
     }
     table
 }
@@ -82,6 +86,17 @@ mod tests {
                 .map(|name| format!("cloudEvents:{name}"))
         );
         assert_eq!(properties.content_type().as_ref().map(ShortString::as_str), Some("application/json"));
+    }
+
+    #[test]
+    fn a_trace_goes_on_where_consumers_look_for_it() {
+        let stored = STORED.replace("\"data\"", "\"traceparent\":\"00-a-b-01\",\"data\"");
+        let traced = |format| {
+            let names = names(&of(&stored, format).expect("properties"));
+            names.into_iter().filter(|name| name.ends_with("traceparent")).collect::<Vec<_>>()
+        };
+        assert_eq!(traced(Format::Structured), ["traceparent"]);
+        assert_eq!(traced(Format::Binary), ["cloudEvents:traceparent", "traceparent"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A running program: its output, its end, its signals. Killed when dropped.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -82,15 +83,20 @@ impl Ended {
     }
 }
 
-/// The program under test, with nothing of the environment but what a process needs.
+/// The program under test: the one that cargo has built, or what `TEST_BRIDGE` names instead.
+fn path() -> OsString {
+    std::env::var_os("TEST_BRIDGE").unwrap_or_else(|| env!("CARGO_BIN_EXE_sendbird-bridge").into())
+}
+
+/// It, with nothing of the environment but what a process needs.
 pub(crate) fn program() -> Command {
-    bare(Command::new(env!("CARGO_BIN_EXE_sendbird-bridge")))
+    bare(Command::new(path()))
 }
 
 /// The same, under a limit that a shell sets.
 pub(crate) fn limited(limit: &str) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_sendbird-bridge")]);
+    command.args(["-c", &format!("{limit} && exec \"$0\" \"$@\"")]).arg(path());
     bare(command)
 }
 
@@ -99,7 +105,7 @@ pub(crate) fn limited(limit: &str) -> Command {
 pub(crate) fn mounted(mount: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["-Urm", "sh", "-c", &format!("{mount} && exec \"$0\" \"$@\"")]);
-    command.arg(env!("CARGO_BIN_EXE_sendbird-bridge"));
+    command.arg(path());
     bare(command)
 }
 

@@ -1,0 +1,200 @@
+{{- define "bridge.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* Short enough that what is added (-headless, -0) still fits into 63 characters. */}}
+{{- define "bridge.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "bridge.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "bridge.selector" -}}
+app.kubernetes.io/name: {{ include "bridge.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: bridge
+{{- end -}}
+
+{{- define "bridge.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "bridge.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "bridge.image" -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "bridge.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "bridge.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where the Secret's keys are files. */}}
+{{- define "bridge.secretDir" -}}/run/secrets/sendbird-bridge{{- end -}}
+{{- define "bridge.serverTlsDir" -}}/run/secrets/sendbird-bridge-server-tls{{- end -}}
+{{- define "bridge.adminTlsDir" -}}/run/secrets/sendbird-bridge-admin-tls{{- end -}}
+
+{{/* What the restricted Pod Security asks for, and a fixed user, the image's. */}}
+{{- define "bridge.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "bridge.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/*
+Helm reads numbers as floating point, and would write 4096 as 4096.0, which is no whole number in TOML. Also drops what
+is null. Works on the map in place. Argument: a map.
+*/}}
+{{- define "bridge.wholeNumbers" -}}
+{{- $map := . -}}
+{{- range $key, $value := $map -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset $map $key -}}
+{{- else if kindIs "map" $value -}}
+{{- include "bridge.wholeNumbers" $value -}}
+{{- else if kindIs "slice" $value -}}
+{{- range $item := $value -}}{{- if kindIs "map" $item -}}{{- include "bridge.wholeNumbers" $item -}}{{- end -}}{{- end -}}
+{{- else if and (kindIs "float64" $value) (eq (float64 (int64 $value)) $value) -}}
+{{- $_ := set $map $key (int64 $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Refuses secrets that are written down: they would lie in a ConfigMap. The names are those of src/config/layers.rs, but
+for the user's name. Argument: a list of a map and its path.
+*/}}
+{{- define "bridge.refuseSecrets" -}}
+{{- $path := index . 1 -}}
+{{- range $key, $value := index . 0 -}}
+{{- if kindIs "map" $value -}}
+{{- include "bridge.refuseSecrets" (list $value (printf "%s.%s" $path $key)) -}}
+{{- else if and (has $key (list "api_tokens" "path_secret" "value" "token" "url" "password" "nkey_seed" "creds")) $value -}}
+{{- fail (printf "%s.%s: expected %s_file, the path of a file from a Secret (%s/KEY), but found the secret itself, which would lie in a ConfigMap" $path $key $key (include "bridge.secretDir" $)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A size of the bridge ("8GiB") or of Kubernetes ("16Gi") in MiB, 0 for what is written otherwise. */}}
+{{- define "bridge.mebibytes" -}}
+{{- $text := . | toString | replace " " "" -}}
+{{- if regexMatch "^[0-9]+(\\.[0-9]+)?[KMGT]iB?$" $text -}}
+{{- $number := regexFind "^[0-9.]+" $text | float64 -}}
+{{- $unit := regexFind "[KMGT]" $text -}}
+{{- $factor := get (dict "K" 0.0009765625 "M" 1.0 "G" 1024.0 "T" 1048576.0) $unit -}}
+{{- mulf $number $factor -}}
+{{- else -}}
+0
+{{- end -}}
+{{- end -}}
+
+{{/* What no schema can say: what does not go together. */}}
+{{- define "bridge.check" -}}
+{{- $v := .Values -}}
+{{- if not $v.secret.name -}}
+{{- fail "secret.name: expected the name of an existing Secret with the keys api-tokens and admin-token (kubectl create secret generic sendbird-bridge --from-file=api-tokens --from-file=admin-token), but found none" -}}
+{{- end -}}
+{{- include "bridge.refuseSecrets" (list $v.config "config") -}}
+{{- range $key, $instead := dict "server.listen" "the chart's, 0.0.0.0:8080 in the pod; see service.port" "admin.listen" "the chart's, 0.0.0.0:9090 in the pod" "server.tls" "tls.server.secretName" "admin.tls" "tls.admin.secretName" "journal.dir" "the chart's; see journal.volume" -}}
+{{- $parts := splitList "." $key -}}
+{{- if hasKey (default dict (get $v.config (first $parts))) (last $parts) -}}
+{{- fail (printf "config.%s: expected nothing, because it is %s, but found a value" $key $instead) -}}
+{{- end -}}
+{{- end -}}
+{{- $grace := int $v.terminationGracePeriodSeconds -}}
+{{- $least := add (int $v.preStopSeconds) 25 -}}
+{{- if lt $grace (int $least) -}}
+{{- fail (printf "terminationGracePeriodSeconds: expected at least %d (preStopSeconds, 20 s in which the bridge stops, 5 s to close the journal), but found %d" $least $grace) -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (eq $v.journal.volume "emptyDir") -}}
+{{- fail "autoscaling.enabled: expected journal.volume=claim with it, but found emptyDir: what a removed replica has not yet published would be lost" -}}
+{{- end -}}
+{{- if and $v.autoscaling.enabled (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) -}}
+{{- fail (printf "autoscaling.maxReplicas: expected at least minReplicas (%d), but found %d" (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- $budget := default "8GiB" $v.config.journal.max_bytes -}}
+{{- $size := include "bridge.mebibytes" $v.journal.size | float64 -}}
+{{- if and (gt $size 0.0) (ge (include "bridge.mebibytes" $budget | float64) $size) -}}
+{{- fail (printf "journal.size: expected more than config.journal.max_bytes (%s), because the write-ahead log and dead letters need room too, but found %s" $budget $v.journal.size) -}}
+{{- end -}}
+{{- if and $v.tls.server.clientCaKey (not $v.tls.server.secretName) -}}
+{{- fail "tls.server.clientCaKey: expected tls.server.secretName with it, but found none" -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (not $v.ingress.host) -}}
+{{- fail "ingress.host: expected the name that Sendbird is to call, but found none" -}}
+{{- end -}}
+{{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs: expected at least one Gateway, but found none" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "bridge.path" -}}{{- default "/webhooks/sendbird" .Values.config.server.path -}}{{- end -}}
+
+{{/* The configuration file. */}}
+{{- define "bridge.toml" -}}
+{{- include "bridge.check" . -}}
+{{- $v := .Values -}}
+{{- $secrets := include "bridge.secretDir" . -}}
+{{- $access := dict -}}
+{{- if and $v.secret.apiTokensKey (ne (default "required" $v.config.access.signature) "off") -}}
+{{- $access = dict "api_tokens_file" (printf "%s/%s" $secrets $v.secret.apiTokensKey) -}}
+{{- end -}}
+{{- $server := dict "listen" "0.0.0.0:8080" -}}
+{{- if $v.tls.server.secretName -}}
+{{- $dir := include "bridge.serverTlsDir" . -}}
+{{- $tls := dict "cert_file" (printf "%s/tls.crt" $dir) "key_file" (printf "%s/tls.key" $dir) -}}
+{{- if $v.tls.server.clientCaKey -}}
+{{- $_ := set $tls "client_ca_file" (printf "%s/%s" $dir $v.tls.server.clientCaKey) -}}
+{{- end -}}
+{{- $_ := set $server "tls" $tls -}}
+{{- end -}}
+{{- $admin := dict "listen" "0.0.0.0:9090" "token_file" (printf "%s/%s" $secrets $v.secret.adminTokenKey) -}}
+{{- if $v.tls.admin.secretName -}}
+{{- $dir := include "bridge.adminTlsDir" . -}}
+{{- $_ := set $admin "tls" (dict "cert_file" (printf "%s/tls.crt" $dir) "key_file" (printf "%s/tls.key" $dir)) -}}
+{{- end -}}
+{{- $journal := dict "dir" "/var/lib/sendbird-bridge/journal" -}}
+{{- $ours := dict "server" $server "admin" $admin "access" $access "journal" $journal -}}
+{{- $all := mergeOverwrite $ours (deepCopy $v.config) -}}
+{{- include "bridge.wholeNumbers" $all -}}
+{{- range $section := keys $all -}}
+{{- if not (get $all $section) -}}{{- $_ := unset $all $section -}}{{- end -}}
+{{- end -}}
+{{- toToml $all -}}
+{{- end -}}
+
+{{/* The key of the Secret that a path below its directory means. Argument: a list of the path and the value's name. */}}
+{{- define "bridge.keyOf" -}}
+{{- $dir := printf "%s/" (include "bridge.secretDir" .) -}}
+{{- if not (hasPrefix $dir (first .)) -}}
+{{- fail (printf "%s: expected a file below %s, which helm test can read too, but found %s; or set test.enabled=false" (last .) $dir (first .)) -}}
+{{- end -}}
+{{- trimPrefix $dir (first .) -}}
+{{- end -}}

@@ -1,0 +1,604 @@
+"""Owns: what must hold for the Helm chart. Run by tests/deploy/chart, which brings the tools.
+
+Promises: one line for each check ("ok", or "FAILED" with the faults below it); exit status 1 if one failed. A check that
+looked at nothing fails.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy/helm/sendbird-bridge"
+GOLDEN = ROOT / "tests/deploy/golden"
+COPIES = {
+    "files/rules.yaml": ROOT / "deploy/prometheus/rules.yaml",
+    "files/dashboard.json": ROOT / "deploy/grafana/dashboard.json",
+}
+# The oldest version that Chart.yaml allows, the last without the sleep action, and the newest there is a schema for.
+VERSIONS = ("1.25.0", "1.29.0", "1.37.0")
+# Names of the objects that Kubernetes itself does not have; their own types judge them, in kube-check.
+FOREIGN = {"ServiceMonitor", "PrometheusRule", "HTTPRoute"}
+LEAST = ["--set", "secret.name=s"]
+
+# What is set, and a part of what must be said. Without the message a value would be refused for any reason.
+WRONG = [
+    (["--set", "secret.name="], "secret.name: expected the name of an existing Secret"),
+    (["--set", "sekret.name=x"], "additional properties 'sekret' not allowed"),
+    (["--set", "image.tga=x"], "additional properties 'tga' not allowed"),
+    (["--set-string", "replicas=2"], "got string, want integer"),
+    (["--set", "replicas=-1"], "minimum: got -1, want 0"),
+    (["--set", "journal.volume=disk"], "value must be one of 'claim', 'emptyDir'"),
+    (["--set", "journal.size=big"], "does not match pattern"),
+    (["--set", "journal.size=8Gi"], "journal.size: expected more than config.journal.max_bytes (8GiB)"),
+    (["--set", "journal.accessModes={ReadWriteMany}"], "value must be one of 'ReadWriteOnce', 'ReadWriteOncePod'"),
+    (["--set", "config.journal.max_bytes=64GiB"], "journal.size: expected more than config.journal.max_bytes (64GiB)"),
+    (["--set", "config.journal.max_bytes=5"], "got number, want string"),
+    (["--set", "config.sever.path=/x"], "additional properties 'sever' not allowed"),
+    (["--set", "config.server.pth=/x"], "additional properties 'pth' not allowed"),
+    (["--set", "config.sinks.k.type=pulsar"], "value must be one of"),
+    (["--set", "config.sinks.k.brokers={x:1}"], "missing property 'type'"),
+    (["--set", "config.sinks.k.type=kafka,config.sinks.k.borkers={x:1}"], "'borkers' not allowed"),
+    (["--set", "config.sinks.k.type=kafka,config.sinks.k.brokers=x:1"], "got string, want array"),
+    (["--set", "config.server.listen=0.0.0.0:1"], "config.server.listen: expected nothing"),
+    (["--set", "config.admin.listen=0.0.0.0:1"], "config.admin.listen: expected nothing"),
+    (["--set", "config.journal.dir=/x"], "config.journal.dir: expected nothing"),
+    (["--set", "config.access.api_tokens={canary-token}"], "config.access.api_tokens: expected api_tokens_file"),
+    (["--set", "config.admin.token=canary-token"], "config.admin.token: expected token_file"),
+    (
+        ["--set", "config.sinks.r.type=rabbitmq,config.sinks.r.url=amqp://canary-token@h"],
+        "config.sinks.r.url: expected url_file",
+    ),
+    (
+        ["--set", "config.access.header.name=x,config.access.header.value=canary-token"],
+        "config.access.header.value: expected value_file",
+    ),
+    (["--set", "terminationGracePeriodSeconds=29"], "terminationGracePeriodSeconds: expected at least 30"),
+    (["--set", "autoscaling.enabled=true,journal.volume=emptyDir"], "autoscaling.enabled: expected journal.volume=claim"),
+    (["--set", "autoscaling.enabled=true,autoscaling.maxReplicas=1"], "autoscaling.maxReplicas: expected at least"),
+    (["--set", "tls.server.clientCaKey=ca.crt"], "tls.server.clientCaKey: expected tls.server.secretName"),
+    (["--set", "ingress.enabled=true"], "ingress.host: expected the name"),
+    (["--set", "httpRoute.enabled=true"], "httpRoute.parentRefs: expected at least one Gateway"),
+    (["--set", "extraFiles[0].mountPath=/x"], "oneOf"),
+    (["--set", "config.access.path_secret_file=/elsewhere"], "config.access.path_secret_file: expected a file below"),
+    (["--kube-version", "1.24.0"], "chart requires kubeVersion"),
+]
+
+
+class Checks:
+    """The tools, what was rendered, and what became of each check."""
+
+    def __init__(self, options):
+        self.options = options
+        self.failed = 0
+        self.count = 0
+        self.ci = sorted((CHART / "ci").glob("*-values.yaml"))
+
+    def report(self, what, faults, looked_at):
+        """One line, and one for each fault."""
+        self.count += 1
+        if looked_at == 0:
+            faults = [*faults, "expected something to look at, but found nothing"]
+        if faults:
+            self.failed += 1
+            print(f"FAILED  {what}")
+            for fault in faults:
+                print("\n".join(f"        {line}" for line in str(fault).splitlines()))
+        else:
+            print(f"ok      {what}: {looked_at}")
+        sys.stdout.flush()
+
+    def run(self, *command, stdin=None, env=None):
+        """The finished process; its output is text."""
+        return subprocess.run(
+            [str(part) for part in command], input=stdin, env=env, capture_output=True, text=True, check=False
+        )
+
+    def render(self, version, *arguments):
+        """All manifests of a release, hooks too. The process, so that a failure can be looked at."""
+        return self.run(
+            self.options.helm, "template", "release", CHART, "--namespace", "calls", "--kube-version", version, *arguments
+        )
+
+
+def name_of(path):
+    """kafka for ci/kafka-values.yaml."""
+    return path.name.removesuffix("-values.yaml")
+
+
+def documents(text):
+    """The objects of rendered text."""
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def label(document):
+    """Kind and name."""
+    return f"{document.get('kind')} {document.get('metadata', {}).get('name')}"
+
+
+def render_all(checks):
+    """Every ci file at every version; `helm lint --strict` of each too."""
+    jobs = [(path, version) for path in checks.ci for version in VERSIONS]
+    with ThreadPoolExecutor(4) as pool:
+        lints = list(
+            pool.map(lambda path: checks.run(checks.options.helm, "lint", "--strict", CHART, "--values", path), checks.ci)
+        )
+        outs = list(pool.map(lambda job: checks.render(job[1], "--values", job[0]), jobs))
+    faults = [f"{path.name}: {lint.stdout}{lint.stderr}" for path, lint in zip(checks.ci, lints) if lint.returncode]
+    checks.report("helm lint --strict", faults, len(lints))
+    faults, rendered = [], {}
+    for (path, version), out in zip(jobs, outs):
+        if out.returncode:
+            faults.append(f"{path.name} for {version}: {out.stderr}")
+        else:
+            rendered[name_of(path), version] = out.stdout
+    checks.report("helm template", faults, len(jobs))
+    return rendered
+
+
+def check_schemas(checks, rendered):
+    """Kubernetes' published schemas, strict: an unknown field is a fault."""
+    faults, looked_at = [], 0
+    for (name, version), text in rendered.items():
+        for document in documents(text):
+            if document["kind"] in FOREIGN:
+                continue
+            looked_at += 1
+            try:
+                kubernetes_validate.validate(document, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                faults.append(f"{name} for {version}: {label(document)}: {error.message} at {list(error.path)}")
+            except kubernetes_validate.SchemaNotFoundError as error:
+                faults.append(f"{name} for {version}: {label(document)}: {error.message}")
+    checks.report(f"manifests fit the schemas of Kubernetes {', '.join(VERSIONS)}", faults, looked_at)
+
+
+def check_types(checks, rendered):
+    """Kubernetes' own types and its own judgement of pods."""
+    faults = []
+    for (name, version), text in rendered.items():
+        out = checks.run(checks.options.kube_check, stdin=text)
+        if out.returncode:
+            faults.append(f"{name} for {version}: {out.stdout}{out.stderr}")
+    checks.report("manifests decode strictly, and pods keep the restricted Pod Security Standard", faults, len(rendered))
+    kinds = {document["kind"] for text in rendered.values() for document in documents(text)}
+    faults = [f"expected a {kind} in a ci file, but found none" for kind in sorted(FOREIGN - kinds)]
+    checks.report("what Kubernetes has no schema for is rendered too", faults, len(kinds))
+
+
+def check_pods(checks, rendered):
+    """What the standard leaves open, and the times of a stop."""
+    source = (ROOT / "src/app.rs").read_text(encoding="utf-8")
+    limit = int(re.search(r"STOP_LIMIT: Duration = Duration::from_secs\((\d+)\)", source)[1])
+    faults, looked_at = [], 0
+    for (name, version), text in rendered.items():
+        for document in documents(text):
+            if document["kind"] not in ("StatefulSet", "Pod"):
+                continue
+            looked_at += 1
+            spec = document["spec"] if document["kind"] == "Pod" else document["spec"]["template"]["spec"]
+            container = spec["containers"][0]
+            for what, holds in {
+                "a read-only root file system": container["securityContext"]["readOnlyRootFilesystem"] is True,
+                "user and group 65532": {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")}
+                == {65532},
+                "no service account token": spec["automountServiceAccountToken"] is False,
+                "no service links": spec["enableServiceLinks"] is False,
+                "a limit of memory": "memory" in container["resources"]["limits"],
+            }.items():
+                if not holds:
+                    faults.append(f"{name} for {version}: {label(document)}: expected {what}")
+            if document["kind"] == "Pod":
+                continue
+            sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            grace = spec["terminationGracePeriodSeconds"]
+            if grace < limit + sleep + 5:
+                faults.append(f"{name} for {version}: expected a grace period over {limit} s + {sleep} s, found {grace} s")
+            if sleep and version < "1.30":
+                faults.append(f"{name} for {version}: expected no sleep action before 1.30")
+            if not sleep and version >= "1.30" and name != "nothing":
+                faults.append(f"{name} for {version}: expected a sleep action, but found none")
+    checks.report("pods: user, file system, tokens, memory, times of a stop", faults, looked_at)
+
+
+def check_copies(checks):
+    """Rules and dashboard are those of deploy/, byte by byte, and come out of the chart as they went in."""
+    faults = []
+    for copy, original in COPIES.items():
+        if not original.exists():
+            faults.append(f"{copy}: expected a copy of {original.relative_to(ROOT)}, but that does not exist")
+        elif original.read_bytes() != (CHART / copy).read_bytes():
+            faults.append(f"{copy} differs from {original.relative_to(ROOT)}; run tests/deploy/chart --refresh")
+    checks.report("files/ are copies", faults, len(COPIES))
+    out = checks.render(VERSIONS[-1], *LEAST, "--set", "prometheusRule.enabled=true,dashboard.enabled=true")
+    faults = [] if out.returncode == 0 else [out.stderr]
+    found = {document["kind"] + document["metadata"]["name"]: document for document in documents(out.stdout)}
+    rules = yaml.safe_load((CHART / "files/rules.yaml").read_text(encoding="utf-8"))
+    if found.get("PrometheusRulerelease-sendbird-bridge", {}).get("spec") != rules:
+        faults.append("expected files/rules.yaml as the spec of the PrometheusRule, but found something else")
+    config = found.get("ConfigMaprelease-sendbird-bridge-dashboard", {}).get("data", {})
+    if json.loads(config.get("sendbird-bridge.json", "null")) != json.loads((CHART / "files/dashboard.json").read_text()):
+        faults.append("expected files/dashboard.json in the ConfigMap, but found something else")
+    checks.report("rules and dashboard come out as they went in", faults, len(found))
+
+
+def check_wrong(checks):
+    """Each wrong value is refused, with its message, and no secret is repeated in it."""
+    with ThreadPoolExecutor(4) as pool:
+        outs = list(pool.map(lambda row: checks.render(VERSIONS[-1], *LEAST, *row[0]), WRONG))
+    faults = []
+    for (arguments, message), out in zip(WRONG, outs):
+        if out.returncode == 0:
+            faults.append(f"{arguments}: expected a refusal, but it was rendered")
+        elif message not in out.stderr:
+            faults.append(f"{arguments}: expected {message!r}, but found {out.stderr.strip()!r}")
+        elif "canary-token" in out.stderr:
+            faults.append(f"{arguments}: the secret is repeated in {out.stderr.strip()!r}")
+    checks.report("wrong values are refused, with a message", faults, len(WRONG))
+
+
+def golden_texts(rendered):
+    """What lies in tests/deploy/golden: each ci file at the newest version, and one at the oldest."""
+    texts = {f"{name}.yaml": text for (name, version), text in rendered.items() if version == VERSIONS[-1]}
+    if ("stdout", VERSIONS[0]) in rendered:
+        texts[f"stdout-{VERSIONS[0]}.yaml"] = rendered["stdout", VERSIONS[0]]
+    return texts
+
+
+def check_golden(checks, rendered):
+    """Nothing changes in what is rendered without somebody having looked at it."""
+    faults = []
+    texts = golden_texts(rendered)
+    for name in sorted(set(texts) | {path.name for path in GOLDEN.glob("*.yaml")}):
+        path = GOLDEN / name
+        if name not in texts or not path.exists():
+            faults.append(f"{name}: expected it both rendered and in tests/deploy/golden; run tests/deploy/chart --refresh")
+        elif path.read_text(encoding="utf-8") != texts[name]:
+            (Path(checks.options.scratch) / name).write_text(texts[name], encoding="utf-8")
+            diff = checks.run("diff", "-u", path, Path(checks.options.scratch) / name).stdout
+            faults.append(f"{name}; if this is meant, run tests/deploy/chart --refresh\n" + "\n".join(diff.splitlines()[:40]))
+    checks.report("what is rendered is as in tests/deploy/golden", faults, len(texts))
+
+
+def configuration(text):
+    """The configuration file in rendered text."""
+    maps = [document for document in documents(text) if "bridge.toml" in document.get("data", {})]
+    return maps[0]["data"]["bridge.toml"]
+
+
+def make_files(tree, scratch):
+    """The files that a configuration names, with something in them that fits."""
+    for key, value in tree.items():
+        for table in [value] if isinstance(value, dict) else value if isinstance(value, list) else []:
+            if isinstance(table, dict):
+                make_files(table, scratch)
+        if not key.endswith("_file"):
+            continue
+        path = Path(value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if key in ("cert_file", "client_ca_file", "ca_file", "key_file"):
+            pem = "tls.key" if key == "key_file" else "tls.crt"
+            path.write_bytes((scratch / pem).read_bytes())
+        else:
+            path.write_text("amqp://user:password@host:5672/%2f\n" if key == "url_file" else "a-secret\n", encoding="utf-8")
+
+
+def check_configuration(checks, rendered):
+    """The program itself takes what the chart makes of the values."""
+    scratch = Path(checks.options.scratch)
+    made = checks.run(checks.options.kube_check, "certificate", scratch)
+    faults, looked_at = [made.stderr] if made.returncode else [], 0
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SENDBIRD_BRIDGE_")}
+    for name, text in golden_texts(rendered).items():
+        looked_at += 1
+        home = scratch / "root" / name
+        toml = configuration(text)
+        for place in ("/run/secrets/", "/etc/", "/var/lib/"):
+            toml = toml.replace(f'"{place}', f'"{home}{place}')
+        home.mkdir(parents=True)
+        make_files(tomllib.loads(toml), scratch)
+        (home / "bridge.toml").write_text(toml, encoding="utf-8")
+        out = checks.run(checks.options.bridge, "config", "check", "--config", home / "bridge.toml", env=clean)
+        if out.returncode:
+            faults.append(f"{name}: {out.stdout}{out.stderr}")
+    checks.report("sendbird-bridge config check takes each configuration", faults, looked_at)
+
+
+def workload(text, kind):
+    """The first object of a kind, and its container."""
+    found = next(document for document in documents(text) if document["kind"] == kind)
+    spec = found["spec"] if kind == "Pod" else found["spec"]["template"]["spec"]
+    return found, spec["containers"][0]
+
+
+def free_port():
+    """A port of the loopback that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answer(url):
+    """The status of a GET, or why there was none."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError as error:
+        return str(error)
+
+
+def live_faults(checks, name, text):
+    """Runs a pod's program with its configuration, its probes against it, and the test pod's program."""
+    home = Path(checks.options.scratch) / "root" / f"{name}.yaml"
+    ports = {"webhook": free_port(), "admin": free_port()}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SENDBIRD_BRIDGE_")}
+    _, container = workload(text, "StatefulSet")
+    given = {item["name"]: item["value"].replace("/etc/", f"{home}/etc/", 1) for item in container["env"]}
+    Path(given["SENDBIRD_BRIDGE_CONFIG"]).parent.mkdir(parents=True, exist_ok=True)
+    Path(given["SENDBIRD_BRIDGE_CONFIG"]).write_bytes((home / "bridge.toml").read_bytes())
+    env |= given | {
+        "SENDBIRD_BRIDGE_SERVER__LISTEN": f"127.0.0.1:{ports['webhook']}",
+        "SENDBIRD_BRIDGE_ADMIN__LISTEN": f"127.0.0.1:{ports['admin']}",
+        "SENDBIRD_BRIDGE_ACCESS__NETWORKS": "127.0.0.0/8",
+    }
+    faults = []
+    with open(home / "log", "w+", encoding="utf-8") as log:
+        bridge = subprocess.Popen([checks.options.bridge, *container["args"]], env=env, stdout=log, stderr=log)
+        try:
+            urls = {
+                probe: f"http://127.0.0.1:{ports[container[probe]['httpGet']['port']]}{container[probe]['httpGet']['path']}"
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+            }
+            patience = time.monotonic() + 60
+            while answer(urls["readinessProbe"]) != 200 and bridge.poll() is None and time.monotonic() < patience:
+                time.sleep(0.05)
+            faults += [f"{probe} {url}: found {answer(url)}" for probe, url in urls.items() if answer(url) != 200]
+            faults += deliver(checks, text, home, ports)
+            admin = configuration_table(text)["admin"]["token_file"]
+            tail = checks.run(
+                checks.options.bridge, "tail", "--no-follow", "--url", f"http://127.0.0.1:{ports['admin']}",
+                "--token-file", f"{home}{admin}",
+            )
+            if tail.stdout.count("com.sendbird.calls.direct_call.dial") != 1:
+                faults.append(f"expected one event in the feed, but found {tail.stdout}{tail.stderr}")
+        finally:
+            bridge.terminate()
+            bridge.wait(timeout=60)
+        if bridge.returncode or faults:
+            log.seek(0)
+            faults.append(f"exit status {bridge.returncode}; its log: {log.read()[-2000:]}")
+    return [f"{name}: {fault}" for fault in faults]
+
+
+def configuration_table(text):
+    """The configuration file, parsed."""
+    return tomllib.loads(configuration(text))
+
+
+def deliver(checks, text, home, ports):
+    """What the test pod does, with the Service's name replaced by the address."""
+    _, container = workload(text, "Pod")
+    values = {}
+    for item in container.get("env", []):
+        key = item["valueFrom"]["secretKeyRef"]["key"]
+        values[item["name"]] = (home / "run/secrets/sendbird-bridge" / key).read_text(encoding="utf-8").strip()
+    arguments = []
+    for argument in container["args"]:
+        # As the kubelet does.
+        argument = re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], argument)
+        argument = re.sub(r"http://[^/]+", f"http://127.0.0.1:{ports['webhook']}", argument)
+        arguments.append(argument.replace("=/run/", f"={home}/run/"))
+    out = checks.run(checks.options.bridge, *arguments)
+    return [f"helm test's delivery: {out.stdout}{out.stderr}"] if out.returncode else []
+
+
+def check_live(checks, rendered):
+    """The pod's program starts with the pod's configuration, is ready, and takes the test pod's delivery."""
+    faults, names = [], ("stdout", "everything")
+    for name in names:
+        if (name, VERSIONS[-1]) in rendered:
+            faults += live_faults(checks, name, rendered[name, VERSIONS[-1]])
+    checks.report("the pods' program runs, passes its probes, and helm test's delivery is stored", faults, len(names))
+
+
+def check_least(checks):
+    """Secret and sink alone are enough, and the configuration decides the annotation that makes new pods."""
+    sums = {}
+    faults = []
+    for window in ("1h", "2h"):
+        out = checks.render(
+            VERSIONS[-1], *LEAST, "--set", f"config.sinks.out.type=stdout,config.dedup.window={window}"
+        )
+        if out.returncode:
+            faults.append(out.stderr)
+            continue
+        sets = [document for document in documents(out.stdout) if document["kind"] == "StatefulSet"]
+        sums[window] = sets[0]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+    if len(set(sums.values())) != 2:
+        faults.append(f"expected another checksum for another configuration, but found {sums}")
+    checks.report("a Secret and a sink are enough; a changed configuration makes new pods", faults, len(sums))
+
+
+def bridge_schema(checks):
+    """The program's own schema of `config`, under names of its own, closed, and with clear messages for sinks."""
+    schema = json.loads(checks.run(checks.options.bridge, "schema", "config").stdout)
+
+    def walk(node):
+        if isinstance(node, dict):
+            return {
+                key: value.replace("#/$defs/", "#/$defs/bridge.") if key == "$ref" else walk(value)
+                for key, value in node.items()
+                # Not the notes (defaults, number formats), but a property may have the name of one.
+                if key not in ("default", "format") or isinstance(value, dict) and "description" in value
+            }
+        return [walk(item) for item in node] if isinstance(node, list) else node
+
+    defs = {f"bridge.{name}": walk(part) for name, part in schema["$defs"].items()}
+    # What can be given as a file instead is not required itself; the program says it better when both are missing.
+    for part in defs.values():
+        kept = [key for key in part.get("required", []) if f"{key}_file" not in part["properties"]]
+        part.pop("required", None)
+        if kept:
+            part["required"] = kept
+    # oneOf would say what is wrong with each of the types that were not meant.
+    sink = defs["bridge.Sink"]
+    kinds = {kind["properties"]["type"]["const"]: kind for kind in sink.pop("oneOf")}
+    for kind in kinds.values():
+        kind["properties"] |= sink["properties"]
+        kind["additionalProperties"] = False
+    sink["properties"] = {"type": {"enum": sorted(kinds)}}
+    sink["required"] = ["type"]
+    sink["allOf"] = [
+        {"if": {"required": ["type"], "properties": {"type": {"const": name}}}, "then": kind}
+        for name, kind in sorted(kinds.items())
+    ]
+    top = {"type": "object", "additionalProperties": False, "properties": walk(schema["properties"])}
+    return {"bridge": top, **defs}
+
+
+def check_schema(checks):
+    """The bridge's part of values.schema.json is the program's."""
+    written = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    fresh = bridge_schema(checks)
+    faults = []
+    if written.get("$defs") != fresh:
+        faults.append("$defs in values.schema.json are not this program's; run tests/deploy/chart --refresh")
+    checks.report("values.schema.json knows every key of the configuration", faults, len(fresh))
+
+
+def leaves(tree, path=""):
+    """The dotted names of all values."""
+    for key, value in tree.items():
+        name = f"{path}{key}"
+        if isinstance(value, dict) and value and not name.startswith("config."):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name
+
+
+def check_readme(checks):
+    """Each value is in the README's table with its default, and nothing else is."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    readme = (CHART / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([A-Za-z.]+)` \| `([^`]*)` \|", readme, re.M))
+    faults = []
+    # Maps whose keys the user chooses are one value.
+    whole = {"resources", "config", "dashboard.labels"} | {f"probes.{name}" for name in values["probes"]}
+    for name in leaves(values):
+        root = next((whole_name for whole_name in whole if name == whole_name or name.startswith(whole_name + ".")), name)
+        default = values
+        for part in root.split("."):
+            default = default[part]
+        if root not in rows:
+            faults.append(f"{root}: expected it in README.md's table, but found it not there")
+        elif root != "config" and yaml.safe_load(rows[root]) != default:
+            faults.append(f"{root}: its default is {json.dumps(default)}, but README.md says {rows[root]}")
+        rows.setdefault(root, "")
+        whole.add(root)
+    for name in set(rows) - whole:
+        faults.append(f"{name}: is in README.md's table, but not in values.yaml")
+    checks.report("README.md has every value with its default", faults, len(rows))
+
+
+def check_versions(checks):
+    """The chart is for the program of this repository."""
+    cargo = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["package"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
+    faults = [] if cargo == chart else [f"appVersion: expected {cargo}, but found {chart}"]
+    checks.report("appVersion is the program's", faults, 1)
+
+
+def check_notes(checks):
+    """What helm says after an installation: the URL, and the warnings."""
+    rows = [
+        ([], "Nothing does yet"),
+        (["--set", "ingress.enabled=true,ingress.host=h.example.com"], "https://h.example.com/webhooks/sendbird"),
+        (
+            ["--set", "ingress.enabled=true,ingress.host=h.example.com"]
+            + ["--set", "config.access.path_secret_file=/run/secrets/sendbird-bridge/p"],
+            "https://h.example.com/webhooks/sendbird/<path secret>",
+        ),
+        (
+            ["--set", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=g,httpRoute.hostnames={r.example.com}"],
+            "https://r.example.com/webhooks/sendbird",
+        ),
+        (["--set", "journal.volume=emptyDir"], "LOST with its pod"),
+        ([], "No sink is configured"),
+        (["--set", "config.access.open=true"], "ANYBODY"),
+        ([], "kubectl create secret generic s "),
+        ([], "curl --no-buffer --header"),
+    ]
+    faults = []
+    for arguments, expected in rows:
+        out = checks.run(
+            checks.options.helm, "install", "release", CHART, "--dry-run=client", *LEAST, "--namespace", "calls", *arguments
+        )
+        notes = out.stdout.split("NOTES:")[-1]
+        if out.returncode or expected not in notes:
+            faults.append(f"{arguments}: expected {expected!r} in the notes, but found {notes[-2000:]}{out.stderr}")
+    checks.report("the notes say what to do next", faults, len(rows))
+
+
+def refresh(checks):
+    """Writes what is derived."""
+    path = CHART / "values.schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    schema["$defs"] = bridge_schema(checks)
+    path.write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
+    for copy, original in COPIES.items():
+        if original.exists():
+            (CHART / copy).write_bytes(original.read_bytes())
+    rendered = render_all(checks)
+    GOLDEN.mkdir(exist_ok=True)
+    for old in GOLDEN.glob("*.yaml"):
+        old.unlink()
+    for name, text in golden_texts(rendered).items():
+        (GOLDEN / name).write_text(text, encoding="utf-8")
+
+
+def main():
+    """Runs all checks, or refreshes."""
+    parser = argparse.ArgumentParser()
+    for name in ("helm", "kube-check", "bridge", "scratch"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--refresh", action="store_true")
+    checks = Checks(parser.parse_args())
+    started = time.monotonic()
+    if checks.options.refresh:
+        refresh(checks)
+        return int(checks.failed > 0)
+    rendered = render_all(checks)
+    check_schemas(checks, rendered)
+    check_types(checks, rendered)
+    check_pods(checks, rendered)
+    check_configuration(checks, rendered)
+    check_live(checks, rendered)
+    check_golden(checks, rendered)
+    check_wrong(checks)
+    check_least(checks)
+    check_copies(checks)
+    check_schema(checks)
+    check_readme(checks)
+    check_notes(checks)
+    check_versions(checks)
+    print(f"{checks.count - checks.failed} passed, {checks.failed} failed ({time.monotonic() - started:.0f} s)")
+    return int(checks.failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
