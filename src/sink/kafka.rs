@@ -117,12 +117,12 @@ impl super::Connection for Connection {
         .boxed()
     }
 
-    fn state(&self) -> Result<(), Fault> {
+    fn state(&self) -> Result<(), Failure> {
         self.shared.setback.look();
         if self.shared.setback.is_noticed() {
-            return Err(set_back());
+            return Err(Failure::Fatal(set_back()));
         }
-        if self.shared.producer.reachable() { Ok(()) } else { Err(Fault::unreachable()) }
+        if self.shared.producer.reachable() { Ok(()) } else { Err(Failure::Retry(Fault::unreachable())) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -20,6 +20,7 @@ mod corruption;
 mod crash;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod cursor;
+mod deploy;
 mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
@@ -41,3 +42,4 @@ mod tls;
 mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod trace;
+mod watch;
