@@ -30,6 +30,7 @@ mod operator;
 mod overload;
 mod power;
 mod recovery;
+mod secrets;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
