@@ -309,6 +309,19 @@ fn nor_does_one_whose_brokers_answer() {
 }
 
 #[test]
+fn a_journal_that_the_bridge_makes_is_for_its_user_alone() {
+    let mode = |config: &Config| fs::metadata(config.dir().join("journal")).unwrap().mode() & 0o777;
+    let made = Config::new();
+    made.start();
+    assert_eq!(mode(&made), 0o700);
+    let found = Config::new();
+    fs::create_dir(found.dir().join("journal")).unwrap();
+    fs::set_permissions(found.dir().join("journal"), fs::Permissions::from_mode(0o750)).unwrap();
+    found.start();
+    assert_eq!(mode(&found), 0o750);
+}
+
+#[test]
 fn a_crash_leaves_no_core() {
     let config = Config::new();
     let mut command = limited("ulimit -c $(ulimit -H -c)");
