@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod dead_letters;
 mod demo;
+mod dumps;
 mod journal;
 mod latency;
 mod logs;
@@ -108,6 +109,10 @@ impl Failure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    // Before anything secret is read. A process that cannot do without is better than none.
+    if let Err(error) = dumps::forbid() {
+        eprintln!("warning: core dumps cannot be forbidden: {error}");
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -33,6 +33,7 @@ mod overload;
 mod power;
 mod recovery;
 mod rotation;
+mod secrets;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
