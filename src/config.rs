@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use self::layers::CONFIG_VARIABLE;
+pub use self::layers::{CONFIG_VARIABLE, SecretFile};
 use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
@@ -43,6 +43,9 @@ pub struct Config {
     pub envelope: normalize::Settings,
     /// `sinks.<name>.*`.
     pub sinks: BTreeMap<String, SinkConfig>,
+    /// The files that secrets were read from.
+    #[serde(skip)]
+    pub secret_files: Vec<SecretFile>,
 }
 
 /// One sink.
@@ -175,9 +178,10 @@ impl Loaded {
                 return Err(Faults(faults));
             }
         };
-        layers::read_secret_files(&mut tree, "", &mut faults);
+        let mut secret_files = Vec::new();
+        layers::read_secret_files(&mut tree, "", &mut faults, &mut secret_files);
         let mut gather = Gather { tree, faults, origin: &origin };
-        let config = gather.config();
+        let config = Config { secret_files, ..gather.config() };
         let mut faults = gather.faults;
         for fault in &mut faults {
             fault.source = fault.source.take().or_else(|| origin.of(&fault.key));
@@ -298,6 +302,7 @@ impl Gather<'_> {
             dedup: self.section("dedup"),
             envelope: self.section("envelope"),
             sinks: self.sinks(),
+            secret_files: Vec::new(),
         };
         self.checked("server", config.server.check());
         self.checked("admin", config.admin.check());

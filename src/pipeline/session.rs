@@ -175,9 +175,11 @@ impl<'a> Session<'a> {
         match &state {
             Err(Failure::Fatal(fault)) => return Err(fault.clone()),
             Err(failure) if status.connected() => self.forwarder.note_failure(failure.fault(), self.trouble),
-            _ => {}
+            Ok(()) if !status.connected() => self.trouble.connected(),
+            Ok(()) | Err(_) => {}
         }
         status.set_connected(state.is_ok());
+        self.trouble.say_the_rest();
         Ok(())
     }
 
@@ -336,13 +338,7 @@ impl<'a> Session<'a> {
     fn set_aside(&mut self, lane: Lane, position: u64, fault: Fault) {
         let Forwarder { name, journal, clock, .. } = self.forwarder;
         let origin = if let Lane::Again { position } = lane { position } else { position };
-        tracing::error!(
-            sink = name,
-            position = origin,
-            reason = fault.reason.as_str(),
-            detail = fault.detail,
-            "event set aside"
-        );
+        self.trouble.set_aside(origin, &fault);
         let letter = DeadLetter {
             sink: name.clone(),
             position: origin,

@@ -106,6 +106,8 @@ impl super::Connection for Connection {
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
+        // The clock that the record is handed over by: it may be set back before the next look of every second.
+        shared.setback.look();
         async move {
             tokio::select! {
                 result = shared.publish(&record) => result,

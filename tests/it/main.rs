@@ -25,16 +25,19 @@ mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
+mod logs;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;
 mod overload;
 mod power;
 mod recovery;
+mod rotation;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
 mod steps;
+mod tls;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]

@@ -18,6 +18,7 @@ pub(crate) mod proxy;
 pub(crate) mod samples;
 pub(crate) mod senders;
 pub(crate) mod shim;
+pub(crate) mod tls;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod trial;
 pub(crate) mod verdict;
