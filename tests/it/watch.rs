@@ -141,7 +141,7 @@ fn nothing_that_a_sender_says_makes_a_series() {
         };
         let known = body(APPLICATION);
         send(signed(&known));
-        send(signed(&known).header(&format!("x-{}", n), &hostile_head(n)).header("user-agent", &hostile_head(n)));
+        send(signed(&known).header(&format!("x-{n}"), &hostile_head(n)).header("user-agent", &hostile_head(n)));
         send(signed(&body(&hostile(n))));
         send(signed(hostile(n).as_bytes()));
         send(signed(&json!({ "category": [category] }).to_string().into_bytes()));
