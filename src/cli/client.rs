@@ -83,12 +83,12 @@ pub(super) fn url(text: &str) -> Result<Uri, String> {
     }
 }
 
-/// A token given as it is or in a file.
+/// A token given as it is or in a file, of which the first line counts: while one token replaces another there are two.
 pub(super) fn token(given: Option<Secret>, file: Option<&PathBuf>) -> Result<Option<Secret>, Failure> {
     let read = |path: &Path| {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Failure::Usage(format!("cannot read the token from {}: {error}", path.display())))?;
-        Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+        Ok(Secret::new(text.lines().next().unwrap_or_default().trim_end()))
     };
     given.map(Ok).or_else(|| file.map(|path| read(path))).transpose()
 }

@@ -80,15 +80,19 @@ pub(super) fn schema() -> Schema {
     schema
 }
 
-/// Beside each property that is a secret, the one that names a file.
+/// Beside each property that is a secret, the one that names a file. None of the two is then required: that one of them
+/// is there, `config check` says.
 fn offer_files(schema: &mut Value) {
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
         let secrets: Vec<String> =
             properties.iter().filter(|(_, property)| is_secret(property)).map(|(name, _)| name.clone()).collect();
-        for name in secrets {
+        for name in &secrets {
             let described =
                 serde_json::json!({ "type": "string", "description": format!("A file that holds `{name}`.") });
             properties.insert(format!("{name}_file"), described);
+        }
+        if let Some(Value::Array(required)) = schema.get_mut("required") {
+            required.retain(|required| !secrets.iter().any(|name| required == name));
         }
     }
     match schema {
