@@ -120,7 +120,7 @@ impl super::Connection for Connection {
         if self.shared.setback.is_noticed() {
             return Err(set_back());
         }
-        if self.shared.producer.reachable() { Ok(()) } else { Err(Fault::unreachable()) }
+        if self.shared.producer.reachable() { Ok(()) } else { Err(self.shared.producer.unreachable()) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -24,6 +24,8 @@ mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod locked;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;
