@@ -11,14 +11,16 @@ mod settings;
 
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
 use warp::http::{HeaderMap, HeaderName};
 
 pub use self::settings::{HeaderLock, Network, Settings, SignatureMode};
-use crate::domain::secret::Secret;
+use crate::domain::secret::{Live, Secret};
 use crate::sendbird::signature::{self, Keys};
 
 /// Source addresses that the rate limiter remembers before it drops those that have been quiet.
@@ -70,9 +72,9 @@ impl Verified {
 /// The locks, ready to use.
 pub struct Access {
     mode: SignatureMode,
-    keys: Keys,
+    keys: ArcSwap<Keys>,
     signature_headers: Vec<HeaderName>,
-    header: Option<(HeaderName, Secret)>,
+    header: Option<(HeaderName, Live)>,
     networks: Vec<IpNet>,
     trusted_proxies: Vec<IpNet>,
     applications: Vec<String>,
@@ -88,13 +90,22 @@ impl Access {
         let nets = |networks: &[Network]| networks.iter().map(Network::net).collect();
         Self {
             mode: if unsigned { SignatureMode::Off } else { settings.signature },
-            keys: Keys::new(settings.api_tokens.iter().map(Secret::expose)),
+            keys: ArcSwap::from_pointee(keys(settings)),
             signature_headers: settings.signature_headers.iter().filter_map(parse).collect(),
-            header: settings.header.as_ref().and_then(|lock| Some((parse(&lock.name)?, lock.value.clone()))),
+            header: settings.header.as_ref().and_then(|lock| Some((parse(&lock.name)?, Live::new(lock.value.clone())))),
             networks: nets(&settings.networks),
             trusted_proxies: nets(&settings.trusted_proxies),
             applications: settings.applications.clone(),
             rate: settings.rate_per_source.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
+        }
+    }
+
+    /// Takes the tokens and the header's value of these settings for its own, from the next delivery on. Nothing else of
+    /// them counts.
+    pub fn renew(&self, settings: &Settings) {
+        self.keys.store(Arc::new(keys(settings)));
+        if let (Some((_, live)), Some(lock)) = (&self.header, &settings.header) {
+            live.replace(lock.value.clone());
         }
     }
 
@@ -144,12 +155,11 @@ impl Access {
     pub fn verify(&self, admitted: Admitted, body: Bytes) -> Result<Verified, Denied> {
         match admitted.signature {
             Signature::Unchecked => Ok(Verified { body }),
-            Signature::ToVerify(values)
-                if values.iter().any(|value| signature::verify(&self.keys, &body, value).is_some()) =>
-            {
-                Ok(Verified { body })
+            Signature::ToVerify(values) => {
+                let keys = self.keys.load();
+                let right = values.iter().any(|value| signature::verify(&keys, &body, value).is_some());
+                if right { Ok(Verified { body }) } else { Err(Denied::SignatureWrong) }
             }
-            Signature::ToVerify(_) => Err(Denied::SignatureWrong),
         }
     }
 
@@ -192,6 +202,10 @@ impl Access {
         }
         rate.check_key(&source).map_err(|_too_many| Denied::TooMany)
     }
+}
+
+fn keys(settings: &Settings) -> Keys {
+    Keys::new(settings.api_tokens.iter().map(Secret::expose))
 }
 
 fn contains(networks: &[IpNet], address: IpAddr) -> bool {

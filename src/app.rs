@@ -1,5 +1,7 @@
 //! The whole bridge: opens everything, owns every task, stops everything in order.
 
+mod reload;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,11 +11,14 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::reload::{Reload, Users};
 use crate::access::Access;
 use crate::config::{Config, SinkConfig, SinkKind};
 use crate::domain::clock::Clock;
+use crate::domain::secret::Live;
 use crate::http::admin::{self, Admin, SinkEntry};
 use crate::http::listener::{Counts, Listener};
+use crate::http::tls::{self, Certificates};
 use crate::http::{descriptors, reply, webhook};
 use crate::journal::{self, Journal};
 use crate::metrics::{Labels, Metrics};
@@ -39,6 +44,14 @@ pub enum Error {
         key: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// The files of a listener's certificate can't be used.
+    #[error("{key}: {fault}")]
+    Certificate {
+        /// The key that names the file.
+        key: String,
+        /// What is wrong with it.
+        fault: String,
     },
     /// A sink can't be made from its settings.
     #[error("cannot set up the sink \"{name}\": {detail}")]
@@ -67,6 +80,8 @@ pub struct App {
     webhook: Listener,
     admin_listener: Listener,
     admin: Admin,
+    reload: Reload,
+    path_secret: Option<Live>,
     config: Config,
 }
 
@@ -90,10 +105,15 @@ impl App {
             refused: metrics.rejected.with_label_values(&["connections"]),
             late: metrics.rejected.with_label_values(&["too_slow"]),
         };
-        let webhook = Listener::bind(server.listen, descriptors::room_for(server.max_connections), counts)
-            .map_err(listen(server.listen, "server.listen"))?;
-        let admin_listener = Listener::bind(config.admin.listen, admin::MAX_CONNECTIONS, Counts::unregistered()?)
-            .map_err(listen(config.admin.listen, "admin.listen"))?;
+        let mut certificates = Vec::new();
+        let webhook_tls = open_certificates("server", server.tls.as_ref(), &mut certificates)?;
+        let admin_tls = open_certificates("admin", config.admin.tls.as_ref(), &mut certificates)?;
+        let room = descriptors::room_for(server.max_connections);
+        let webhook =
+            Listener::bind(server.listen, room, counts, webhook_tls).map_err(listen(server.listen, "server.listen"))?;
+        let (address, counts) = (config.admin.listen, Counts::unregistered()?);
+        let admin_listener = Listener::bind(address, admin::MAX_CONNECTIONS, counts, admin_tls)
+            .map_err(listen(address, "admin.listen"))?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
         let mut forwarders = Vec::new();
@@ -118,8 +138,13 @@ impl App {
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
         });
+        let path_secret = config.access.path_secret.clone().map(Live::new);
+        let admin_token = config.admin.token.clone().map(Live::new);
+        let users =
+            Users { intake: Arc::clone(&intake), path_secret: path_secret.clone(), admin_token: admin_token.clone() };
+        let reload = Reload::new(certificates, config.secret_files.clone(), config.access.clone(), users);
         let admin = Admin {
-            token: config.admin.token.clone(),
+            token: admin_token,
             journal: journal.clone(),
             max_bytes: config.journal.max_bytes.0,
             metrics,
@@ -129,7 +154,7 @@ impl App {
             stop: CancellationToken::new(),
             started: Instant::now(),
         };
-        Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, config })
+        Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, config })
     }
 
     /// The addresses of the webhook and the admin endpoint.
@@ -151,7 +176,7 @@ impl App {
     /// # Errors
     /// [`Error::TaskEnded`], after everything was stopped.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let Self { journal, intake, forwarders, webhook, admin_listener, admin, config } = self;
+        let Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, config } = self;
         let (stop_webhook, stop_sinks, stop_admin) =
             (CancellationToken::new(), CancellationToken::new(), admin.stop.clone());
         let stopping = Arc::clone(&admin.stopping);
@@ -161,8 +186,9 @@ impl App {
         }
         let filter = admin::filter(Arc::new(admin));
         tasks.start("admin".into(), admin_listener.serve(filter, stop_admin.clone()));
-        let filter = webhook::filter(&config.server, config.access.path_secret.clone(), intake);
+        let filter = webhook::filter(&config.server, path_secret, intake);
         tasks.start("webhook".into(), webhook.serve(filter, stop_webhook.clone()));
+        tasks.start("reload".into(), reload.run());
         tracing::info!("ready");
 
         let ended = tokio::select! {
@@ -212,7 +238,8 @@ impl Tasks {
             None => return std::future::pending().await,
             Some(Ok((id, ()))) => id,
             Some(Err(error)) => {
-                tracing::error!(%error, "a task failed");
+                // Its message may quote a delivery; where it panicked is in the log already.
+                tracing::error!(panicked = error.is_panic(), "a task failed");
                 error.id()
             }
         };
@@ -245,6 +272,23 @@ fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
         sink_reasons: &reasons,
         features: &features.join(","),
     })
+}
+
+/// Reads a listener's certificates, if it is to have some, and notes them for [`Reload`].
+fn open_certificates(
+    section: &'static str,
+    settings: Option<&tls::Settings>,
+    all: &mut Vec<(&'static str, Certificates)>,
+) -> Result<Option<tls::Current>, Error> {
+    let Some(settings) = settings else { return Ok(None) };
+    let opened = Certificates::open(settings.clone());
+    let certificates = opened.map_err(|faults| {
+        let (key, fault) = faults.into_iter().next().unwrap_or_default();
+        Error::Certificate { key: format!("{section}.{key}"), fault }
+    })?;
+    let current = certificates.current();
+    all.push((section, certificates));
+    Ok(Some(current))
 }
 
 async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<Journal, Error> {

@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use self::layers::CONFIG_VARIABLE;
+pub use self::layers::{CONFIG_VARIABLE, SecretFile};
 use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
@@ -43,6 +43,9 @@ pub struct Config {
     pub envelope: normalize::Settings,
     /// `sinks.<name>.*`.
     pub sinks: BTreeMap<String, SinkConfig>,
+    /// The files that secrets were read from.
+    #[serde(skip)]
+    pub secret_files: Vec<SecretFile>,
 }
 
 /// One sink.
@@ -175,9 +178,10 @@ impl Loaded {
                 return Err(Faults(faults));
             }
         };
-        layers::read_secret_files(&mut tree, "", &mut faults);
+        let mut secret_files = Vec::new();
+        layers::read_secret_files(&mut tree, "", &mut faults, &mut secret_files);
         let mut gather = Gather { tree, faults, origin: &origin };
-        let config = gather.config();
+        let config = Config { secret_files, ..gather.config() };
         let mut faults = gather.faults;
         for fault in &mut faults {
             fault.source = fault.source.take().or_else(|| origin.of(&fault.key));
@@ -215,7 +219,7 @@ impl Origin {
         let path = error.path.iter().map(String::as_str);
         let key =
             [prefix.as_str()].into_iter().filter(|prefix| !prefix.is_empty()).chain(path).collect::<Vec<_>>().join(".");
-        let secret = key.split('.').any(layers::is_secret);
+        let secret = key.split('.').any(layers::may_hold_secret);
         let source = error.metadata.as_ref().and_then(|metadata| metadata.source.as_ref()).map(ToString::to_string);
         Fault { key, message: message(&error.kind, secret), source }
     }
@@ -224,7 +228,10 @@ impl Origin {
 /// What is wrong, without the value where that may be a secret.
 fn message(kind: &Kind, secret: bool) -> String {
     match kind {
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if secret => {
+        // A text in place of a table may be all that the table should have held.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
+            if secret || in_words(expected) == "a table" =>
+        {
             format!("expected {}, but found something else", in_words(expected))
         }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
@@ -251,6 +258,7 @@ fn in_words(expected: &str) -> &str {
         "a boolean" => "true or false",
         "a string" => "a text",
         "a sequence" => "a list",
+        other if other.starts_with("struct ") => "a table",
         other => other,
     }
 }
@@ -298,6 +306,7 @@ impl Gather<'_> {
             dedup: self.section("dedup"),
             envelope: self.section("envelope"),
             sinks: self.sinks(),
+            secret_files: Vec::new(),
         };
         self.checked("server", config.server.check());
         self.checked("admin", config.admin.check());

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Uri;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 
 use super::Failure;
 use crate::domain::secret::Secret;
@@ -16,16 +19,58 @@ use crate::domain::secret::Secret;
 /// Speaks HTTP/1.1, with TLS where the URL says so, and keeps connections alive as Sendbird does.
 pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-pub(super) fn new() -> Result<HttpClient, Failure> {
+/// Whom an https URL is believed by, and who the client says it is.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct TlsArgs {
+    /// The only certificate authorities that are trusted (PEM); by default the platform's
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// The certificate chain to show to a bridge that asks for one (PEM)
+    #[arg(long, value_name = "FILE", requires = "key_file")]
+    cert_file: Option<PathBuf>,
+
+    /// Its key (PEM), not encrypted
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    key_file: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    fn config(&self) -> Result<ClientConfig, Failure> {
+        let builder = ClientConfig::builder();
+        let builder = match &self.ca_file {
+            None => builder.with_native_roots().map_err(Failure::other)?,
+            Some(path) => {
+                let mut roots = RootCertStore::empty();
+                for authority in certificates(path)? {
+                    roots.add(authority).map_err(|error| unusable(path, &error))?;
+                }
+                builder.with_root_certificates(roots)
+            }
+        };
+        let (Some(chain), Some(key)) = (&self.cert_file, &self.key_file) else {
+            return Ok(builder.with_no_client_auth());
+        };
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &error))?;
+        builder.with_client_auth_cert(certificates(chain)?, private).map_err(|error| unusable(key, &error))
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    found.map_err(|error| unusable(path, &error))
+}
+
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Usage(format!("cannot use {}: {error}", path.display()))
+}
+
+pub(super) fn new(tls: &TlsArgs) -> Result<HttpClient, Failure> {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
     tcp.enforce_http(false);
-    let connector = HttpsConnectorBuilder::new()
-        .with_native_roots()
-        .map_err(Failure::other)?
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(tcp);
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(tls.config()?).https_or_http().enable_http1().wrap_connector(tcp);
     Ok(Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector))
 }
 

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::client::TlsArgs;
 use super::send::{Outcome, Sendbird};
 use crate::access::SignatureMode;
 use crate::app::App;
@@ -99,7 +100,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 async fn play(url: &str, journal: &Journal) -> Result<(), Failure> {
     eprintln!("a bridge on {url} with a temporary journal; its sink is standard output");
     eprintln!("playing a day of Sendbird Calls, signed, with retries of some deliveries\n");
-    let sendbird = Sendbird::new(url.parse::<Uri>().map_err(Failure::other)?, Some(Secret::new(TOKEN)), Vec::new())?;
+    let sendbird = Sendbird::new(
+        url.parse::<Uri>().map_err(Failure::other)?,
+        Some(Secret::new(TOKEN)),
+        Vec::new(),
+        &TlsArgs::default(),
+    )?;
     let mut totals = Totals::default();
     for (index, sample) in day(SEED, Clock::system().now_ms() - A_DAY_MS, APPLICATION).into_iter().enumerate() {
         totals.count(&sample, &sendbird.deliver(&sample.body).await);

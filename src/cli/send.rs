@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::client::{self, HttpClient};
+use super::client::{self, HttpClient, TlsArgs};
 use super::latency::Latencies;
 use super::record::Record;
 use super::{Failure, print};
@@ -57,6 +57,9 @@ pub(super) struct Args {
     /// A file that holds the token
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 
     /// A header that each delivery carries, as NAME:VALUE (repeatable)
     #[arg(long, value_name = "NAME:VALUE", value_parser = header)]
@@ -144,8 +147,9 @@ impl Sendbird {
         url: Uri,
         token: Option<Secret>,
         headers: Vec<(HeaderName, HeaderValue)>,
+        tls: &TlsArgs,
     ) -> Result<Self, Failure> {
-        Ok(Self { client: client::new()?, url, token, headers })
+        Ok(Self { client: client::new(tls)?, url, token, headers })
     }
 
     /// Delivers a body: one second for an answer, three tries.
@@ -205,7 +209,7 @@ struct Tally {
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let token = client::token(args.token.clone(), args.token_file.as_ref())?;
-    let sendbird = Sendbird::new(args.url.clone(), token, args.header.clone())?;
+    let sendbird = Sendbird::new(args.url.clone(), token, args.header.clone(), &args.tls)?;
     let (samples, count) = samples(&args)?;
     let tally = Arc::new(Mutex::new(Tally {
         latencies: Latencies::new()?,

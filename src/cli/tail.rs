@@ -11,7 +11,7 @@ use hyper::header::AUTHORIZATION;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::sleep;
 
-use super::client::{self, HttpClient};
+use super::client::{self, HttpClient, TlsArgs};
 use super::{Failure, print};
 use crate::domain::secret::Secret;
 
@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// A file that holds the admin token
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 
     /// Begin after this position, or at the "end"; by default with the oldest event kept
     #[arg(long, value_name = "POSITION")]
@@ -58,7 +61,7 @@ enum Ended {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let client = client::new()?;
+    let client = client::new(&args.tls)?;
     let token = client::token(args.token.clone(), args.token_file.as_ref())?;
     let mut last_id = None;
     let mut connected = false;

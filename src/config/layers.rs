@@ -1,12 +1,13 @@
 //! Where values come from: the TOML file, the environment over it, files that hold secrets.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map, Tag, Value};
 use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::Fault;
+use crate::domain::secret::Secret;
 
 /// Names the configuration file where the command line does not.
 pub const CONFIG_VARIABLE: &str = "SENDBIRD_BRIDGE_CONFIG";
@@ -34,9 +35,9 @@ const LISTS: [&str; 8] = [
     "categories",
 ];
 
-/// Whether a part of a key names a secret.
-pub(super) fn is_secret(part: &str) -> bool {
-    SECRETS.contains(&part)
+/// Whether a part of a key names a secret, or addresses, into which somebody may have written a password.
+pub(super) fn may_hold_secret(part: &str) -> bool {
+    SECRETS.contains(&part) || ["brokers", "servers"].contains(&part)
 }
 
 /// The layers in their order.
@@ -158,13 +159,42 @@ impl Provider for Variables {
     }
 }
 
-/// Replaces every `<secret>_file` by what the file holds, without the line break at its end.
-pub(super) fn read_secret_files(dict: &mut Dict, prefix: &str, faults: &mut Vec<Fault>) {
+/// A secret that comes from a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretFile {
+    /// The secret's key, with dots between levels and without `_file`.
+    pub key: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl SecretFile {
+    /// What the file holds now: one secret, or one a line where there may be several.
+    ///
+    /// # Errors
+    /// The file can't be read, or holds nothing.
+    pub fn read(&self) -> Result<Vec<Secret>, String> {
+        let text = std::fs::read_to_string(&self.path)
+            .map_err(|error| format!("expected a readable file, but found {}: {error}", self.path.display()))?;
+        let last = self.key.rsplit('.').next().unwrap_or_default();
+        let secrets = match held(last, &text) {
+            Value::Array(_, lines) => lines.iter().filter_map(Value::as_str).map(Secret::new).collect(),
+            one => one.as_str().filter(|text| !text.is_empty()).map(Secret::new).into_iter().collect::<Vec<_>>(),
+        };
+        if secrets.is_empty() {
+            return Err(format!("expected a secret, but found an empty file at {}", self.path.display()));
+        }
+        Ok(secrets)
+    }
+}
+
+/// Replaces every `<secret>_file` by what the file holds, without the line break at its end, and notes which they were.
+pub(super) fn read_secret_files(dict: &mut Dict, prefix: &str, faults: &mut Vec<Fault>, files: &mut Vec<SecretFile>) {
     let keys: Vec<String> = dict.keys().cloned().collect();
     for key in keys {
         let full = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         if let Some(Value::Dict(_, inner)) = dict.get_mut(&key) {
-            read_secret_files(inner, &full, faults);
+            read_secret_files(inner, &full, faults, files);
             continue;
         }
         let Some(secret) = key.strip_suffix("_file").filter(|secret| SECRETS.contains(secret)) else { continue };
@@ -181,6 +211,8 @@ pub(super) fn read_secret_files(dict: &mut Dict, prefix: &str, faults: &mut Vec<
         match std::fs::read_to_string(path) {
             Ok(text) => {
                 dict.insert(secret.to_owned(), held(secret, &text));
+                let key = full.trim_end_matches("_file").to_owned();
+                files.push(SecretFile { key, path: path.into() });
             }
             Err(error) => faults.push(fault(format!("expected a readable file, but found {path}: {error}"))),
         }

@@ -45,7 +45,14 @@ fn make_files(tree: &Json, dir: &Path) {
             Some(path) => {
                 std::fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
                 let url = "amqps://user:password@rabbitmq.example.com:5671/%2f\n";
-                std::fs::write(path, if key == "url_file" { url } else { "a-secret-of-the-test\n" }).unwrap();
+                let pair = rcgen::generate_simple_self_signed([]).unwrap();
+                let text = match key.as_str() {
+                    "url_file" => url.to_owned(),
+                    "cert_file" | "client_ca_file" => pair.cert.pem(),
+                    "key_file" => pair.signing_key.serialize_pem(),
+                    _ => "a-secret-of-the-test\n".to_owned(),
+                };
+                std::fs::write(path, text).unwrap();
             }
             None => make_files(value, dir),
         }

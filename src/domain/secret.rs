@@ -1,7 +1,9 @@
 //! Configured secrets, which must never be printed.
 
 use std::fmt;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -27,6 +29,27 @@ impl Secret {
     pub fn equals(&self, given: &[u8]) -> bool {
         use subtle::ConstantTimeEq;
         self.0.as_bytes().ct_eq(given).into()
+    }
+}
+
+/// A secret that may be replaced while it is in use. Who compares takes no lock.
+#[derive(Clone, Debug)]
+pub struct Live(Arc<ArcSwap<Secret>>);
+
+impl Live {
+    /// Holds a secret until another replaces it.
+    pub fn new(secret: Secret) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(secret)))
+    }
+
+    /// From now on it is this one, for every clone.
+    pub fn replace(&self, secret: Secret) {
+        self.0.store(Arc::new(secret));
+    }
+
+    /// As [`Secret::equals`].
+    pub fn equals(&self, given: &[u8]) -> bool {
+        self.0.load().equals(given)
     }
 }
 

@@ -21,6 +21,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use warp::http::Request;
 use warp::http::header::{CONNECTION, HeaderValue};
@@ -47,11 +48,38 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) IpAddr);
 
-/// Serves one connection to its end; `false` if that was a head that did not arrive.
-pub(super) async fn serve<F: Answers>(stream: TcpStream, peer: Peer, filter: F, stop: &CancellationToken) -> bool {
+/// Serves one connection to its end; `false` if that was a head, or a TLS handshake, that did not arrive.
+pub(super) async fn serve<F: Answers>(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    peer: Peer,
+    filter: F,
+    stop: &CancellationToken,
+) -> bool {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    let Some(tls) = tls else { return answer(stream, peer, filter, stop).await };
+    let stopped = async {
+        stop.cancelled().await;
+        sleep(LINGER).await;
+    };
+    let shaken = tokio::select! {
+        shaken = timeout(HEAD_LIMIT, tls.accept(stream)) => shaken,
+        () = stopped => return true,
+    };
+    match shaken {
+        // On the heap, so that connections without TLS need no room for it.
+        Ok(Ok(stream)) => Box::pin(answer(stream, peer, filter, stop)).await,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "no TLS handshake");
+            true
+        }
+        Err(_elapsed) => false,
+    }
+}
+
+async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, stop: &CancellationToken) -> bool {
     let activity = Arc::new(Activity::new());
     let warp = TowerToHyperService::new(warp::service(filter));
     let service = hyper::service::service_fn({
@@ -167,13 +195,18 @@ impl Activity {
     }
 }
 
+/// What bytes come and go over, encrypted or not.
+trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
+
 /// A socket that tells when bytes come.
-struct Watched {
-    stream: TcpStream,
+struct Watched<S> {
+    stream: S,
     activity: Arc<Activity>,
 }
 
-impl AsyncRead for Watched {
+impl<S: Socket> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -184,7 +217,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: Socket> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use warp::{Filter, Reply};
 
 use super::connection::{self, Peer};
-use super::reply;
+use super::{reply, tls};
 
 /// Connections that the system may accept for us before we do; it may have a lower limit of its own. One more would be
 /// tried again after a second, which is all that Sendbird waits, so there is room for a burst.
@@ -41,6 +41,7 @@ pub struct Listener {
     socket: TcpListener,
     max_connections: usize,
     counts: Counts,
+    tls: Option<tls::Current>,
 }
 
 /// What a listener counts.
@@ -74,16 +75,21 @@ pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Cl
 impl<F> Answers for F where F: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
 impl Listener {
-    /// Binds `address`, for at most `max_connections` at once.
+    /// Binds `address`, for at most `max_connections` at once, which begin with a TLS handshake if there is a `tls`.
     ///
     /// # Errors
     /// When the address can't be bound.
-    pub fn bind(address: SocketAddr, max_connections: usize, counts: Counts) -> io::Result<Self> {
+    pub fn bind(
+        address: SocketAddr,
+        max_connections: usize,
+        counts: Counts,
+        tls: Option<tls::Current>,
+    ) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Where a bridge has just ended, the next may begin.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket: socket.listen(BACKLOG)?, max_connections, counts })
+        Ok(Self { socket: socket.listen(BACKLOG)?, max_connections, counts, tls })
     }
 
     /// The address, with the port that the system chose for port 0.
@@ -96,9 +102,9 @@ impl Listener {
 
     /// Serves until `stop`, then until the requests under way are answered.
     pub async fn serve<F: Answers>(self, filter: F, stop: CancellationToken) {
-        let Self { socket, max_connections, counts } = self;
+        let Self { socket, max_connections, counts, tls } = self;
         let permits = Arc::new(Semaphore::new(max_connections));
-        let mut connections = Connections { permits, filter, stop: stop.clone(), counts, tasks: JoinSet::new() };
+        let mut connections = Connections { permits, filter, stop: stop.clone(), counts, tls, tasks: JoinSet::new() };
         loop {
             tokio::select! {
                 accepted = socket.accept() => connections.take(accepted).await,
@@ -125,6 +131,7 @@ struct Connections<F> {
     filter: F,
     stop: CancellationToken,
     counts: Counts,
+    tls: Option<tls::Current>,
     tasks: JoinSet<()>,
 }
 
@@ -140,12 +147,16 @@ impl<F: Answers> Connections<F> {
         };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.counts.refused.inc();
-            return refuse(&stream);
+            // Who waits for a handshake would not understand the answer.
+            return if self.tls.is_none() {
+                refuse(&stream)
+            };
         };
         let (filter, stop, counts) = (self.filter.clone(), self.stop.clone(), self.counts.clone());
+        let tls = self.tls.as_ref().map(tls::Current::acceptor);
         self.tasks.spawn(async move {
             counts.open.inc();
-            if !connection::serve(stream, Peer(peer.ip()), filter, &stop).await {
+            if !connection::serve(stream, tls, Peer(peer.ip()), filter, &stop).await {
                 counts.late.inc();
             }
             counts.open.dec();

@@ -8,6 +8,7 @@ pub mod descriptors;
 mod feed;
 pub mod listener;
 pub mod reply;
+pub mod tls;
 pub mod webhook;
 
 #[cfg(any(test, feature = "fuzzing"))]

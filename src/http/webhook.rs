@@ -21,7 +21,8 @@ use warp::{Filter, Rejection, Reply};
 
 use super::connection::Peer;
 use super::reply::{self, Problem};
-use crate::domain::secret::Secret;
+use super::tls;
+use crate::domain::secret::Live;
 use crate::domain::trace::TraceParent;
 use crate::domain::units::{self, Size, Span};
 use crate::journal::AppendError;
@@ -52,6 +53,9 @@ pub struct Settings {
     pub max_connections: usize,
     /// From the end of a delivery's head to its answer, at most; Sendbird waits one second.
     pub answer_deadline: Span,
+    /// The listener's certificate; without one it speaks plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<tls::Settings>,
 }
 
 impl Default for Settings {
@@ -62,6 +66,7 @@ impl Default for Settings {
             max_body: Size::kib(256),
             max_connections: 4096,
             answer_deadline: Span::from_millis(800),
+            tls: None,
         }
     }
 }
@@ -85,13 +90,14 @@ impl Settings {
         if !(Span::from_millis(50)..=Span::from_secs(10)).contains(&self.answer_deadline) {
             faults.push(("answer_deadline", format!("expected 50ms to 10s, but found {}", self.answer_deadline)));
         }
+        faults.extend(self.tls.iter().flat_map(tls::Settings::check));
         faults
     }
 }
 
 struct Webhook {
     path: String,
-    path_secret: Option<Secret>,
+    path_secret: Option<Live>,
     max_body: usize,
     deadline: std::time::Duration,
     /// What is left of [`BODIES`].
@@ -102,7 +108,7 @@ struct Webhook {
 /// The filter that answers every request to the webhook's listener.
 pub fn filter(
     settings: &Settings,
-    path_secret: Option<Secret>,
+    path_secret: Option<Live>,
     intake: Arc<Intake>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
     let webhook = Arc::new(Webhook {

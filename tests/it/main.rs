@@ -20,23 +20,29 @@ mod corruption;
 mod crash;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod cursor;
+mod deploy;
 mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod locked;
+mod logs;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;
 mod overload;
 mod power;
 mod recovery;
+mod rotation;
+mod secrets;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
 mod steps;
+mod tls;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod trace;
+mod watch;

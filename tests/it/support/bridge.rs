@@ -160,7 +160,8 @@ fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
         return None;
     }
     let address = |field: &str| {
-        let url = line[field].as_str()?.strip_prefix("http://")?;
+        let url = line[field].as_str()?;
+        let url = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
         url.split('/').next()?.parse::<SocketAddr>().ok()
     };
     Some((address("webhook")?, address("admin")?))

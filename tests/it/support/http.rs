@@ -31,6 +31,12 @@ impl Request {
         Self::new("POST", target)
     }
 
+    /// The same to another place.
+    pub(crate) fn to(mut self, target: &str) -> Self {
+        self.target = target.into();
+        self
+    }
+
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self
@@ -157,7 +163,7 @@ impl Response {
 }
 
 /// An open connection.
-pub(crate) struct Connection(BufReader<TcpStream>);
+pub(crate) struct Connection<S = TcpStream>(BufReader<S>);
 
 impl Connection {
     pub(crate) fn open(address: SocketAddr) -> Self {
@@ -169,10 +175,21 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self(BufReader::new(stream)))
+        Ok(Self::over(stream))
     }
 
-    fn stream(&mut self) -> &mut TcpStream {
+    /// Sends no more, and goes on reading.
+    pub(crate) fn finish_writing(&mut self) {
+        self.stream().shutdown(Shutdown::Write).unwrap();
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    pub(crate) fn over(stream: S) -> Self {
+        Self(BufReader::new(stream))
+    }
+
+    fn stream(&mut self) -> &mut S {
         self.0.get_mut()
     }
 
@@ -182,11 +199,6 @@ impl Connection {
 
     pub(crate) fn try_write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream().write_all(bytes)
-    }
-
-    /// Sends no more, and goes on reading.
-    pub(crate) fn finish_writing(&mut self) {
-        self.stream().shutdown(Shutdown::Write).unwrap();
     }
 
     #[track_caller]

@@ -11,11 +11,14 @@ pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
+#[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "what is scraped live has a broker behind it"))]
+pub(crate) mod prometheus;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod proxy;
 pub(crate) mod samples;
 pub(crate) mod senders;
 pub(crate) mod shim;
+pub(crate) mod tls;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod trial;
 pub(crate) mod verdict;

@@ -1,5 +1,6 @@
 //! A running program: its output, its end, its signals. Killed when dropped.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -158,6 +159,17 @@ impl Process {
     /// A path as the process sees it.
     pub(crate) fn path(&self, path: &Path) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{}", self.child.id(), path.display()))
+    }
+
+    /// What the kernel tells of it under this name.
+    pub(crate) fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.child.id()))
+    }
+
+    /// Ends it as a fault of the program would.
+    pub(crate) fn abort(self) -> Ended {
+        kill_process(Pid::from_child(&self.child), Signal::ABORT).expect("a process to abort");
+        self.wait()
     }
 
     /// Asks it to end, as a service manager does.

@@ -1,0 +1,124 @@
+//! What is read anew while the bridge runs: certificates, and those secrets from files that need no restart.
+//!
+//! The files are looked at, not watched: a volume of Kubernetes swaps a link somewhere above them, which no watch on a
+//! file sees. What can't be used changes nothing and is told of once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use crate::access;
+use crate::config::SecretFile;
+use crate::domain::secret::{Live, Secret};
+use crate::http::tls::Certificates;
+use crate::pipeline::Intake;
+
+/// How long a change may stay unseen.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// Who uses what is read anew.
+pub(super) struct Users {
+    pub(super) intake: Arc<Intake>,
+    pub(super) path_secret: Option<Live>,
+    pub(super) admin_token: Option<Live>,
+}
+
+pub(super) struct Reload {
+    /// By the section of the configuration that names them.
+    certificates: Vec<(&'static str, Certificates)>,
+    secrets: Vec<Seen>,
+    /// The locks as they are now.
+    access: access::Settings,
+    users: Users,
+}
+
+/// A file of a secret, and what was last found there.
+struct Seen {
+    file: SecretFile,
+    found: Result<Vec<Secret>, String>,
+}
+
+impl Reload {
+    pub(super) fn new(
+        certificates: Vec<(&'static str, Certificates)>,
+        files: Vec<SecretFile>,
+        access: access::Settings,
+        users: Users,
+    ) -> Self {
+        let secrets = files.into_iter().map(|file| Seen { found: file.read(), file }).collect();
+        Self { certificates, secrets, access, users }
+    }
+
+    /// Looks every now and then, for ever.
+    pub(super) async fn run(mut self) {
+        loop {
+            sleep(EVERY).await;
+            let looked = spawn_blocking(move || {
+                self.look();
+                self
+            });
+            match looked.await {
+                Ok(back) => self = back,
+                Err(error) => return tracing::error!(%error, "cannot look for renewed files"),
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        for (section, certificates) in &mut self.certificates {
+            match certificates.renew() {
+                Ok(false) => {}
+                Ok(true) => tracing::info!(section, "a renewed certificate is shown from now on"),
+                Err(faults) => {
+                    for (key, fault) in faults {
+                        let key = format!("{section}.{key}");
+                        tracing::error!(key, fault, "a renewed certificate can't be used; the one before is shown on");
+                    }
+                }
+            }
+        }
+        for index in 0..self.secrets.len() {
+            let seen = &mut self.secrets[index];
+            let found = seen.file.read();
+            if found == seen.found {
+                continue;
+            }
+            seen.found = found.clone();
+            let key = seen.file.key.clone();
+            match found.and_then(|secrets| self.renew(&key, secrets)) {
+                Ok(true) => tracing::info!(key, "a renewed secret is in use"),
+                Ok(false) => tracing::warn!(key, "a secret has changed and is used after a restart"),
+                Err(fault) => tracing::error!(key, fault, "a renewed secret can't be used; the one before still holds"),
+            }
+        }
+    }
+
+    /// Hands a secret to its users; `false` if they take none while they run.
+    fn renew(&mut self, key: &str, secrets: Vec<Secret>) -> Result<bool, String> {
+        let Some(first) = secrets.first().cloned() else { return Ok(false) };
+        let mut access = self.access.clone();
+        match (key, &mut access.header) {
+            ("admin.token", _) => {
+                if let Some(token) = &self.users.admin_token {
+                    token.replace(first);
+                }
+                return Ok(true);
+            }
+            ("access.api_tokens", _) => access.api_tokens = secrets,
+            ("access.path_secret", _) => access.path_secret = Some(first),
+            ("access.header.value", Some(header)) => header.value = first,
+            _ => return Ok(false),
+        }
+        if let Some((_, fault)) = access.check().into_iter().next() {
+            return Err(fault);
+        }
+        self.users.intake.access.renew(&access);
+        if let (Some(live), Some(secret)) = (&self.users.path_secret, &access.path_secret) {
+            live.replace(secret.clone());
+        }
+        self.access = access;
+        Ok(true)
+    }
+}

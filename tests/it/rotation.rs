@@ -1,0 +1,111 @@
+//! Secrets that change under a running bridge.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::support::bridge::{Bridge, Config, PATH, signed_by};
+use crate::support::eventually;
+use crate::support::http::Request;
+use crate::support::samples::dial;
+
+struct Rotation {
+    bridge: Bridge,
+    config: Config,
+}
+
+impl Rotation {
+    fn start(config: Config, secrets: &[(&str, &str)]) -> Self {
+        let config = secrets.iter().fold(config, |config, (key, text)| {
+            let file = file(&config, key);
+            fs::write(&file, text).unwrap();
+            config.set(&format!("{key}_file"), &format!("'{}'", file.display()))
+        });
+        Self { bridge: config.start(), config }
+    }
+
+    /// Puts another secret into the place of one, as a mount does.
+    fn rotate(&self, key: &str, text: &str) {
+        let new = self.config.dir().join("new");
+        fs::write(&new, text).unwrap();
+        fs::rename(new, file(&self.config, key)).unwrap();
+    }
+
+    fn status(&self, token: &str) -> u16 {
+        signed_by(token, &dial("call", 1)).send(self.bridge.webhook).status
+    }
+
+    fn said(&self, what: &str) -> usize {
+        self.bridge.log().so_far().iter().filter(|line| line.contains(what)).count()
+    }
+}
+
+fn file(config: &Config, key: &str) -> PathBuf {
+    config.dir().join(key)
+}
+
+#[test]
+fn a_token_is_replaced_without_a_restart() {
+    let tokens = "access.api_tokens";
+    let it = Rotation::start(Config::new().unset(tokens), &[(tokens, "first\n")]);
+    assert_eq!((it.status("first"), it.status("second")), (200, 401));
+    it.rotate(tokens, "second\nfirst\n");
+    eventually("both are taken", || it.status("second") == 200);
+    assert_eq!(it.status("first"), 200);
+    it.rotate(tokens, "second\n");
+    eventually("the first is no longer taken", || it.status("first") == 401);
+    assert_eq!(it.status("second"), 200);
+
+    // What holds no token leaves the door as it is, and is told of once.
+    it.rotate(tokens, "\n");
+    eventually("that is told of", || it.said("a renewed secret can't be used") == 1);
+    fs::remove_file(file(&it.config, tokens)).unwrap();
+    eventually("and so is this", || it.said("a renewed secret can't be used") == 2);
+    assert_eq!((it.status("second"), it.status("")), (200, 401));
+    assert_eq!(it.said("a renewed secret is in use"), 2);
+    let log = it.bridge.log().so_far().join("\n");
+    assert!(!log.contains("second") && !log.contains("first"), "{log}");
+    assert_eq!(it.bridge.stop().code(), Some(0));
+}
+
+#[test]
+fn the_other_locks_and_the_operators_token_are_replaced_too() {
+    let config =
+        Config::new().unset("access.api_tokens").set("access.signature", "'off'").set("access.header.name", "'x-key'");
+    let secrets = [("access.path_secret", "path-1"), ("access.header.value", "header-1"), ("admin.token", "admin-1")];
+    let it = Rotation::start(config, &secrets);
+    let deliver = |path: &str, header: &str| {
+        let request = Request::post(&format!("{PATH}/{path}")).header("x-key", header).body(&dial("call", 1));
+        request.send(it.bridge.webhook).status
+    };
+    let operate = |token: &str| {
+        let request = Request::get("/status").header("authorization", &format!("Bearer {token}"));
+        request.send(it.bridge.admin).status
+    };
+    assert_eq!((deliver("path-1", "header-1"), operate("admin-1")), (200, 200));
+
+    it.rotate("access.header.value", "header-2");
+    eventually("the new header is taken", || deliver("path-1", "header-2") == 200);
+    assert_eq!(deliver("path-1", "header-1"), 401);
+    it.rotate("access.path_secret", "path-2");
+    eventually("the new path is taken", || deliver("path-2", "header-2") == 200);
+    assert_eq!(deliver("path-1", "header-2"), 404);
+    it.rotate("admin.token", "admin-2");
+    eventually("the new token is taken", || operate("admin-2") == 200);
+    assert_eq!(operate("admin-1"), 401);
+
+    // One that no client could send as it is.
+    it.rotate("access.path_secret", "path/3");
+    eventually("that is told of", || it.said("a renewed secret can't be used") == 1);
+    assert_eq!(deliver("path-2", "header-2"), 200);
+}
+
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn a_secret_that_needs_a_restart_says_so() {
+    let config = Config::new().set("sinks.rabbit.type", "'rabbitmq'");
+    let url = "sinks.rabbit.url";
+    let it = Rotation::start(config, &[(url, "amqp://user:canary-1@127.0.0.1:1/%2f")]);
+    it.rotate(url, "amqp://user:canary-2@127.0.0.1:1/%2f");
+    eventually("it is told of", || it.said("a secret has changed and is used after a restart") == 1);
+    assert_eq!(it.said("canary"), 0);
+}
