@@ -1,5 +1,8 @@
 //! The properties of the client library: those that the bridge sets, and those that nobody else may set.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
@@ -70,9 +73,8 @@ fn secure(config: &mut ClientConfig, settings: &Settings) {
     };
     config.set("security.protocol", protocol);
     if let Some(tls) = &settings.tls {
-        // `probe` looks where distributions keep their certificates; the linked OpenSSL knows no such place.
-        let authorities = tls.ca_file.as_ref().map_or("probe".into(), |path| path.to_string_lossy());
-        config.set("ssl.ca.location", authorities);
+        let authorities = tls.ca_file.clone().unwrap_or_else(|| platform(std::env::var_os("SSL_CERT_FILE")));
+        config.set("ssl.ca.location", authorities.to_string_lossy());
         for (key, path) in [("ssl.certificate.location", &tls.cert_file), ("ssl.key.location", &tls.key_file)] {
             if let Some(path) = path {
                 config.set(key, path.to_string_lossy());
@@ -84,6 +86,13 @@ fn secure(config: &mut ClientConfig, settings: &Settings) {
         config.set("sasl.username", &sasl.username);
         config.set("sasl.password", sasl.password.expose());
     }
+}
+
+/// Where the platform's authorities are: the file that this variable names, as for the other brokers' clients.
+/// Otherwise `probe`, with which the client looks where distributions keep theirs, /etc/ssl/certs/ca-certificates.crt
+/// among them; the linked OpenSSL knows no such place.
+fn platform(variable: Option<OsString>) -> PathBuf {
+    variable.map(PathBuf::from).filter(|path| path.is_file()).unwrap_or_else(|| "probe".into())
 }
 
 /// Why a property can't be given under `client`, if it can't.
@@ -154,6 +163,14 @@ mod tests {
         ] {
             assert_eq!(config.get(key), Some(value), "{key}");
         }
+    }
+
+    #[test]
+    fn authorities_are_those_of_the_variable_or_the_platforms() {
+        let file = std::env::current_exe().expect("a file");
+        assert_eq!(platform(Some(file.clone().into())), file);
+        assert_eq!(platform(Some("/nonexistent/ca".into())), PathBuf::from("probe"));
+        assert_eq!(platform(None), PathBuf::from("probe"));
     }
 
     #[test]
