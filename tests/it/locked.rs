@@ -23,7 +23,7 @@ const WRONG: &str = "canary-wrong";
 
 /// What is wrong with a sink's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(crate) enum Fault {
     Nothing,
     Authority,
     Name,
@@ -39,9 +39,11 @@ const FAULTS: [(&str, Fault, &str, &str); 4] = [
 ];
 
 /// A broker behind a lock, and what opens it.
-struct Locked {
+pub(crate) struct Locked {
     kind: Kind,
-    broker: Own,
+    pub(crate) broker: Own,
+    /// What the bridge is told to connect to.
+    host: &'static str,
     authority: Authority,
     other: Authority,
     server: Files,
@@ -50,11 +52,16 @@ struct Locked {
 
 impl Locked {
     fn start(kind: Kind) -> Self {
+        Self::start_as(kind, "127.0.0.1")
+    }
+
+    /// One that is known by this name.
+    pub(crate) fn start_as(kind: Kind, host: &'static str) -> Self {
         let broker = Own::to_be_locked(kind);
         let authority = Authority::new(&broker.dir().join("certificates"));
         let other = Authority::new(&broker.dir().join("other"));
-        let (server, client) = (authority.issue("127.0.0.1"), authority.issue("bridge"));
-        let locked = Self { kind, broker, authority, other, server, client };
+        let (server, client) = (authority.issue_for(&["127.0.0.1", host]), authority.issue("bridge"));
+        let locked = Self { kind, broker, host, authority, other, server, client };
         if kind == Kind::Kafka {
             let users = ["256", "512"].map(|bits| format!("SCRAM-SHA-{bits}=[name=bridge,password={PASSWORD}]\n"));
             std::fs::write(locked.broker.dir().join("kafka.scram"), users.concat()).unwrap();
@@ -107,8 +114,8 @@ impl Locked {
     }
 
     /// Adds a sink with this fault in its settings.
-    fn sink(&self, config: Config, name: &str, place: &Place, fault: Fault) -> Config {
-        let host = if fault == Fault::Name { "localhost" } else { "127.0.0.1" };
+    pub(crate) fn sink(&self, config: Config, name: &str, place: &Place, fault: Fault) -> Config {
+        let host = if fault == Fault::Name { "localhost" } else { self.host };
         let wrong = fault == Fault::Password;
         let ca = if fault == Fault::Authority { &self.other.ca_file } else { &self.authority.ca_file };
         let mut tls = format!("ca_file = '{}'", ca.display());
@@ -141,7 +148,7 @@ impl Locked {
     }
 
     /// How many messages a consumer with the right key finds.
-    fn count(&self, place: &Place) -> u64 {
+    pub(crate) fn count(&self, place: &Place) -> u64 {
         if self.kind != Kind::Nats {
             return place.count();
         }

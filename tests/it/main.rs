@@ -26,6 +26,8 @@ mod disk;
 mod faults;
 mod feed;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod image;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod locked;
 mod logs;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]

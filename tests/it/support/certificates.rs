@@ -43,17 +43,23 @@ impl Authority {
     /// A certificate for servers and clients alike, for one name or address, which is also its common name; valid
     /// for years around today.
     pub(crate) fn issue(&self, name: &str) -> Files {
-        self.sign(name, name, (2020, 2120))
+        self.issue_for(&[name])
+    }
+
+    /// The same for several, of which the first is the common name.
+    pub(crate) fn issue_for(&self, names: &[&str]) -> Files {
+        self.sign(names, names[0], (2020, 2120))
     }
 
     /// The same, but no longer valid.
     pub(crate) fn issue_expired(&self, name: &str) -> Files {
-        self.sign(name, &format!("{name}-expired"), (2020, 2021))
+        self.sign(&[name], &format!("{name}-expired"), (2020, 2021))
     }
 
-    fn sign(&self, name: &str, file: &str, years: (i32, i32)) -> Files {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        params.distinguished_name.push(DnType::CommonName, name);
+    fn sign(&self, names: &[&str], file: &str, years: (i32, i32)) -> Files {
+        let mut params =
+            CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).expect("names");
+        params.distinguished_name.push(DnType::CommonName, names[0]);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = date_time_ymd(years.0, 1, 1);
         params.not_after = date_time_ymd(years.1, 1, 1);
