@@ -238,7 +238,8 @@ impl Tasks {
             None => return std::future::pending().await,
             Some(Ok((id, ()))) => id,
             Some(Err(error)) => {
-                tracing::error!(%error, "a task failed");
+                // Its message may quote a delivery; where it panicked is in the log already.
+                tracing::error!(panicked = error.is_panic(), "a task failed");
                 error.id()
             }
         };

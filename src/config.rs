@@ -219,7 +219,7 @@ impl Origin {
         let path = error.path.iter().map(String::as_str);
         let key =
             [prefix.as_str()].into_iter().filter(|prefix| !prefix.is_empty()).chain(path).collect::<Vec<_>>().join(".");
-        let secret = key.split('.').any(layers::is_secret);
+        let secret = key.split('.').any(layers::may_hold_secret);
         let source = error.metadata.as_ref().and_then(|metadata| metadata.source.as_ref()).map(ToString::to_string);
         Fault { key, message: message(&error.kind, secret), source }
     }
@@ -228,7 +228,10 @@ impl Origin {
 /// What is wrong, without the value where that may be a secret.
 fn message(kind: &Kind, secret: bool) -> String {
     match kind {
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if secret => {
+        // A text in place of a table may be all that the table should have held.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
+            if secret || in_words(expected) == "a table" =>
+        {
             format!("expected {}, but found something else", in_words(expected))
         }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
@@ -255,6 +258,7 @@ fn in_words(expected: &str) -> &str {
         "a boolean" => "true or false",
         "a string" => "a text",
         "a sequence" => "a list",
+        other if other.starts_with("struct ") => "a table",
         other => other,
     }
 }

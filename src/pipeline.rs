@@ -189,6 +189,9 @@ impl Forwarder {
             let fault = match connecting {
                 Ok(Ok(connection)) => {
                     self.status.set_connected(connection.state().is_ok());
+                    if self.status.connected() {
+                        trouble.connected();
+                    }
                     let mut session = Session::new(&self, &*connection, &mut lanes, &mut trouble);
                     let ended = session.run(&stop).await;
                     if session.published {
@@ -197,7 +200,14 @@ impl Forwarder {
                     self.status.disconnected();
                     connection.close(DRAIN_LIMIT).await;
                     match ended {
-                        Ended::Stopped => break,
+                        Ended::Stopped => {
+                            tracing::info!(
+                                sink = self.name,
+                                cursor = self.journal.cursor(&self.name),
+                                "sink disconnected"
+                            );
+                            break;
+                        }
                         Ended::Failed(fault) => fault,
                     }
                 }

@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod dead_letters;
 mod demo;
+mod dumps;
 mod journal;
 mod latency;
 mod logs;
@@ -108,6 +109,10 @@ impl Failure {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    // Before anything secret is read. A process that cannot do without is better than none.
+    if let Err(error) = dumps::forbid() {
+        eprintln!("warning: core dumps cannot be forbidden: {error}");
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -119,13 +124,14 @@ pub fn main() -> ExitCode {
     };
     // One TLS provider for the whole process; a second one would make some clients panic.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
-        eprintln!("error: another TLS provider is installed");
+        report(cli.log_format, &Failure::Failed("another TLS provider is installed".into()));
         return ExitCode::FAILURE;
     }
+    let format = cli.log_format;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            report(&failure);
+            report(format, &failure);
             match failure {
                 Failure::Config(_) | Failure::Usage(_) => ExitCode::from(USAGE),
                 Failure::Failed(_) | Failure::Other(_) => ExitCode::FAILURE,
@@ -139,7 +145,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve => {
             logs::start(cli.log_format, "info");
-            block_on(serve::run(load()?.config))
+            block_on(serve::run(load()?.config, cli.config.as_deref()))
         }
         Command::Demo(args) => {
             logs::start(cli.log_format, "warn");
@@ -167,17 +173,24 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
 }
 
 /// The error and what caused it, each fault of the configuration on a line of its own.
-fn report(failure: &Failure) {
-    eprintln!("error: {failure}");
-    if let Failure::Config(Faults(faults)) = failure {
-        for fault in faults {
-            eprintln!("  {fault}");
-        }
+/// With logs as JSON all of it is one line.
+fn report(format: LogFormat, failure: &Failure) {
+    let faults = match failure {
+        Failure::Config(Faults(faults)) => faults.iter().map(ToString::to_string).collect(),
+        Failure::Usage(_) | Failure::Failed(_) | Failure::Other(_) => Vec::new(),
+    };
+    let causes = std::iter::successors(std::error::Error::source(failure), |cause| cause.source());
+    let causes: Vec<String> = causes.map(ToString::to_string).collect();
+    if format == LogFormat::Json {
+        eprintln!("{}", logs::failure(&failure.to_string(), &faults, &causes));
+        return;
     }
-    let mut cause = std::error::Error::source(failure);
-    while let Some(error) = cause {
-        eprintln!("  caused by: {error}");
-        cause = error.source();
+    eprintln!("error: {failure}");
+    for fault in faults {
+        eprintln!("  {fault}");
+    }
+    for cause in causes {
+        eprintln!("  caused by: {cause}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! `serve`: the bridge, until a signal.
 
+use std::path::Path;
+
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
@@ -7,7 +9,8 @@ use crate::app::App;
 use crate::config::Config;
 use crate::shutdown;
 
-pub(super) async fn run(config: Config) -> Result<(), Failure> {
+/// Runs with a configuration that comes from `file`, where there is one, and from the environment.
+pub(super) async fn run(config: Config, file: Option<&Path>) -> Result<(), Failure> {
     // Before anything is opened, so that a signal at any time leads to a stop in order.
     let stop = CancellationToken::new();
     let signalled = shutdown::on_signal(stop.clone()).map_err(Failure::other)?;
@@ -17,12 +20,15 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
         config.sinks.iter().map(|(name, sink)| format!("{name} ({})", sink.kind.label())).collect();
     let scheme = |tls: bool| if tls { "https" } else { "http" };
     let (webhook_scheme, admin_scheme) = (scheme(config.server.tls.is_some()), scheme(config.admin.tls.is_some()));
+    let journal = config.journal.dir.clone();
     let app = App::bind(config).await.map_err(Failure::other)?;
     let (webhook, admin) = app.addresses().map_err(Failure::other)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         webhook = format!("{webhook_scheme}://{webhook}{path}{secret}"),
         admin = format!("{admin_scheme}://{admin}"),
+        journal = %journal.display(),
+        config = file.map(|file| file.display().to_string()),
         "listening"
     );
     if sinks.is_empty() {

@@ -35,9 +35,9 @@ const LISTS: [&str; 8] = [
     "categories",
 ];
 
-/// Whether a part of a key names a secret.
-pub(super) fn is_secret(part: &str) -> bool {
-    SECRETS.contains(&part)
+/// Whether a part of a key names a secret, or addresses, into which somebody may have written a password.
+pub(super) fn may_hold_secret(part: &str) -> bool {
+    SECRETS.contains(&part) || ["brokers", "servers"].contains(&part)
 }
 
 /// The layers in their order.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use super::OpenError;
@@ -12,7 +13,8 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
         let path = path.to_owned();
         move |source| OpenError::Directory { path, source }
     };
-    fs::create_dir_all(dir).map_err(directory(dir))?;
+    // What users wrote is in it. One that exists is left as its owner wants it.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(directory(dir))?;
     if let Some(parent) = dir.canonicalize().map_err(directory(dir))?.parent() {
         sync(parent).map_err(directory(parent))?;
     }

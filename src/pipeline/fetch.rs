@@ -1,10 +1,11 @@
 //! Reading in the journal, away from the async threads, one read at a time.
 
 use std::future::pending;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
+use super::trouble::Lines;
 use crate::journal::{EngineError, Journal, Reader};
 
 /// How long to wait after a read error. The events are still there, so it is never the end of the log.
@@ -15,13 +16,14 @@ pub(super) struct Fetch<T> {
     journal: Journal,
     reader: Option<Reader>,
     running: Option<JoinHandle<Answer<T>>>,
+    failures: Lines,
 }
 
 type Answer<T> = (Option<Reader>, Result<T, EngineError>);
 
 impl<T: Default + Send + 'static> Fetch<T> {
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, reader: None, running: None }
+        Self { journal, reader: None, running: None, failures: Lines::default() }
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -47,6 +49,7 @@ impl<T: Default + Send + 'static> Fetch<T> {
     pub(super) async fn finished(&mut self) -> T {
         let Some(running) = &mut self.running else { return pending().await };
         let answer = running.await;
+        // A panic's message may quote what was read, so its line in the log is all that is said of it.
         let problem = match answer {
             Ok((reader, Ok(found))) => {
                 self.running = None;
@@ -54,9 +57,11 @@ impl<T: Default + Send + 'static> Fetch<T> {
                 return found;
             }
             Ok((_, Err(error))) => error.to_string(),
-            Err(error) => error.to_string(),
+            Err(_panicked) => "the read panicked".into(),
         };
-        tracing::warn!(error = problem, "cannot read the journal; trying again");
+        if let Some(more) = self.failures.due(Instant::now()) {
+            tracing::warn!(error = problem, more, "cannot read the journal; trying again");
+        }
         self.running = Some(tokio::task::spawn_blocking(|| {
             std::thread::sleep(AFTER_ERROR);
             (None, Ok(T::default()))

@@ -150,7 +150,9 @@ impl<'a> Session<'a> {
                     return Ended::Stopped;
                 },
                 _ = look.tick() => {
-                    self.look();
+                    if let Err(fault) = self.look() {
+                        return Ended::Failed(fault);
+                    }
                     if !stopping {
                         self.fetch_again(&mut fetch_again);
                     }
@@ -165,16 +167,20 @@ impl<'a> Session<'a> {
     }
 
     /// A client that reconnects by itself (Kafka's), and one whose broker takes nothing for now (RabbitMQ's), fail
-    /// no publish meanwhile, so that must be seen and said here.
-    fn look(&mut self) {
+    /// no publish meanwhile, so that must be seen and said here. The others lose their connection with nothing to
+    /// publish as well, and would stay without one until the next event.
+    fn look(&mut self) -> Result<(), Fault> {
         let Forwarder { status, .. } = self.forwarder;
         let state = self.connection.state();
-        if let Err(fault) = &state
-            && status.connected()
-        {
-            self.forwarder.note_failure(fault, self.trouble);
+        match &state {
+            Err(Failure::Fatal(fault)) => return Err(fault.clone()),
+            Err(failure) if status.connected() => self.forwarder.note_failure(failure.fault(), self.trouble),
+            Ok(()) if !status.connected() => self.trouble.connected(),
+            Ok(()) | Err(_) => {}
         }
         status.set_connected(state.is_ok());
+        self.trouble.say_the_rest();
+        Ok(())
     }
 
     /// Reads what an operator wants to be published again.
@@ -332,13 +338,7 @@ impl<'a> Session<'a> {
     fn set_aside(&mut self, lane: Lane, position: u64, fault: Fault) {
         let Forwarder { name, journal, clock, .. } = self.forwarder;
         let origin = if let Lane::Again { position } = lane { position } else { position };
-        tracing::error!(
-            sink = name,
-            position = origin,
-            reason = fault.reason.as_str(),
-            detail = fault.detail,
-            "event set aside"
-        );
+        self.trouble.set_aside(origin, &fault);
         let letter = DeadLetter {
             sink: name.clone(),
             position: origin,

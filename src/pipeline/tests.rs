@@ -72,7 +72,7 @@ impl Connection for Broker {
         .boxed()
     }
 
-    fn state(&self) -> Result<(), Fault> {
+    fn state(&self) -> Result<(), Failure> {
         Ok(())
     }
 

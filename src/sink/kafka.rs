@@ -106,6 +106,8 @@ impl super::Connection for Connection {
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
+        // The clock that the record is handed over by: it may be set back before the next look of every second.
+        shared.setback.look();
         async move {
             tokio::select! {
                 result = shared.publish(&record) => result,
@@ -115,12 +117,12 @@ impl super::Connection for Connection {
         .boxed()
     }
 
-    fn state(&self) -> Result<(), Fault> {
+    fn state(&self) -> Result<(), Failure> {
         self.shared.setback.look();
         if self.shared.setback.is_noticed() {
-            return Err(set_back());
+            return Err(Failure::Fatal(set_back()));
         }
-        if self.shared.producer.reachable() { Ok(()) } else { Err(Fault::unreachable()) }
+        if self.shared.producer.reachable() { Ok(()) } else { Err(Failure::Retry(Fault::unreachable())) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

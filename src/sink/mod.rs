@@ -49,8 +49,9 @@ pub trait Connection: Send + Sync {
     /// Whether the broker can be reached and takes events, as far as the client knows; if not, why.
     ///
     /// # Errors
-    /// What is in the way. A publish may wait for its end, so this is all that tells of it meanwhile.
-    fn state(&self) -> Result<(), Fault>;
+    /// What is in the way. A publish may wait for its end, so this is all that tells of it meanwhile; and without a
+    /// publish, only [`Failure::Fatal`] from here makes the pipeline open another connection.
+    fn state(&self) -> Result<(), Failure>;
 
     /// Says goodbye within `limit`. What is unacknowledged then has an unknown outcome.
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()>;

@@ -29,7 +29,7 @@ use health::{Health, Waiting};
 pub use settings::{CreateStream, Credentials, Settings, Storage};
 
 use super::settings::Faults;
-use super::{Failure, Fault, Published, Reason, Sink};
+use super::{Failure, Published, Reason, Sink};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -192,9 +192,9 @@ impl super::Connection for Connection {
         .boxed()
     }
 
-    fn state(&self) -> Result<(), Fault> {
+    fn state(&self) -> Result<(), Failure> {
         let connected = self.client.connection_state() == async_nats::connection::State::Connected;
-        if connected && !self.health.broken.is_cancelled() { Ok(()) } else { Err(Fault::unreachable()) }
+        if connected && !self.health.broken.is_cancelled() { Ok(()) } else { Err(lost()) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -35,7 +35,7 @@ use errors::{blocked, confirmed, failure, lost};
 pub use settings::{Declare, Queue, QueueType, Settings};
 
 use super::settings::Faults;
-use super::{Failure, Fault, Published, Reason, Sink};
+use super::{Failure, Published, Reason, Sink};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -136,11 +136,11 @@ impl super::Connection for Connection {
         channels::WINDOW
     }
 
-    fn state(&self) -> Result<(), Fault> {
+    fn state(&self) -> Result<(), Failure> {
         if self.channels.broken.is_cancelled() {
-            return Err(Fault::unreachable());
+            return Err(lost());
         }
-        self.channels.usable().map_err(|failure| failure.fault().clone())
+        self.channels.usable()
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

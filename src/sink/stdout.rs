@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Failure, Fault, Published, Reason, Sink};
+use super::{Connection, Failure, Published, Reason, Sink};
 use crate::domain::envelope::{Format, View};
 
 /// Standard output has nothing to configure.
@@ -57,7 +57,7 @@ impl Connection for Lines {
         .boxed()
     }
 
-    fn state(&self) -> Result<(), Fault> {
+    fn state(&self) -> Result<(), Failure> {
         Ok(())
     }
 

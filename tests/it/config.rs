@@ -1,5 +1,7 @@
 //! The configuration as an operator meets it: on the command line.
 
+use serde_json::Value;
+
 use crate::support::bridge::{Config, TOKEN, signed};
 use crate::support::eventually;
 use crate::support::http::Request;
@@ -17,6 +19,9 @@ fn five_mistakes_are_named_at_once() {
     for arguments in [&["config", "check"][..], &["config", "show"], &["serve"]] {
         let ended = config.process(arguments).wait();
         assert_eq!(ended.code(), Some(64), "{}", ended.stderr());
+        let said: Value = serde_json::from_str(&ended.stderr()).unwrap();
+        let faults: Vec<&str> =
+            said["faults"].as_array().unwrap().iter().map(|fault| fault.as_str().unwrap()).collect();
         for (key, word) in [
             ("server.listen", "nowhere"),
             ("server.max_body", "17"),
@@ -24,7 +29,7 @@ fn five_mistakes_are_named_at_once() {
             ("dedup.window", "1 fortnight"),
             ("sinks.out.type", "stdin"),
         ] {
-            let line = ended.stderr.iter().find(|line| line.trim_start().starts_with(&format!("{key}:")));
+            let line = faults.iter().find(|line| line.starts_with(&format!("{key}:")));
             let line = line.unwrap_or_else(|| panic!("no word of {key} in {}", ended.stderr()));
             assert!(line.contains(word) && line.contains("bridge.toml"), "{line}");
         }

@@ -133,9 +133,22 @@ fn a_token_guards_all_but_health_and_metrics() {
         assert_eq!(Request::get(path).send(admin).status, 200, "{path}");
     }
     for path in ["/status", "/events?follow=false", "/nothing"] {
-        for authorization in
-            [None, Some("Bearer wrong"), Some("canary-token"), Some("Bearer canary-token2"), Some("Bearer ")]
-        {
+        for authorization in [
+            None,
+            Some("Bearer wrong"),
+            Some("canary-token"),
+            Some("Bearer canary-token2"),
+            Some("Bearer canary-toke"),
+            Some("Bearer c"),
+            Some("Bearer CANARY-TOKEN"),
+            Some("Bearer  canary-token"),
+            Some("Bearer canary-token, Bearer canary-token"),
+            Some("Bearer "),
+            Some("Bearer"),
+            Some(""),
+            Some("Basic canary-token"),
+            Some("Basic Y2FuYXJ5LXRva2VuOg=="),
+        ] {
             let mut request = Request::get(path);
             if let Some(value) = authorization {
                 request = request.header("authorization", value);
@@ -143,8 +156,13 @@ fn a_token_guards_all_but_health_and_metrics() {
             let answer = request.send(admin);
             assert_eq!(answer.problem(401).header("www-authenticate"), Some("Bearer"), "{path} {authorization:?}");
         }
-        let right = Request::get(path).header("authorization", "Bearer canary-token").send(admin);
-        assert_eq!(right.status, if path == "/nothing" { 404 } else { 200 }, "{path}");
+        // Nor does another method tell anything.
+        Request::post(path).body(b"").send(admin).problem(401);
+        // The scheme is one in whatever case.
+        for scheme in ["Bearer", "bearer"] {
+            let right = Request::get(path).header("authorization", &format!("{scheme} canary-token")).send(admin);
+            assert_eq!(right.status, if path == "/nothing" { 404 } else { 200 }, "{path}");
+        }
     }
 }
 

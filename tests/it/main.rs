@@ -20,10 +20,12 @@ mod corruption;
 mod crash;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod cursor;
+mod deploy;
 mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
+mod logs;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;
@@ -31,6 +33,7 @@ mod overload;
 mod power;
 mod recovery;
 mod rotation;
+mod secrets;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
@@ -40,3 +43,4 @@ mod tls;
 mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod trace;
+mod watch;

@@ -276,7 +276,7 @@ fn a_check_of_the_configuration_may_reach_the_broker(kind: Kind) {
 }
 
 /// The host and port of a broker's address.
-fn authority(address: &str) -> String {
+pub(crate) fn authority(address: &str) -> String {
     let after_scheme = address.rsplit_once("://").map_or(address, |(_, rest)| rest);
     let after_user = after_scheme.rsplit_once('@').map_or(after_scheme, |(_, rest)| rest);
     after_user.split('/').next().unwrap().to_owned()

@@ -40,7 +40,7 @@ impl ClientContext for Events {
     /// Debug for all levels: what matters comes back as an error, and a cluster that is down would be
     /// reported at error level for every attempt of every broker.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+        tracing::debug!(target: "librdkafka", severity = ?level, facility, "{message}");
     }
 
     fn stats(&self, statistics: Statistics) {

@@ -1,9 +1,10 @@
 // Owns: what only Kubernetes' own code can say of a manifest: whether it decodes strictly into the types of the API
-// server, the Prometheus Operator and the Gateway API, and whether its pods keep the restricted Pod Security Standard.
+// server, the Prometheus Operator and the Gateway API, whether the API server would take it (validate.go), and whether
+// its pods keep the restricted Pod Security Standard.
 // Promises: reads manifests (YAML, one or several documents) from standard input; prints one line for each fault, with
 // the kind and name of the object, to standard output; exits 1 if there is any, and also if there was nothing to check.
 //
-// `kube-check certificate DIR` writes tls.crt, tls.key and ca.crt (the same self-signed certificate) instead.
+// `kube-check certificate DIR` makes a certificate for localhost instead: tls.crt, tls.key and its authority, ca.crt.
 package main
 
 import (
@@ -24,14 +25,17 @@ import (
 
 	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	appsv1 "k8s.io/api/apps/v1"
-	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	yamlreader "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	_ "k8s.io/kubernetes/pkg/apis/apps/install"
+	_ "k8s.io/kubernetes/pkg/apis/autoscaling/install"
+	_ "k8s.io/kubernetes/pkg/apis/core/install"
+	_ "k8s.io/kubernetes/pkg/apis/networking/install"
+	_ "k8s.io/kubernetes/pkg/apis/policy/install"
 	psa "k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -63,11 +67,9 @@ func main() {
 
 // check decodes each document and judges its pod, if it has one. Also says how many pods there were.
 func check(in io.Reader) (faults []string, pods int, err error) {
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{
-		appsv1.AddToScheme, autoscalingv2.AddToScheme, corev1.AddToScheme, networkingv1.AddToScheme,
-		policyv1.AddToScheme, monitoringv1.AddToScheme, gatewayv1.Install,
-	} {
+	// Of Kubernetes' own kinds this scheme knows the defaults too.
+	scheme := legacyscheme.Scheme
+	for _, add := range []func(*runtime.Scheme) error{monitoringv1.AddToScheme, gatewayv1.Install} {
 		if err := add(scheme); err != nil {
 			return nil, 0, err
 		}
@@ -96,6 +98,7 @@ func check(in io.Reader) (faults []string, pods int, err error) {
 			faults = append(faults, fmt.Sprintf("%v %v: %v", bare["kind"], name(bare), err))
 			continue
 		}
+		faults = append(faults, invalid(scheme, object, fmt.Sprintf("%s %v", kind.Kind, name(bare)))...)
 		meta, spec := pod(object)
 		if spec == nil {
 			continue
@@ -107,6 +110,27 @@ func check(in io.Reader) (faults []string, pods int, err error) {
 			}
 		}
 	}
+}
+
+// invalid says what the API server would refuse. The foreign kinds have no validation but their types.
+func invalid(scheme *runtime.Scheme, object runtime.Object, label string) (faults []string) {
+	switch object.(type) {
+	case *monitoringv1.ServiceMonitor, *monitoringv1.PrometheusRule, *gatewayv1.HTTPRoute:
+		return nil
+	}
+	scheme.Default(object)
+	internal, err := scheme.UnsafeConvertToVersion(object.DeepCopyObject(), runtime.InternalGroupVersioner)
+	if err != nil {
+		return []string{fmt.Sprintf("%s: %v", label, err)}
+	}
+	found, err := validate(internal)
+	if err != nil {
+		return []string{fmt.Sprintf("%s: %v", label, err)}
+	}
+	for _, fault := range found {
+		faults = append(faults, fmt.Sprintf("%s: %v", label, fault))
+	}
+	return faults
 }
 
 func name(bare map[string]any) any {
@@ -127,16 +151,29 @@ func pod(object runtime.Object) (*metav1.ObjectMeta, *corev1.PodSpec) {
 }
 
 func certificate(dir string) error {
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
+		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	signing, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	ca, err := x509.CreateCertificate(rand.Reader, authority, authority, &signing.PublicKey, signing)
+	if err != nil {
+		return err
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	chain, err := x509.CreateCertificate(rand.Reader, leaf, authority, &key.PublicKey, signing)
 	if err != nil {
 		return err
 	}
@@ -144,10 +181,12 @@ func certificate(dir string) error {
 	if err != nil {
 		return err
 	}
-	public := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	secret := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
-	for file, text := range map[string][]byte{"tls.crt": public, "ca.crt": public, "tls.key": secret} {
-		if err := os.WriteFile(filepath.Join(dir, file), text, 0o600); err != nil {
+	for file, block := range map[string]*pem.Block{
+		"ca.crt":  {Type: "CERTIFICATE", Bytes: ca},
+		"tls.crt": {Type: "CERTIFICATE", Bytes: chain},
+		"tls.key": {Type: "PRIVATE KEY", Bytes: private},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
 			return err
 		}
 	}

@@ -31,6 +31,12 @@ impl Request {
         Self::new("POST", target)
     }
 
+    /// The same to another place.
+    pub(crate) fn to(mut self, target: &str) -> Self {
+        self.target = target.into();
+        self
+    }
+
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self

@@ -11,6 +11,8 @@ pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
+#[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "what is scraped live has a broker behind it"))]
+pub(crate) mod prometheus;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod proxy;
 pub(crate) mod samples;

@@ -161,6 +161,17 @@ impl Process {
         PathBuf::from(format!("/proc/{}/root{}", self.child.id(), path.display()))
     }
 
+    /// What the kernel tells of it under this name.
+    pub(crate) fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.child.id()))
+    }
+
+    /// Ends it as a fault of the program would.
+    pub(crate) fn abort(self) -> Ended {
+        kill_process(Pid::from_child(&self.child), Signal::ABORT).expect("a process to abort");
+        self.wait()
+    }
+
     /// Asks it to end, as a service manager does.
     pub(crate) fn terminate(&self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("a process to signal");

@@ -1,6 +1,5 @@
-{{- define "bridge.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
-{{- end -}}
+{{/* Always the same: it becomes the label `job`, which the alerts look for. */}}
+{{- define "bridge.name" -}}{{- .Chart.Name -}}{{- end -}}
 
 {{/* Short enough that what is added (-headless, -0) still fits into 63 characters. */}}
 {{- define "bridge.fullname" -}}
@@ -105,10 +104,12 @@ for the user's name. Argument: a list of a map and its path.
 {{/* A size of the bridge ("8GiB") or of Kubernetes ("16Gi") in MiB, 0 for what is written otherwise. */}}
 {{- define "bridge.mebibytes" -}}
 {{- $text := . | toString | replace " " "" -}}
-{{- if regexMatch "^[0-9]+(\\.[0-9]+)?[KMGT]iB?$" $text -}}
+{{- if regexMatch "^[0-9]+(\\.[0-9]+)?[kKMGT]i?B?$" $text -}}
 {{- $number := regexFind "^[0-9.]+" $text | float64 -}}
-{{- $unit := regexFind "[KMGT]" $text -}}
-{{- $factor := get (dict "K" 0.0009765625 "M" 1.0 "G" 1024.0 "T" 1048576.0) $unit -}}
+{{- $unit := regexFind "[kKMGT]i?" $text -}}
+{{- $binary := dict "Ki" 0.0009765625 "Mi" 1.0 "Gi" 1024.0 "Ti" 1048576.0 -}}
+{{- $decimal := dict "k" 0.00095367431640625 "K" 0.00095367431640625 "M" 0.95367431640625 "G" 953.67431640625 "T" 953674.31640625 -}}
+{{- $factor := get (merge $binary $decimal) $unit -}}
 {{- mulf $number $factor -}}
 {{- else -}}
 0

@@ -1,0 +1,67 @@
+//! What lies in `deploy` for others to use: each file is checked by the tool that will read it.
+
+use std::collections::BTreeSet;
+
+use crate::support::prometheus::{promtool, read};
+
+const RULES: &str = "deploy/prometheus/rules.yaml";
+const RULES_TEST: &str = "deploy/prometheus/rules.test.yaml";
+const RUNBOOK: &str = "docs/runbook.md";
+
+/// The alerts with the lines of each.
+fn alerts(rules: &str) -> Vec<(&str, &str)> {
+    let parts = rules.split("- alert: ").skip(1);
+    parts.map(|part| (part.lines().next().unwrap(), part)).collect()
+}
+
+#[test]
+fn prometheus_takes_the_rules_and_the_configuration() {
+    promtool(&["check", "rules", "rules.yaml"], "");
+    promtool(&["check", "config", "prometheus.yaml"], "");
+}
+
+#[test]
+fn each_alert_fires_over_its_limit_and_not_below() {
+    promtool(&["test", "rules", "rules.test.yaml"], "");
+    let (rules, tests) = (read(RULES), read(RULES_TEST));
+    for (alert, _) in alerts(&rules) {
+        let test = tests.split("  - name: ").find(|test| test.lines().next() == Some(alert));
+        let test = test.unwrap_or_else(|| panic!("{alert} has no test"));
+        let looks = |wanted: &str| test.contains(wanted) && test.contains(&format!("alertname=\"{alert}\""));
+        assert!(looks("fires") && looks("below") && looks("exp_samples: []"), "{alert}: {test}");
+    }
+}
+
+#[test]
+fn the_chart_has_the_same_rules_and_dashboard() {
+    for (file, in_chart) in [(RULES, "rules.yaml"), ("deploy/grafana/dashboard.json", "dashboard.json")] {
+        let copy = format!("deploy/helm/sendbird-bridge/files/{in_chart}");
+        assert!(read(file) == read(&copy), "cp {file} {copy}");
+    }
+}
+
+#[test]
+fn each_alert_says_what_to_do_and_has_its_section_in_the_runbook() {
+    let (rules, runbook) = (read(RULES), read(RUNBOOK));
+    let alerts = alerts(&rules);
+    for (alert, lines) in &alerts {
+        let url = format!("runbook_url: {RUNBOOK}#{}", alert.to_lowercase());
+        assert!(lines.lines().any(|line| line.trim() == url), "{alert}: expected {url}");
+        assert!(lines.contains("severity: critical") || lines.contains("severity: warning"), "{alert}");
+        assert!(lines.contains("summary: \"") && lines.contains("description: "), "{alert}");
+    }
+    let alerts: BTreeSet<&str> = alerts.iter().map(|(alert, _)| *alert).collect();
+    let sections: Vec<&str> = runbook.split("\n## ").skip(1).collect();
+    let names: BTreeSet<&str> = sections.iter().map(|section| section.lines().next().unwrap()).collect();
+    assert_eq!(alerts, names);
+    for section in &sections {
+        for part in ["**Means.**", "**Look at.**", "**Do.**"] {
+            assert!(section.contains(part), "no {part} in {section}");
+        }
+        assert!(section.contains('`'), "no command and no metric in {section}");
+    }
+    for link in runbook.split("](#").skip(1) {
+        let anchor = link.split(')').next().unwrap();
+        assert!(names.iter().any(|name| name.to_lowercase() == anchor), "no section {anchor}");
+    }
+}

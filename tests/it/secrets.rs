@@ -1,0 +1,357 @@
+//! Secrets stay secret: a canary sits in every key that holds one, and is looked for in all that the program says, shows
+//! and writes.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::{Resource, getrlimit, getuid};
+
+use crate::support::bridge::{Config, signed_by};
+use crate::support::eventually;
+use crate::support::http::{Request, Response};
+use crate::support::metrics::Metrics;
+use crate::support::process::{Process, Stdout, limited, program};
+
+/// In every canary, and in nothing else.
+const CANARY: &str = "canary";
+
+/// The keys of the core that hold a secret.
+const CORE: [(&str, &str); 4] = [
+    ("access.api_tokens", "canary-token"),
+    ("access.path_secret", "canary-path"),
+    ("access.header.value", "canary-header"),
+    ("admin.token", "canary-admin"),
+];
+
+/// The keys of sinks that hold one. A NATS server takes one kind of credentials, so there is a sink for each.
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+const SINKS: [(&str, &str); 6] = [
+    ("sinks.kafka.sasl.password", "canary-sasl"),
+    ("sinks.rabbitmq.url", "amqp://user:canary-url@127.0.0.1:1/%2f"),
+    ("sinks.nats-user.credentials.password", "canary-password"),
+    ("sinks.nats-token.credentials.token", "canary-nats-token"),
+    ("sinks.nats-nkey.credentials.nkey_seed", "canary-seed"),
+    ("sinks.nats-creds.credentials.creds", "canary-creds"),
+];
+#[cfg(not(all(feature = "kafka", feature = "rabbitmq", feature = "nats")))]
+const SINKS: [(&str, &str); 0] = [];
+
+/// A delivery whose TURN credentials are to be redacted.
+const BODY: &[u8] = br#"{"category":"direct_call:dial","occurred_at":1,"application_id":"A","direct_call":{"call_id":"a"},"turn_credential":{"password":"canary-turn"}}"#;
+
+/// Every secret is set, and no broker listens. In files, or in the configuration itself.
+fn config(in_files: bool) -> Config {
+    let mut config = Config::new().unset("access.api_tokens").set("access.header.name", "'x-key'");
+    for name in SINKS.iter().filter_map(|(key, _)| key.split('.').nth(1)) {
+        let kind = name.split('-').next().unwrap();
+        config = config.set(&format!("sinks.{name}.type"), &format!("'{kind}'"));
+        config = match kind {
+            "kafka" => config.set("sinks.kafka.brokers", "['127.0.0.1:1']").set("sinks.kafka.sasl.username", "'user'"),
+            "nats" => config.set(&format!("sinks.{name}.servers"), "['nats://127.0.0.1:1']"),
+            _ => config,
+        };
+    }
+    if !SINKS.is_empty() {
+        config = config.set("sinks.nats-user.credentials.username", "'user'");
+    }
+    for (key, canary) in CORE.iter().chain(&SINKS) {
+        config = if in_files {
+            let file = config.dir().join(key);
+            fs::write(&file, format!("{canary}\n")).unwrap();
+            config.set(&format!("{key}_file"), &format!("'{}'", file.display()))
+        } else if *key == "access.api_tokens" {
+            config.set(key, &format!("['{canary}']"))
+        } else {
+            config.set(key, &format!("'{canary}'"))
+        };
+    }
+    config
+}
+
+#[track_caller]
+fn assert_silent(what: &str, text: &str) {
+    let line = text.lines().find(|line| line.contains(CANARY));
+    assert!(line.is_none(), "{what} shows a secret: {line:?}");
+}
+
+/// Runs a command, which must end so, and gives what it printed.
+#[track_caller]
+fn run(config: &Config, code: i32, arguments: &[&str]) -> String {
+    let ended = config.clone().variable("RUST_LOG", "trace").process(arguments).wait();
+    let said = format!("{}\n{}", ended.stdout(), ended.stderr());
+    assert_silent(&arguments.join(" "), &said);
+    assert_eq!(ended.code(), Some(code), "{arguments:?}: {said}");
+    said
+}
+
+#[test]
+fn a_right_configuration_is_shown_without_them() {
+    for in_files in [false, true] {
+        let config = config(in_files);
+        let shown = run(&config, 0, &["config", "show"]);
+        assert_eq!(shown.matches("<hidden>").count(), CORE.len() + SINKS.len(), "{shown}");
+        run(&config, 0, &["config", "check"]);
+    }
+    if !SINKS.is_empty() {
+        let said = run(&config(false), 1, &["config", "check", "--connect"]);
+        assert_eq!(said.matches("not reached").count(), SINKS.len(), "{said}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_judged_without_them() {
+    let core = [
+        ("access.api_tokens", "'canary'"),
+        ("access.api_tokens", "[['canary']]"),
+        ("access.path_secret", "'canary/path'"),
+        ("access.path_secret", "['canary']"),
+        ("access.header", "'x-key: canary'"),
+        ("access.header", "['canary']"),
+        ("access.header", "{ name = 'x-key', value = { canary = 1 } }"),
+        ("access.headers", "'canary'"),
+        ("access.path_secret", "'canary"),
+        ("access.path_secret", "canary"),
+        ("admin.token", "{ token = 'canary' }"),
+        ("admin", "'canary'"),
+        ("sinks", "'canary'"),
+        ("sinks.x", "'canary'"),
+    ];
+    let sinks = [
+        ("sinks.kafka.sasl", "'user:canary'"),
+        ("sinks.kafka.sasl.password", "['canary']"),
+        ("sinks.kafka.brokers", "['kafka://user:canary@a:1']"),
+        ("sinks.kafka.brokers", "'canary:canary@a'"),
+        ("sinks.kafka.client.'sasl.password'", "'canary'"),
+        ("sinks.kafka.client.'ssl.key.password'", "'canary'"),
+        ("sinks.kafka.password", "'canary'"),
+        ("sinks.rabbitmq.url", "'http://user:canary@a'"),
+        ("sinks.rabbitmq.url", "'amqp://user:canary@a:canary'"),
+        ("sinks.rabbitmq.url", "'user:canary@a'"),
+        ("sinks.rabbitmq.url", "['canary']"),
+        ("sinks.nats-user.servers", "['nats://user:canary@a:1']"),
+        ("sinks.nats-user.servers", "'nats://user:canary@a:1'"),
+        ("sinks.nats-user.credentials", "'canary'"),
+        ("sinks.nats-user.credentials.token", "'canary'"),
+        ("sinks.nats-creds.credentials.creds", "['canary']"),
+    ];
+    let sinks = sinks.iter().filter(|_| !SINKS.is_empty());
+    for (key, value) in core.iter().chain(sinks) {
+        // What is below or above the key would make the file no TOML at all.
+        let mut wrong = CORE.iter().chain(&SINKS).fold(config(false), |config, (known, _)| {
+            if known.starts_with(key) { config.unset(known) } else { config }
+        });
+        for part in ["access.header.name", "sinks.kafka.sasl.username", "sinks.nats-user.credentials.username"] {
+            wrong = if part.starts_with(key) { wrong.unset(part) } else { wrong };
+        }
+        if *key == "admin" {
+            wrong = wrong.unset("admin.listen");
+        }
+        if *key == "sinks" {
+            wrong = Config::new();
+        }
+        let said = run(&wrong.set(key, value), 64, &["config", "check"]);
+        assert!(said.contains("fault"), "{key} = {value}: {said}");
+    }
+}
+
+/// A bridge that logs all it can, in one of the formats.
+struct Loud {
+    process: Process,
+    webhook: SocketAddr,
+    admin: SocketAddr,
+    config: Config,
+}
+
+impl Loud {
+    #[track_caller]
+    fn start(config: Config, format: &str) -> Self {
+        let mut command = program();
+        command.arg("--config").arg(config.write()).args(["--log-format", format, "serve"]).env("RUST_LOG", "trace");
+        Self::started(Process::start(command, Stdout::Read), config)
+    }
+
+    #[track_caller]
+    fn started(mut process: Process, config: Config) -> Self {
+        let log = process.stderr();
+        let mut found = Vec::new();
+        eventually("the bridge listens", || {
+            found = log.so_far().iter().filter(|line| line.contains("listening")).flat_map(|l| addresses(l)).collect();
+            assert!(found.len() == 2 || process.is_running(), "it ended: {}", log.so_far().join("\n"));
+            found.len() == 2
+        });
+        Self { process, webhook: found[0], admin: found[1], config }
+    }
+
+    fn deliver(&self, secret: &str, key: &str, token: &str) -> Response {
+        let request = signed_by(token, BODY).to(&format!("/webhooks/sendbird/{secret}"));
+        request.header("x-key", key).send(self.webhook)
+    }
+
+    fn ask(&self, path: &str, token: &str) -> Response {
+        Request::get(path).header("authorization", &format!("Bearer {token}")).send(self.admin)
+    }
+
+    /// Delivers and asks, rightly and wrongly. No answer tells a secret, also not a wrong one.
+    fn use_it(&self) {
+        let mut answers = vec![
+            self.deliver("canary-path", "canary-header", "canary-token"),
+            self.deliver("canary-path", "canary-header", "canary-token"),
+            self.deliver("canary-path", "canary-header", "canary-wrong"),
+            self.deliver("canary-path", "canary-wrong", "canary-token"),
+            self.deliver("canary-wrong", "canary-header", "canary-token"),
+        ];
+        for (path, status) in [("/status", 200), ("/metrics", 200), ("/events?follow=false", 200), ("/canary", 404)] {
+            answers.push(self.ask(path, "canary-admin"));
+            assert_eq!(answers.last().unwrap().status, status, "{path}");
+            answers.push(self.ask(path, "canary-wrong"));
+        }
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        assert_eq!(statuses, [200, 200, 401, 401, 404, 200, 401, 200, 200, 200, 401, 404, 401]);
+        for answer in answers {
+            assert_silent("an answer", &format!("{:?}\n{}", answer.headers, answer.text()));
+        }
+    }
+
+    /// Waits until each sink has tried and failed.
+    fn sinks_failed(&self) {
+        eventually("every sink has failed", || {
+            let status = self.ask("/status", "canary-admin").json();
+            status["sinks"].as_array().unwrap().iter().all(|sink| sink["last_failure"].is_string())
+        });
+        for path in ["/status", "/metrics"] {
+            assert_silent(path, &self.ask(path, "canary-admin").text());
+        }
+    }
+
+    /// What the operator's commands print, the log, and the files of the journal.
+    fn end(self) {
+        for arguments in [
+            &["journal", "stats"][..],
+            &["journal", "verify"],
+            &["dead-letters", "list"],
+            &["dead-letters", "list", "--json"],
+        ] {
+            run(&self.config, 0, arguments);
+        }
+        files_are_silent(&self.config.dir().join("journal"));
+        self.process.terminate();
+        let ended = self.process.wait();
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+        assert!(ended.stderr.iter().any(|line| line.contains("TRACE") || line.contains("DEBUG")), "a loud log");
+        assert_silent("the log", &ended.stderr());
+        assert_silent("standard output", &ended.stdout());
+        files_are_silent(&self.config.dir().join("journal"));
+    }
+}
+
+/// The addresses in the line that says that the bridge listens, in either format.
+fn addresses(line: &str) -> Vec<SocketAddr> {
+    let address = |rest: &str| {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && !".:".contains(c)).unwrap_or(rest.len());
+        rest[..end].parse().ok()
+    };
+    line.split("http://").skip(1).filter_map(address).collect()
+}
+
+fn files_are_silent(dir: &Path) {
+    let files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() > 1, "{files:?}");
+    for file in files {
+        let bytes = fs::read(&file).unwrap_or_default();
+        let found = bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());
+        assert!(!found, "{} holds a secret", file.display());
+    }
+}
+
+#[test]
+fn a_running_bridge_never_tells_them() {
+    for (format, in_files) in [("json", false), ("text", true)] {
+        let bridge = Loud::start(config(in_files), format);
+        bridge.use_it();
+        bridge.sinks_failed();
+        bridge.end();
+    }
+}
+
+/// Clients say more where a broker answers: one takes any token, the others refuse.
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+#[test]
+fn nor_does_one_whose_brokers_answer() {
+    use crate::support::broker::Kind;
+
+    let (kafka, rabbitmq, nats) = (Kind::Kafka.place(), Kind::RabbitMq.place(), Kind::Nats.place());
+    let (host, vhost) = rabbitmq.address.rsplit_once('@').and_then(|(_, rest)| rest.split_once('/')).unwrap();
+    let servers = format!("['{}']", nats.address);
+    let mut config = config(false)
+        .set("sinks.kafka.brokers", &format!("['{}']", kafka.address))
+        .set("sinks.rabbitmq.url", &format!("'amqp://guest:canary-url@{host}/{vhost}'"));
+    for name in ["user", "token", "nkey", "creds"] {
+        config = config.set(&format!("sinks.nats-{name}.servers"), &servers);
+    }
+    // An exchange without a queue, so that there are dead letters.
+    let bridge = Loud::start(rabbitmq.sink(config, "good").set("sinks.good.declare", "true"), "json");
+    bridge.use_it();
+    let dead = || Metrics::parse(bridge.ask("/metrics", "").text());
+    eventually("it is set aside", || dead().value("sendbird_bridge_sink_dead_letters", &[("sink", "good")]) == 1.0);
+    eventually("the others have failed", || {
+        let status = bridge.ask("/status", "canary-admin").json();
+        let failed = |sink: &&serde_json::Value| sink["name"] != "good" && sink["last_failure"].is_string();
+        status["sinks"].as_array().unwrap().iter().filter(failed).count() == SINKS.len()
+    });
+    let list = run(&bridge.config, 0, &["dead-letters", "list", "--json"]);
+    let letter = list.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).expect("a letter");
+    run(&bridge.config, 0, &["dead-letters", "show", letter["id"].as_str().unwrap()]);
+    bridge.end();
+}
+
+#[test]
+fn a_journal_that_the_bridge_makes_is_for_its_user_alone() {
+    let mode = |config: &Config| fs::metadata(config.dir().join("journal")).unwrap().mode() & 0o777;
+    let made = Config::new();
+    made.start();
+    assert_eq!(mode(&made), 0o700);
+    let found = Config::new();
+    fs::create_dir(found.dir().join("journal")).unwrap();
+    fs::set_permissions(found.dir().join("journal"), fs::Permissions::from_mode(0o750)).unwrap();
+    found.start();
+    assert_eq!(mode(&found), 0o750);
+}
+
+#[test]
+fn a_crash_leaves_no_core() {
+    let config = Config::new();
+    let mut command = limited("ulimit -c $(ulimit -H -c)");
+    command.current_dir(config.dir()).arg("--config").arg(config.write()).arg("serve");
+    let bridge = Loud::started(Process::start(command, Stdout::Read), config.clone());
+    let limits = fs::read_to_string(bridge.process.proc("limits")).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
+    assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
+    let ended = bridge.process.abort();
+    assert_eq!((ended.status.signal(), ended.status.core_dumped()), (Some(6), false));
+}
+
+/// What may not be dumped has files in `/proc` that belong to root. It must be able to read its own all the same.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_bridge_that_others_cannot_look_into_still_measures_itself() {
+    let config = Config::new();
+    fs::set_permissions(config.dir(), fs::Permissions::from_mode(0o777)).unwrap();
+    let file = config.write();
+    // Through a descriptor, because the user may not come to where the program lies.
+    let user = if getuid().is_root() { "setpriv --reuid=65532 --regid=65532 --clear-groups" } else { "" };
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("exec {user} /proc/self/fd/3 \"$@\" 3<\"$0\"")]).arg(program().get_program());
+    command.arg("--config").arg(file).args(["serve"]);
+    let bridge = Loud::started(Process::start(command, Stdout::Read), config);
+    let owner = fs::metadata(bridge.process.proc("environ")).unwrap().uid();
+    assert_eq!(owner, 0, "others of its user can read its memory");
+    let metrics = Metrics::parse(bridge.ask("/metrics", "").text());
+    for name in ["process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds"] {
+        assert!(metrics.value(name, &[]) > 0.0, "{name}");
+    }
+    assert_eq!(metrics.value("process_max_fds", &[]), getrlimit(Resource::Nofile).maximum.unwrap_or(0) as f64);
+}

@@ -1,0 +1,297 @@
+//! What an operator sees: the metrics, and what Prometheus, its alerts and the dashboard make of them.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::support::bridge::{Bridge, Config, PATH, signed, signed_by};
+use crate::support::http::Request;
+use crate::support::process::Stdout;
+use crate::support::prometheus::{names, promtool, read, repository};
+use crate::support::samples::{APPLICATION, samples};
+
+/// The metrics of the contract, with their labels, as a scrape has them.
+const CONTRACT: [(&str, &[&str]); 22] = [
+    ("deliveries_total", &["category", "outcome"]),
+    ("rejected_total", &["reason"]),
+    ("signature_headers_total", &["present"]),
+    ("answer_seconds_bucket", &["le", "status"]),
+    ("journal_commit_seconds_bucket", &["le"]),
+    ("journal_records", &[]),
+    ("journal_bytes", &[]),
+    ("journal_disk_free_bytes", &[]),
+    ("journal_healthy", &[]),
+    ("dedup_ids", &[]),
+    ("sink_published_total", &["category", "sink"]),
+    ("sink_publish_seconds_bucket", &["le", "sink"]),
+    ("delivery_to_broker_seconds_bucket", &["le", "sink"]),
+    ("sink_retries_total", &["reason", "sink"]),
+    ("sink_connected", &["sink"]),
+    ("sink_in_flight", &["sink"]),
+    ("sink_pending_records", &["sink"]),
+    ("sink_oldest_pending_seconds", &["sink"]),
+    ("sink_dead_letters", &["sink"]),
+    ("sink_broker_duplicates_total", &["sink"]),
+    ("connections", &[]),
+    ("build_info", &["features", "version"]),
+];
+
+/// The series of a scrape: names and labels, without values.
+fn series(scrape: &str) -> BTreeSet<String> {
+    let samples = scrape.lines().filter(|line| !line.starts_with('#'));
+    samples.map(|line| line.rsplit_once(' ').expect("a sample").0.to_owned()).collect()
+}
+
+/// The names of the metrics that a scrape declares, and of their parts.
+fn declared(scrape: &str) -> BTreeSet<String> {
+    let declared = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let parts = series(scrape).into_iter().map(|series| series.split('{').next().unwrap().to_owned());
+    declared.map(str::to_owned).chain(parts).collect()
+}
+
+fn scrape(bridge: &Bridge) -> String {
+    bridge.metrics().text
+}
+
+/// The documents for people: the README and what is beside the runbook.
+fn documents() -> Vec<String> {
+    let docs = fs::read_dir(repository("docs")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let docs = docs.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}"));
+    docs.chain(["README.md".to_owned()]).collect()
+}
+
+#[test]
+fn the_metrics_are_those_of_the_contract_and_well_formed() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    for body in samples().values() {
+        bridge.deliver(body).stored();
+    }
+    bridge.caught_up();
+    let scrape = scrape(&bridge);
+    promtool(&["check", "metrics"], &scrape);
+    let series = series(&scrape);
+    for (name, labels) in CONTRACT {
+        let name = format!("sendbird_bridge_{name}");
+        let found = series.iter().find(|series| series.split('{').next() == Some(&name));
+        let found = found.unwrap_or_else(|| panic!("no {name} in {scrape}"));
+        let inside = found.split_once('{').map_or("", |(_, labels)| labels);
+        let mut found: Vec<&str> = inside.split("=\"").map(|part| part.rsplit(['"', ',']).next().unwrap()).collect();
+        // After the last label's name comes its value.
+        found.pop();
+        assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), labels.iter().copied().collect(), "{name}");
+    }
+    let declared = declared(&scrape);
+    for name in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"] {
+        assert!(declared.contains(name), "no {name}");
+    }
+    for line in scrape.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        assert!(line.split_once(' ').is_some_and(|(_, help)| help.len() > 5), "no help in {line:?}");
+    }
+}
+
+#[test]
+fn every_metric_that_rules_and_documents_name_exists_and_the_dashboard_shows_all() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    let declared = declared(&scrape(&bridge));
+    let mut files = documents();
+    files.extend(["rules.yaml", "rules.test.yaml"].map(|file| format!("deploy/prometheus/{file}")));
+    files.push("deploy/grafana/dashboard.json".into());
+    for file in &files {
+        for prefix in ["sendbird_bridge_", "process_"] {
+            for name in names(&read(file), prefix) {
+                assert!(declared.contains(&name), "{file} names {name}, which no scrape has");
+            }
+        }
+    }
+    let shown = names(&read("deploy/grafana/dashboard.json"), "sendbird_bridge_");
+    let parts = ["", "_bucket", "_count", "_sum"];
+    let scrape = scrape(&bridge);
+    for name in scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        let shows = parts.iter().any(|part| shown.contains(&format!("{name}{part}")));
+        assert!(shows || name.starts_with("process_"), "the dashboard does not show {name}");
+    }
+}
+
+/// Text that a sender might use to get into a metric.
+fn hostile(n: usize) -> String {
+    let texts = ["", "\"} 1\n", "stored", "direct_call:", "{}=,", "sendbird_bridge_x", "\u{1F4A5}", "a\\\"b", "../.."];
+    let tail: String = std::iter::repeat_with(fastrand::alphanumeric).take(8).collect();
+    format!("{}{tail}", texts[n % texts.len()])
+}
+
+/// Text that may stand in a request's head.
+fn hostile_head(n: usize) -> String {
+    hostile(n).chars().filter(char::is_ascii_graphic).collect()
+}
+
+#[test]
+fn nothing_that_a_sender_says_makes_a_series() {
+    let config = Config::new().stdout_sink(Stdout::Read).set("server.max_body", "'16KiB'");
+    let bridge = config.set("access.applications", &format!("['{APPLICATION}']")).start();
+    let before = series(&scrape(&bridge));
+    let mut statuses = BTreeSet::new();
+    let mut send = |request: Request| statuses.insert(request.send(bridge.webhook).status);
+    for n in 0..40 {
+        let [category, id, member] = [(); 3].map(|()| hostile(n));
+        let body = |application: &str| {
+            let body = json!({ "category": category, "application_id": application, "occurred_at": n,
+                "direct_call": { "call_id": id }, member.clone(): member });
+            body.to_string().into_bytes()
+        };
+        let known = body(APPLICATION);
+        send(signed(&known));
+        send(signed(&known).header(&format!("x-{}", n), &hostile_head(n)).header("user-agent", &hostile_head(n)));
+        send(signed(&body(&hostile(n))));
+        send(signed(hostile(n).as_bytes()));
+        send(signed(&json!({ "category": [category] }).to_string().into_bytes()));
+        send(signed_by(&hostile(n), &known));
+        send(Request::post(PATH).body(&known));
+        send(Request::post(&format!("/{}", hostile_head(n).replace(['"', '{', '}', '\\'], "%22"))).body(&known));
+        send(Request::post(&format!("{PATH}?{}", hostile_head(n).replace(['"', '{', '}', '\\'], "%22"))).body(&known));
+        let method: String = hostile_head(n).chars().filter(char::is_ascii_alphanumeric).collect();
+        send(Request::new(&method.to_uppercase(), PATH));
+    }
+    send(signed(&vec![b' '; 20 * 1024]));
+    // A body that never comes, for the time-out.
+    send(Request::post(PATH).header("content-length", "10").header("x-sendbird-signature", "0"));
+    let wanted = BTreeSet::from([200, 400, 401, 403, 404, 405, 408, 413]);
+    assert!(statuses.is_superset(&wanted), "expected {wanted:?}, but found {statuses:?}");
+    bridge.caught_up();
+    let after = series(&scrape(&bridge));
+    assert_eq!(after.difference(&before).collect::<Vec<_>>(), Vec::<&String>::new(), "new series");
+    assert_eq!(before.difference(&after).collect::<Vec<_>>(), Vec::<&String>::new(), "series that have gone");
+    let other = [("category", "other"), ("outcome", "stored")];
+    assert!(bridge.metric("sendbird_bridge_deliveries_total", &other) >= 40.0, "unknown categories are other");
+}
+
+/// The queries of the dashboard, each with its panel's title and with values for its variables.
+fn queries() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row");
+    let queries = panels.flat_map(|panel| {
+        let targets = panel["targets"].as_array().filter(|targets| !targets.is_empty());
+        let targets = targets.unwrap_or_else(|| panic!("a panel without a query: {panel}"));
+        targets.iter().map(|target| {
+            let mut expression = target["expr"].as_str().unwrap().to_owned();
+            for (variable, value) in [
+                ("$job", "sendbird-bridge"),
+                ("$instance", ".+"),
+                ("$sink", ".+"),
+                ("$__rate_interval", "30s"),
+                ("$__range", "30s"),
+            ] {
+                expression = expression.replace(variable, value);
+            }
+            assert!(!expression.contains('$'), "an unknown variable in {expression}");
+            (panel["title"].as_str().unwrap().to_owned(), expression)
+        })
+    });
+    queries.collect()
+}
+
+#[test]
+fn the_dashboard_asks_nothing_that_prometheus_cannot_read() {
+    let rules: String = queries()
+        .iter()
+        .enumerate()
+        .map(|(n, (_, query))| format!("  - {{ record: 'panel:query_{n}', expr: {} }}\n", json!(query)))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("panels.yaml");
+    fs::write(&file, format!("groups:\n- name: panels\n  rules:\n{rules}")).unwrap();
+    promtool(&["check", "rules", file.to_str().unwrap()], "");
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+    let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
+    let variables: Vec<&str> = variables.map(|variable| variable["name"].as_str().unwrap()).collect();
+    assert_eq!(variables, ["datasource", "job", "instance", "sink"]);
+}
+
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod idle {
+    use crate::sinks::for_each_broker;
+    use crate::support::bridge::Config;
+    use crate::support::broker::{Kind, Own};
+    use crate::support::eventually;
+
+    for_each_broker! {
+        a_sink_with_nothing_to_publish_sees_its_broker_go_and_come_back
+    }
+
+    fn a_sink_with_nothing_to_publish_sees_its_broker_go_and_come_back(kind: Kind) {
+        let broker = Own::start(kind);
+        let bridge = broker.place().made().sink(Config::new(), "broker").start();
+        let connected = || bridge.metric("sendbird_bridge_sink_connected", &[("sink", "broker")]);
+        eventually("it is connected", || connected() == 1.0);
+        broker.run("stop");
+        eventually("it sees that the broker is away", || connected() == 0.0);
+        broker.run("start");
+        eventually("it is connected again", || connected() == 1.0);
+    }
+}
+
+#[cfg(feature = "nats")]
+mod live {
+    use std::time::Instant;
+
+    use serde_json::Value;
+
+    use super::queries;
+    use crate::support::bridge::Config;
+    use crate::support::broker::{Kind, Own};
+    use crate::support::load::Load;
+    use crate::support::prometheus::{Prometheus, hastened, read};
+    use crate::support::{PATIENCE, eventually};
+
+    const RULES: &str = "deploy/prometheus/rules.yaml";
+
+    #[test]
+    fn every_panel_shows_something_under_load() {
+        let bridge = Kind::Nats.place().made().sink(Config::new(), "broker").start();
+        let load = Load::start(&bridge, 1_000_000, 50);
+        let prometheus = Prometheus::scrape(bridge.admin, &read(RULES));
+        let mut empty = queries();
+        assert!(empty.len() > 30, "{empty:?}");
+        let deadline = Instant::now() + PATIENCE;
+        while !empty.is_empty() {
+            empty.retain(|(_, query)| prometheus.query(query).is_empty());
+            assert!(Instant::now() < deadline, "no data for {empty:?}");
+        }
+        let rate = prometheus.query("sum(rate(sendbird_bridge_deliveries_total[30s]))");
+        assert!(rate[0] > 0.0, "{rate:?}");
+        load.kill_9();
+    }
+
+    #[test]
+    fn an_alert_fires_while_a_broker_is_away_and_clears() {
+        const ALERT: &str = "SendbirdBridgeSinkDisconnected";
+        let broker = Own::start(Kind::Nats);
+        let bridge = broker.place().made().sink(Config::new(), "broker").start();
+        let connected = "sendbird_bridge_sink_connected == 1";
+        eventually("the sink is connected", || bridge.metrics().value("sendbird_bridge_sink_connected", &[]) == 1.0);
+        let prometheus = Prometheus::scrape(bridge.admin, &hastened(&read(RULES)));
+        eventually("Prometheus sees the sink connected", || !prometheus.query(connected).is_empty());
+        // It has looked at the rules, and found nothing.
+        eventually("the rules were evaluated", || {
+            !prometheus.query("instance:sendbird_bridge_deliveries:rate5m").is_empty()
+        });
+        assert_eq!(prometheus.firing(ALERT), None);
+
+        broker.run("stop");
+        let mut alert = Value::Null;
+        eventually("the alert fires", || {
+            alert = prometheus.firing(ALERT).unwrap_or_default();
+            !alert.is_null()
+        });
+        assert_eq!((&alert["labels"]["sink"], &alert["labels"]["severity"]), (&"broker".into(), &"warning".into()));
+        let summary = format!("{} cannot reach the broker of sink broker", bridge.admin);
+        assert_eq!(alert["annotations"]["summary"], summary);
+        for other in ["SendbirdBridgeDown", "SendbirdBridgeNotReady", "SendbirdBridgeUnavailable"] {
+            assert_eq!(prometheus.firing(other), None, "a broker that is away is no reason for {other}");
+        }
+
+        broker.run("start");
+        eventually("the alert clears", || prometheus.firing(ALERT).is_none());
+        eventually("Prometheus sees the sink connected", || !prometheus.query(connected).is_empty());
+    }
+}
