@@ -47,7 +47,9 @@ impl Reload {
         access: access::Settings,
         users: Users,
     ) -> Self {
-        let secrets = files.into_iter().map(|file| Seen { found: file.read(), file }).collect();
+        // Not what is there now: what has changed since the configuration was read, as while a large journal was opened,
+        // is a change like any other.
+        let secrets = files.into_iter().map(|file| Seen { found: Ok(file.held.clone()), file }).collect();
         Self { certificates, secrets, access, users }
     }
 

@@ -9,7 +9,7 @@ use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
@@ -51,14 +51,22 @@ impl TlsArgs {
         let (Some(chain), Some(key)) = (&self.cert_file, &self.key_file) else {
             return Ok(builder.with_no_client_auth());
         };
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &error))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| no_pem(key, &error))?;
         builder.with_client_auth_cert(certificates(chain)?, private).map_err(|error| unusable(key, &error))
     }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    found.map_err(|error| unusable(path, &error))
+    found.map_err(|error| no_pem(path, &error))
+}
+
+/// Why a file is no PEM is not said: that could show a line of it, and it may be a key.
+fn no_pem(path: &Path, error: &pem::Error) -> Failure {
+    match error {
+        pem::Error::Io(error) => unusable(path, error),
+        _ => unusable(path, &"expected PEM, but found something else"),
+    }
 }
 
 fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {

@@ -166,6 +166,8 @@ pub struct SecretFile {
     pub key: String,
     /// Where it is.
     pub path: PathBuf,
+    /// What it held when the configuration was read.
+    pub held: Vec<Secret>,
 }
 
 impl SecretFile {
@@ -177,10 +179,7 @@ impl SecretFile {
         let text = std::fs::read_to_string(&self.path)
             .map_err(|error| format!("expected a readable file, but found {}: {error}", self.path.display()))?;
         let last = self.key.rsplit('.').next().unwrap_or_default();
-        let secrets = match held(last, &text) {
-            Value::Array(_, lines) => lines.iter().filter_map(Value::as_str).map(Secret::new).collect(),
-            one => one.as_str().filter(|text| !text.is_empty()).map(Secret::new).into_iter().collect::<Vec<_>>(),
-        };
+        let secrets = secrets(&held(last, &text));
         if secrets.is_empty() {
             return Err(format!("expected a secret, but found an empty file at {}", self.path.display()));
         }
@@ -210,9 +209,10 @@ pub(super) fn read_secret_files(dict: &mut Dict, prefix: &str, faults: &mut Vec<
         };
         match std::fs::read_to_string(path) {
             Ok(text) => {
-                dict.insert(secret.to_owned(), held(secret, &text));
+                let value = held(secret, &text);
                 let key = full.trim_end_matches("_file").to_owned();
-                files.push(SecretFile { key, path: path.into() });
+                files.push(SecretFile { key, path: path.into(), held: secrets(&value) });
+                dict.insert(secret.to_owned(), value);
             }
             Err(error) => faults.push(fault(format!("expected a readable file, but found {path}: {error}"))),
         }
@@ -226,4 +226,12 @@ fn held(secret: &str, text: &str) -> Value {
         return Value::Array(Tag::Default, lines.map(Value::from).collect());
     }
     Value::from(text.trim_end_matches(['\r', '\n']))
+}
+
+/// The texts of what a file holds.
+fn secrets(held: &Value) -> Vec<Secret> {
+    match held {
+        Value::Array(_, lines) => lines.iter().filter_map(Value::as_str).map(Secret::new).collect(),
+        one => one.as_str().filter(|text| !text.is_empty()).map(Secret::new).into_iter().collect(),
+    }
 }

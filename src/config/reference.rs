@@ -5,9 +5,11 @@
 //! a sentence.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use figment::Figment;
 use figment::providers::{Format, Toml};
+use rcgen::{CertifiedKey, KeyPair};
 use serde_json::Value as Json;
 
 use super::{Config, Loaded, TYPES, schema};
@@ -19,6 +21,10 @@ const README: &str = include_str!("../../README.md");
 
 /// Where the examples say that their files lie.
 const PLACES: [&str; 2] = ["/run/secrets/", "/etc/sendbird-bridge/"];
+
+/// The one certificate of all examples, so that each key fits each certificate.
+static PAIR: LazyLock<CertifiedKey<KeyPair>> =
+    LazyLock::new(|| rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap());
 
 /// Loads a text as the program loads a file; the files that it names are made first.
 fn load(text: &str, variables: &[(&str, &str)]) -> Config {
@@ -45,11 +51,10 @@ fn make_files(tree: &Json, dir: &Path) {
             Some(path) => {
                 std::fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
                 let url = "amqps://user:password@rabbitmq.example.com:5671/%2f\n";
-                let pair = rcgen::generate_simple_self_signed([]).unwrap();
                 let text = match key.as_str() {
                     "url_file" => url.to_owned(),
-                    "cert_file" | "client_ca_file" => pair.cert.pem(),
-                    "key_file" => pair.signing_key.serialize_pem(),
+                    "cert_file" | "client_ca_file" => PAIR.cert.pem(),
+                    "key_file" => PAIR.signing_key.serialize_pem(),
                     _ => "a-secret-of-the-test\n".to_owned(),
                 };
                 std::fs::write(path, text).unwrap();

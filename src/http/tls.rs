@@ -100,8 +100,8 @@ fn certificates(key: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'sta
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err((key, "expected certificates (PEM), but found none".to_owned())),
-        Err(error) => Err((key, format!("expected certificates (PEM), but found: {error}"))),
+        // Why is not said: it could show a line of the file, and the file could be the key by mistake.
+        _ => Err((key, "expected certificates (PEM), but found none".to_owned())),
     }
 }
 
@@ -110,6 +110,8 @@ pub struct Certificates {
     settings: Settings,
     /// What was last looked at, right or wrong.
     seen: Files,
+    /// How often in a row they could not be read.
+    unreadable: u32,
     current: Current,
 }
 
@@ -132,7 +134,7 @@ impl Certificates {
     pub fn open(settings: Settings) -> Result<Self, Vec<Fault>> {
         let seen = settings.read()?;
         let config = seen.config().map_err(|fault| vec![fault])?;
-        Ok(Self { settings, seen, current: Current(Arc::new(ArcSwap::from_pointee(config))) })
+        Ok(Self { settings, seen, unreadable: 0, current: Current(Arc::new(ArcSwap::from_pointee(config))) })
     }
 
     /// For the listener.
@@ -145,8 +147,15 @@ impl Certificates {
     /// # Errors
     /// What is new can't be used; what was read before still holds. Said once for each change.
     pub fn renew(&mut self) -> Result<bool, Vec<Fault>> {
-        // A file that is not there for a moment is about to be written; one that stays away is told of at the next start.
-        let Ok(files) = self.settings.read() else { return Ok(false) };
+        let files = match self.settings.read() {
+            Ok(files) => files,
+            Err(faults) => {
+                self.unreadable = self.unreadable.saturating_add(1);
+                // A file that is not there for a moment is about to be written; one that stays away is told of, once.
+                return if self.unreadable == 2 { Err(faults) } else { Ok(false) };
+            }
+        };
+        self.unreadable = 0;
         if files == self.seen {
             return Ok(false);
         }
@@ -154,5 +163,50 @@ impl Certificates {
         self.seen = files;
         self.current.0.store(Arc::new(config.map_err(|fault| vec![fault])?));
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate and its key, and the key's text.
+    fn settings(dir: &std::path::Path) -> (Settings, String) {
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (cert_file, key_file) = (dir.join("cert.pem"), dir.join("key.pem"));
+        let key = pair.signing_key.serialize_pem();
+        std::fs::write(&cert_file, pair.cert.pem()).unwrap();
+        std::fs::write(&key_file, &key).unwrap();
+        (Settings { cert_file: Some(cert_file), key_file: Some(key_file), client_ca_file: None }, key)
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let (settings, key) = settings(dir.path());
+        // As it is, with its line breaks lost on the way, and with its first line cut short: the reasons of the parser
+        // have the bytes in them.
+        for text in [key.clone(), key.replace(['\r', '\n'], ""), key.replacen("KEY-----", "KEY", 1)] {
+            std::fs::write(settings.cert_file.as_ref().unwrap(), text).unwrap();
+            let expected = "expected certificates (PEM), but found none".to_owned();
+            assert_eq!(settings.check(), [("tls.cert_file", expected)]);
+        }
+    }
+
+    #[test]
+    fn a_file_that_stays_away_is_told_of_once() {
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let dir = tempfile::tempdir().unwrap();
+        let (settings, key) = settings(dir.path());
+        let key_file = settings.key_file.clone().unwrap();
+        let mut certificates = Certificates::open(settings).unwrap();
+        for _ in 0..2 {
+            std::fs::remove_file(&key_file).unwrap();
+            assert_eq!(certificates.renew(), Ok(false));
+            assert_eq!(certificates.renew().unwrap_err()[0].0, "tls.key_file");
+            assert_eq!(certificates.renew(), Ok(false));
+            std::fs::write(&key_file, &key).unwrap();
+            assert_eq!(certificates.renew(), Ok(false), "the same as before");
+        }
     }
 }
