@@ -122,7 +122,7 @@ impl super::Connection for Connection {
         if self.shared.setback.is_noticed() {
             return Err(Failure::Fatal(set_back()));
         }
-        if self.shared.producer.reachable() { Ok(()) } else { Err(Failure::Retry(Fault::unreachable())) }
+        if self.shared.producer.reachable() { Ok(()) } else { Err(Failure::Retry(self.shared.producer.unreachable())) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -21,6 +21,8 @@ pub mod nats;
 pub mod rabbitmq;
 pub mod settings;
 pub mod stdout;
+#[cfg(any(feature = "kafka", feature = "nats", feature = "rabbitmq"))]
+mod tls;
 
 /// A configured destination. Opening a connection also checks, or makes, the topics, the exchange or
 /// the stream.

@@ -29,7 +29,7 @@ use health::{Health, Waiting};
 pub use settings::{CreateStream, Credentials, Settings, Storage};
 
 use super::settings::Faults;
-use super::{Failure, Published, Reason, Sink};
+use super::{Failure, Published, Reason, Sink, tls};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -234,7 +234,10 @@ fn refused(kind: ConnectErrorKind, detail: &str) -> Failure {
         | ConnectErrorKind::Io
         | ConnectErrorKind::MaxReconnects => Reason::Connection,
     };
-    Failure::retry(reason, detail)
+    match tls::explained(detail) {
+        Some(fault) => Failure::Retry(fault),
+        None => Failure::retry(reason, detail),
+    }
 }
 
 /// What a failed publish means.

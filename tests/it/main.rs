@@ -25,6 +25,8 @@ mod disk;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod faults;
 mod feed;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod locked;
 mod logs;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;

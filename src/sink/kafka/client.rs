@@ -12,9 +12,9 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientConfig, ClientContext};
 
-use super::errors::{connecting, creating};
+use super::errors::{connecting, creating, locked_out};
 use super::record::Record;
-use crate::sink::Failure;
+use crate::sink::{Failure, Fault};
 
 /// For a first answer of the cluster.
 const CONNECT: Duration = Duration::from_secs(8);
@@ -106,6 +106,12 @@ impl Producer {
 
     pub(super) fn reachable(&self) -> bool {
         self.seen.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Why no broker is reached.
+    pub(super) fn unreachable(&self) -> Fault {
+        let last = self.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        locked_out(last.as_ref()).unwrap_or_else(Fault::unreachable)
     }
 
     /// Why this producer can't produce any more, if it can't.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use crate::sink::{Failure, Reason};
+use crate::sink::{Failure, Fault, Reason, tls};
 
 /// What a failed publish means; `fatal` is why the producer can't produce any more, if it can't.
 pub(super) fn failure(error: &KafkaError, fatal: Option<(Code, String)>) -> Failure {
@@ -33,9 +33,19 @@ pub(super) fn of_the_whole_batch(error: &KafkaError) -> bool {
 /// What a cluster that did not answer means, given the client's last error.
 pub(super) fn connecting(last: Option<(Code, String)>, limit: Duration) -> Failure {
     match last {
-        Some((code, text)) => Failure::retry(sorted(code).fault().reason, text),
+        Some((code, text)) => match tls::explained(&text) {
+            Some(fault) => Failure::Retry(fault),
+            None => Failure::retry(sorted(code).fault().reason, text),
+        },
         None => Failure::retry(Reason::Timeout, format!("no answer of the cluster within {limit:?}")),
     }
+}
+
+/// What the last error says about certificates and passwords, if it is about them; the client tries on by itself.
+pub(super) fn locked_out(last: Option<&(Code, String)>) -> Option<Fault> {
+    let (code, text) = last?;
+    let fault = tls::explained(text).unwrap_or_else(|| Fault { detail: text.clone(), ..sorted(*code).fault().clone() });
+    (*code == Code::SSL || fault.reason == Reason::NotAuthorized).then_some(fault)
 }
 
 /// What a client that can't be made means. Never echoes a property's value.

@@ -6,7 +6,7 @@ use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
 use lapin::{Confirmation, ErrorKind};
 
-use crate::sink::{Failure, Published, Reason};
+use crate::sink::{Failure, Published, Reason, tls};
 
 /// What a confirmation says about the message with this id.
 pub(super) fn confirmed(confirmation: Confirmation, id: Option<&ShortString>) -> Result<Published, Failure> {
@@ -57,8 +57,11 @@ pub(super) fn failure(error: &lapin::Error, alive: bool) -> Failure {
         | ErrorKind::InvalidChannelState(..)
         | ErrorKind::ChannelsLimitReached
         | ErrorKind::InvalidConnectionState(_)
-        | ErrorKind::IOError(_)
         | ErrorKind::RuntimeShutdownError(_) => Failure::fatal(Reason::Connection, error),
+        ErrorKind::IOError(_) => match tls::explained(&error.to_string()) {
+            Some(fault) => Failure::Fatal(fault),
+            None => Failure::fatal(Reason::Connection, error),
+        },
         ErrorKind::MissingHeartbeatError => Failure::fatal(Reason::Timeout, error),
         ErrorKind::AuthProviderError(_) => Failure::fatal(Reason::NotAuthorized, error),
         ErrorKind::InvalidProtocolVersion(_)

@@ -22,6 +22,21 @@ impl Own {
         own
     }
 
+    /// A broker that is started later; until then a port of its own for a listener with TLS can be asked for.
+    pub(crate) fn to_be_locked(kind: Kind) -> Self {
+        Self::stopped(kind)
+    }
+
+    /// The port of a listener with TLS: of a name that `tests/brokers/broker` knows.
+    pub(crate) fn secure_port(&self, name: &str) -> String {
+        operate(&self.program, "secure-port", name, self.dir.path(), &[]).trim().to_owned()
+    }
+
+    /// A directory that lives as long as the broker.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// What is added to its configuration from its next start or reload on.
     pub(crate) fn configure(&self, lines: &str) {
         std::fs::write(self.dir.path().join(format!("{}.conf", self.kind.label())), lines).unwrap();

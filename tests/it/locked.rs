@@ -1,0 +1,339 @@
+//! Brokers that want TLS and to know who comes: each way in, and what a wrong key looks like from outside.
+
+use std::fs::read_to_string;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+
+use crate::sinks::for_each_broker;
+use crate::support::bridge::{Bridge, Config};
+use crate::support::broker::{Kind, Own, Place, block_on};
+use crate::support::certificates::{Authority, Files};
+use crate::support::eventually;
+use crate::support::samples::dial;
+
+for_each_broker! {
+    what_is_wrong_with_the_key_is_said_and_waited_for
+}
+
+const PASSWORD: &str = "canary-right";
+const WRONG: &str = "canary-wrong";
+
+/// What is wrong with a sink's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Nothing,
+    Authority,
+    Name,
+    Password,
+    Certificate,
+}
+
+const FAULTS: [(&str, Fault, &str, &str); 4] = [
+    ("authority", Fault::Authority, "connection", "no authority of tls.ca_file"),
+    ("name", Fault::Name, "connection", "not for this host name"),
+    ("password", Fault::Password, "not_authorized", ""),
+    ("certificate", Fault::Certificate, "not_authorized", "does not take the client's certificate"),
+];
+
+/// A broker behind a lock, and what opens it.
+struct Locked {
+    kind: Kind,
+    broker: Own,
+    authority: Authority,
+    other: Authority,
+    server: Files,
+    client: Files,
+}
+
+impl Locked {
+    fn start(kind: Kind) -> Self {
+        let broker = Own::to_be_locked(kind);
+        let authority = Authority::new(&broker.dir().join("certificates"));
+        let other = Authority::new(&broker.dir().join("other"));
+        let (server, client) = (authority.issue("127.0.0.1"), authority.issue("bridge"));
+        let locked = Self { kind, broker, authority, other, server, client };
+        if kind == Kind::Kafka {
+            let users = ["256", "512"].map(|bits| format!("SCRAM-SHA-{bits}=[name=bridge,password={PASSWORD}]\n"));
+            std::fs::write(locked.broker.dir().join("kafka.scram"), users.concat()).unwrap();
+            locked.broker.secure_port("kafka");
+            locked.broker.secure_port("kafka-tls");
+        }
+        locked.show(&locked.server);
+        locked
+    }
+
+    /// Has the broker show this certificate from now on.
+    fn show(&self, server: &Files) {
+        let (ca, cert, key) = (self.authority.ca_file.display(), server.cert_file.display(), server.key_file.display());
+        self.broker.run("stop");
+        self.broker.configure(&match self.kind {
+            Kind::Kafka => self.kafka(server),
+            Kind::RabbitMq => format!(
+                "listeners.ssl.1 = 127.0.0.1:{}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {cert}\n\
+                 ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\n\
+                 ssl_options.fail_if_no_peer_cert = true\n",
+                self.broker.secure_port("rabbitmq")
+            ),
+            Kind::Nats => format!(
+                "tls {{ cert_file: '{cert}', key_file: '{key}', ca_file: '{ca}', verify: true }}\n\
+                 authorization {{ users: [{{ user: bridge, password: '{PASSWORD}' }}] }}\n"
+            ),
+        });
+        self.broker.run("start");
+    }
+
+    fn kafka(&self, server: &Files) -> String {
+        let pem = |file| read_to_string(file).unwrap().trim().replace("\r\n", "\n").replace('\n', "\\n");
+        let security = "org.apache.kafka.common.security";
+        let scram = ["256", "512"].map(|bits| {
+            format!(
+                "listener.name.sasl_ssl.scram-sha-{bits}.sasl.jaas.config={security}.scram.ScramLoginModule required;\n"
+            )
+        });
+        format!(
+            "ssl.keystore.type=PEM\nssl.truststore.type=PEM\nssl.keystore.certificate.chain={}\n\
+             ssl.keystore.key={}\nssl.truststore.certificates={}\nlistener.name.ssl.ssl.client.auth=required\n\
+             listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n{}\
+             listener.name.sasl_ssl.plain.sasl.jaas.config={security}.plain.PlainLoginModule required \
+             user_bridge=\"{PASSWORD}\";\n",
+            pem(&server.cert_file),
+            pem(&server.key_file),
+            pem(&self.authority.ca_file),
+            scram.concat(),
+        )
+    }
+
+    /// Adds a sink with this fault in its settings.
+    fn sink(&self, config: Config, name: &str, place: &Place, fault: Fault) -> Config {
+        let host = if fault == Fault::Name { "localhost" } else { "127.0.0.1" };
+        let wrong = fault == Fault::Password;
+        let ca = if fault == Fault::Authority { &self.other.ca_file } else { &self.authority.ca_file };
+        let mut tls = format!("ca_file = '{}'", ca.display());
+        if fault != Fault::Certificate {
+            let (cert, key) = (self.client.cert_file.display(), self.client.key_file.display());
+            tls += &format!(", cert_file = '{cert}', key_file = '{key}'");
+        }
+        let password = if wrong { WRONG } else { PASSWORD };
+        let mut keys = vec![("tls", format!("{{ {tls} }}"))];
+        match self.kind {
+            // Who shows a certificate needs no password.
+            Kind::Kafka if fault == Fault::Certificate => {
+                keys.push(("brokers", format!("['{host}:{}']", self.broker.secure_port("kafka-tls"))));
+            }
+            Kind::Kafka => {
+                keys.push(("brokers", format!("['{host}:{}']", self.broker.secure_port("kafka"))));
+                keys.push(("sasl", sasl("SCRAM-SHA-512", password)));
+            }
+            Kind::RabbitMq => {
+                let (port, password) = (self.broker.secure_port("rabbitmq"), if wrong { WRONG } else { "guest" });
+                keys.push(("url", format!("'amqps://guest:{password}@{host}:{port}/%2f'")));
+            }
+            Kind::Nats => {
+                keys.push(("servers", format!("['nats://{host}:{}']", self.broker.run("port").trim())));
+                keys.push(("credentials", format!("{{ username = 'bridge', password = '{password}' }}")));
+            }
+        }
+        let config = place.making_sink(config, name);
+        keys.iter().fold(config, |config, (key, value)| config.set(&format!("sinks.{name}.{key}"), value))
+    }
+
+    /// How many messages a consumer with the right key finds.
+    fn count(&self, place: &Place) -> u64 {
+        if self.kind != Kind::Nats {
+            return place.count();
+        }
+        let options = async_nats::ConnectOptions::new()
+            .require_tls(true)
+            .add_root_certificates(self.authority.ca_file.clone())
+            .add_client_certificate(self.client.cert_file.clone(), self.client.key_file.clone())
+            .user_and_password("bridge".into(), PASSWORD.into());
+        block_on(async {
+            let client = options.connect(&place.address).await.expect("a way in");
+            let mut stream = async_nats::jetstream::new(client).get_stream(&place.name).await.expect("the stream");
+            stream.info().await.expect("the stream's state").state.messages
+        })
+    }
+
+    #[track_caller]
+    fn arrive(&self, bridge: &Bridge, places: &[(&str, Place)], expected: u64) {
+        bridge.caught_up();
+        for (name, place) in places {
+            assert_eq!(self.count(place), expected, "{name}");
+        }
+    }
+}
+
+fn sasl(mechanism: &str, password: &str) -> String {
+    format!("{{ mechanism = '{mechanism}', username = 'bridge', password = '{password}' }}")
+}
+
+fn last_failure(bridge: &Bridge, name: &str) -> String {
+    let status = bridge.status();
+    let sinks = status["sinks"].as_array().unwrap();
+    let sink = sinks.iter().find(|sink| sink["name"] == name).unwrap_or_else(|| panic!("no {name} in {status}"));
+    sink["last_failure"].as_str().unwrap_or_default().to_owned()
+}
+
+fn is_connected(bridge: &Bridge, name: &str) -> bool {
+    bridge.metric("sendbird_bridge_sink_connected", &[("sink", name)]) > 0.0
+}
+
+fn what_is_wrong_with_the_key_is_said_and_waited_for(kind: Kind) {
+    let locked = Locked::start(kind);
+    let places = FAULTS.map(|(name, ..)| (name, locked.broker.place()));
+    let wrong = FAULTS
+        .iter()
+        .zip(&places)
+        .fold(Config::new(), |config, ((name, fault, ..), (_, place))| locked.sink(config, name, place, *fault));
+    let checked = wrong.process(&["config", "check", "--connect"]).wait();
+    assert_eq!(checked.code(), Some(1), "{}", checked.stdout());
+
+    let bridge = wrong.start();
+    assert_eq!(bridge.deliver(&dial("locked out", 1)).status, 200);
+    for (name, _, reason, words) in FAULTS {
+        let labels = [("sink", name), ("reason", reason)];
+        eventually(&format!("{name}: a retry for {reason}"), || {
+            bridge.metrics().find("sendbird_bridge_sink_retries_total", &labels).is_some_and(|count| count > 0.0)
+        });
+        let said = last_failure(&bridge, name);
+        assert!(said.starts_with(reason) && said.contains(words), "{name}: {said}");
+        assert!(checked.stdout().contains(words), "{name}: {}", checked.stdout());
+        let log = bridge.log().so_far();
+        assert!(log.iter().any(|line| line.contains(name) && line.contains(words)), "{name}: {}", log.join("\n"));
+        assert!(!is_connected(&bridge, name));
+    }
+    let ended = bridge.stop();
+    assert!(!format!("{}{}{}", ended.stderr(), checked.stdout(), checked.stderr()).contains("canary"));
+
+    let right = places.iter().fold(wrong, |config, (name, place)| locked.sink(config, name, place, Fault::Nothing));
+    let bridge = right.start();
+    locked.arrive(&bridge, &places, 1);
+    locked.show(&locked.authority.issue_expired("127.0.0.1"));
+    assert_eq!(bridge.deliver(&dial("expired", 2)).status, 200);
+    for (name, _) in &places {
+        eventually(&format!("{name}: an expired certificate is named"), || {
+            // A Kafka producer that has worked tries on by itself, and the bridge only says that nobody is reached.
+            let words = if kind == Kind::Kafka { "cannot be reached" } else { "expired" };
+            last_failure(&bridge, name).contains(words) && !is_connected(&bridge, name)
+        });
+    }
+    locked.show(&locked.server);
+    locked.arrive(&bridge, &places, 2);
+}
+
+#[test]
+fn kafka_is_reached_by_certificate_and_by_each_mechanism() {
+    let locked = Locked::start(Kind::Kafka);
+    let places = ["mtls", "plain", "scram-sha-256", "scram-sha-512"].map(|name| (name, locked.broker.place()));
+    let mut config = Config::new();
+    for (name, place) in &places {
+        config = locked.sink(config, name, place, Fault::Nothing);
+        config = if *name == "mtls" {
+            let brokers = format!("['127.0.0.1:{}']", locked.broker.secure_port("kafka-tls"));
+            config.unset("sinks.mtls.sasl").set("sinks.mtls.brokers", &brokers)
+        } else {
+            config.set(&format!("sinks.{name}.sasl"), &sasl(&name.to_uppercase(), PASSWORD))
+        };
+    }
+    let bridge = config.start();
+    assert_eq!(bridge.deliver(&dial("locked", 1)).status, 200);
+    locked.arrive(&bridge, &places, 1);
+}
+
+/// A NATS server with these lines, on which a sink with these credentials gets an event in; others get nothing in.
+fn nats_is_reached(lines: &str, credentials: &str, wrong: &str) {
+    let broker = Own::configured(Kind::Nats, lines);
+    let place = broker.place();
+    let config = place.making_sink(Config::new(), "nats").set("sinks.nats.credentials", wrong);
+    let bridge = config.start();
+    assert_eq!(bridge.deliver(&dial("locked", 1)).status, 200);
+    eventually("it is refused", || last_failure(&bridge, "nats").starts_with("not_authorized"));
+    let ended = bridge.stop();
+    assert!(!ended.stderr().contains("canary"), "{}", ended.stderr());
+    let bridge = config.set("sinks.nats.credentials", credentials).start();
+    bridge.caught_up();
+    // JetStream's own acknowledgement; nobody else has the key.
+    assert!(bridge.metric("sendbird_bridge_sink_published_total", &[("sink", "nats")]) >= 1.0);
+}
+
+#[test]
+fn nats_is_reached_by_token() {
+    let lines = format!("authorization {{ token: '{PASSWORD}' }}\n");
+    nats_is_reached(&lines, &format!("{{ token = '{PASSWORD}' }}"), &format!("{{ token = '{WRONG}' }}"));
+}
+
+#[test]
+fn nats_is_reached_by_nkey() {
+    let (user, stranger) = (KeyPair::new_user(), KeyPair::new_user());
+    let lines = format!("authorization {{ users: [{{ nkey: {} }}] }}\n", user.public_key());
+    let seed = |key: &KeyPair| format!("{{ nkey_seed = '{}' }}", key.seed().unwrap());
+    nats_is_reached(&lines, &seed(&user), &seed(&stranger));
+}
+
+#[test]
+fn nats_is_reached_by_credentials_file() {
+    let (operator, system, account) = (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
+    let (user, stranger) = (KeyPair::new_user(), KeyPair::new_account());
+    let unlimited = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), json!(-1))).collect::<Value>();
+    let mut limits = unlimited(&[
+        "subs",
+        "data",
+        "payload",
+        "imports",
+        "exports",
+        "conn",
+        "leaf",
+        "mem_storage",
+        "disk_storage",
+        "streams",
+        "consumer",
+    ]);
+    limits["wildcards"] = true.into();
+    let kind = |kind: &str| json!({ "type": kind, "version": 2 });
+    let of_account = json!({ "type": "account", "version": 2, "limits": limits });
+    let preload = [(&system, kind("account")), (&account, of_account)]
+        .map(|(key, claims)| format!("{}: {}\n", key.public_key(), jwt(&operator, key, claims)))
+        .concat();
+    let lines = format!(
+        "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{\n{preload}}}\n",
+        jwt(&operator, &operator, kind("operator")),
+        system.public_key(),
+    );
+    let creds = |issuer: &KeyPair| {
+        let mut claims = unlimited(&["subs", "data", "payload"]);
+        claims["type"] = "user".into();
+        claims["version"] = 2.into();
+        let (token, seed) = (jwt(issuer, &user, claims), user.seed().unwrap());
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        format!("{{ creds = {text:?} }}")
+    };
+    nats_is_reached(&lines, &creds(&account), &creds(&stranger));
+}
+
+/// A NATS JWT, version 2.
+fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: Value) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let body = json!({
+        "jti": fastrand::u64(..).to_string(), "iat": now, "iss": issuer.public_key(), "name": "test",
+        "sub": subject.public_key(), "nats": claims,
+    });
+    let head = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
+    let signed = [head, body].map(|part| base64url(part.to_string().as_bytes())).join(".");
+    let signature = base64url(&issuer.sign(signed.as_bytes()).unwrap());
+    format!("{signed}.{signature}")
+}
+
+fn base64url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let chunks = bytes.chunks(3).flat_map(|chunk| {
+        let word = (0..3).fold(0_u32, |word, at| word << 8 | u32::from(*chunk.get(at).unwrap_or(&0)));
+        (0..=chunk.len()).map(move |at| char::from(DIGITS[(word >> (18 - 6 * at) & 63) as usize]))
+    });
+    chunks.collect()
+}
