@@ -5,6 +5,7 @@
 //! a sentence.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use figment::Figment;
 use figment::providers::{Format, Toml};
@@ -19,6 +20,12 @@ const README: &str = include_str!("../../README.md");
 
 /// Where the examples say that their files lie.
 const PLACES: [&str; 2] = ["/run/secrets/", "/etc/sendbird-bridge/"];
+
+/// A certificate and its key, which must match in whatever files they are.
+static PAIR: LazyLock<(String, String)> = LazyLock::new(|| {
+    let pair = rcgen::generate_simple_self_signed([]).unwrap();
+    (pair.cert.pem(), pair.signing_key.serialize_pem())
+});
 
 /// Loads a text as the program loads a file; the files that it names are made first.
 fn load(text: &str, variables: &[(&str, &str)]) -> Config {
@@ -45,11 +52,10 @@ fn make_files(tree: &Json, dir: &Path) {
             Some(path) => {
                 std::fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
                 let url = "amqps://user:password@rabbitmq.example.com:5671/%2f\n";
-                let pair = rcgen::generate_simple_self_signed([]).unwrap();
                 let text = match key.as_str() {
                     "url_file" => url.to_owned(),
-                    "cert_file" | "client_ca_file" => pair.cert.pem(),
-                    "key_file" => pair.signing_key.serialize_pem(),
+                    "cert_file" | "client_ca_file" => PAIR.0.clone(),
+                    "key_file" => PAIR.1.clone(),
                     _ => "a-secret-of-the-test\n".to_owned(),
                 };
                 std::fs::write(path, text).unwrap();
