@@ -16,6 +16,10 @@ use crate::support::http::{Request, Response};
 use crate::support::metrics::Metrics;
 use crate::support::process::{Process, Stdout, limited, program};
 
+/// All that there is to log. A level alone is meant for the program; each library is asked by its name.
+const LOUD: &str = "trace,hyper=trace,hyper_util=trace,warp=trace,rustls=trace,mio=trace,lapin=trace,amq_protocol=trace,\
+                    async_nats=trace,rdkafka=trace,librdkafka=trace";
+
 /// In every canary, and in nothing else.
 const CANARY: &str = "canary";
 
@@ -40,6 +44,9 @@ const SINKS: [(&str, &str); 6] = [
 #[cfg(not(all(feature = "kafka", feature = "rabbitmq", feature = "nats")))]
 const SINKS: [(&str, &str); 0] = [];
 
+/// Whether this build has all of them.
+const HAS_SINKS: bool = cfg!(all(feature = "kafka", feature = "rabbitmq", feature = "nats"));
+
 /// A delivery whose TURN credentials are to be redacted.
 const BODY: &[u8] = br#"{"category":"direct_call:dial","occurred_at":1,"application_id":"A","direct_call":{"call_id":"a"},"turn_credential":{"password":"canary-turn"}}"#;
 
@@ -55,7 +62,7 @@ fn config(in_files: bool) -> Config {
             _ => config,
         };
     }
-    if !SINKS.is_empty() {
+    if HAS_SINKS {
         config = config.set("sinks.nats-user.credentials.username", "'user'");
     }
     for (key, canary) in CORE.iter().chain(&SINKS) {
@@ -81,7 +88,7 @@ fn assert_silent(what: &str, text: &str) {
 /// Runs a command, which must end so, and gives what it printed.
 #[track_caller]
 fn run(config: &Config, code: i32, arguments: &[&str]) -> String {
-    let ended = config.clone().variable("RUST_LOG", "trace").process(arguments).wait();
+    let ended = config.clone().variable("RUST_LOG", LOUD).process(arguments).wait();
     let said = format!("{}\n{}", ended.stdout(), ended.stderr());
     assert_silent(&arguments.join(" "), &said);
     assert_eq!(ended.code(), Some(code), "{arguments:?}: {said}");
@@ -96,7 +103,7 @@ fn a_right_configuration_is_shown_without_them() {
         assert_eq!(shown.matches("<hidden>").count(), CORE.len() + SINKS.len(), "{shown}");
         run(&config, 0, &["config", "check"]);
     }
-    if !SINKS.is_empty() {
+    if HAS_SINKS {
         let said = run(&config(false), 1, &["config", "check", "--connect"]);
         assert_eq!(said.matches("not reached").count(), SINKS.len(), "{said}");
     }
@@ -138,7 +145,7 @@ fn a_wrong_configuration_is_judged_without_them() {
         ("sinks.nats-user.credentials.token", "'canary'"),
         ("sinks.nats-creds.credentials.creds", "['canary']"),
     ];
-    let sinks = sinks.iter().filter(|_| !SINKS.is_empty());
+    let sinks = sinks.iter().filter(|_| HAS_SINKS);
     for (key, value) in core.iter().chain(sinks) {
         // What is below or above the key would make the file no TOML at all.
         let mut wrong = CORE.iter().chain(&SINKS).fold(config(false), |config, (known, _)| {
@@ -156,6 +163,13 @@ fn a_wrong_configuration_is_judged_without_them() {
         let said = run(&wrong.set(key, value), 64, &["config", "check"]);
         assert!(said.contains("fault"), "{key} = {value}: {said}");
     }
+    for key in ["-----BEGIN PRIVATE KEY-----\ncanary!\n-----END PRIVATE KEY-----\n", "canary"] {
+        let config = Config::new();
+        let file = config.dir().join("key");
+        fs::write(&file, key).unwrap();
+        let path = format!("'{}'", file.display());
+        run(&config.set("server.tls.cert_file", &path).set("server.tls.key_file", &path), 64, &["config", "check"]);
+    }
 }
 
 /// A bridge that logs all it can, in one of the formats.
@@ -170,7 +184,7 @@ impl Loud {
     #[track_caller]
     fn start(config: Config, format: &str) -> Self {
         let mut command = program();
-        command.arg("--config").arg(config.write()).args(["--log-format", format, "serve"]).env("RUST_LOG", "trace");
+        command.arg("--config").arg(config.write()).args(["--log-format", format, "serve"]).env("RUST_LOG", LOUD);
         Self::started(Process::start(command, Stdout::Read), config)
     }
 
@@ -227,6 +241,27 @@ impl Loud {
         }
     }
 
+    /// Changes files: one rightly, one wrongly, one of those that are read at the start alone.
+    fn renew(&self) {
+        for (key, text, told) in [
+            ("admin.token", "canary-renewed", "is in use"),
+            ("access.path_secret", "canary/renewed", "can't be used"),
+            ("sinks.nats-token.credentials.token", "canary-renewed", "after a restart"),
+        ] {
+            let file = self.config.dir().join(key);
+            if !file.exists() {
+                continue;
+            }
+            fs::write(file, text).unwrap();
+            eventually("the change is told of", || {
+                self.process.stderr().so_far().iter().any(|line| line.contains(key) && line.contains(told))
+            });
+        }
+        assert_eq!(self.ask("/status", "canary-renewed").status, 200);
+        // The commands that follow read it too.
+        fs::write(self.config.dir().join("access.path_secret"), "canary-mended").unwrap();
+    }
+
     /// What the operator's commands print, the log, and the files of the journal.
     fn end(self) {
         for arguments in [
@@ -273,6 +308,9 @@ fn a_running_bridge_never_tells_them() {
         let bridge = Loud::start(config(in_files), format);
         bridge.use_it();
         bridge.sinks_failed();
+        if in_files {
+            bridge.renew();
+        }
         bridge.end();
     }
 }
