@@ -2,9 +2,8 @@
 
 use std::fs::read_to_string;
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use nkeys::KeyPair;
+use sendbird_bridge::domain::clock::Clock;
 use serde_json::{Value, json};
 
 use crate::sinks::for_each_broker;
@@ -325,7 +324,7 @@ fn nats_is_reached_by_credentials_file() {
 
 /// A NATS JWT, version 2.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: Value) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = Clock::system().now_ms() / 1000;
     let body = json!({
         "jti": fastrand::u64(..).to_string(), "iat": now, "iss": issuer.public_key(), "name": "test",
         "sub": subject.public_key(), "nats": claims,
