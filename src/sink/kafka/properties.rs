@@ -122,7 +122,9 @@ pub(super) fn refusal(key: &str) -> Option<&'static str> {
         "statistics.interval.ms" | "log_level" | "log.queue" | "log.connection.close" | "enabled_events" => {
             "a property that the bridge does not need itself"
         }
-        "enable.ssl.certificate.verification" => "the broker's certificate to be verified; give `tls.ca_file`",
+        "enable.ssl.certificate.verification" | "ssl.endpoint.identification.algorithm" => {
+            "the broker's certificate and its name to be verified; give `tls.ca_file`"
+        }
         "ssl.engine.location" | "ssl.engine.id" => "no foreign code in the bridge",
         _ if key.starts_with("plugin.") => "no foreign code in the bridge",
         "default_topic_conf" | "interceptors" => "a property that is a text",
@@ -177,7 +179,15 @@ mod tests {
     fn promises_can_not_be_broken() {
         assert!(OURS.iter().all(|(key, _)| refusal(key).is_some()));
         assert!(DEFAULTS.iter().all(|(key, _)| refusal(key).is_none()));
-        for key in ["sasl.password", "ssl.key.password", "ssl.key.pem", "dr_cb", "delivery.timeout.ms", "retries"] {
+        for key in [
+            "sasl.password",
+            "ssl.key.password",
+            "ssl.key.pem",
+            "ssl.endpoint.identification.algorithm",
+            "dr_cb",
+            "delivery.timeout.ms",
+            "retries",
+        ] {
             assert!(refusal(key).is_some(), "{key}");
         }
         for key in ["client.id", "batch.size", "ssl.cipher.suites", "broker.address.family", "client.rack"] {
