@@ -58,6 +58,8 @@ impl Kafka {
     /// All faults of the settings.
     pub fn new(name: &str, settings: Settings, format: Format, clock: Clock) -> Result<Self, Faults> {
         let topic = settings.parse()?;
+        // Before the first client: OpenSSL is then not torn down at exit, where a client in a handshake would crash.
+        openssl_sys::init();
         let config = properties::all(name, &settings);
         let create = settings.create_topics.as_option().cloned();
         Ok(Self { name: name.to_owned(), config, topic, create, format, clock })
