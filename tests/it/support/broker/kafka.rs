@@ -13,7 +13,7 @@ use rdkafka::message::{Headers, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Limits, Message, Place, block_on};
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, eventually};
 
 const OBJECTS: [&str; 3] = ["direct_call", "room", "other"];
 
@@ -53,8 +53,15 @@ pub(crate) fn remove(place: &Place) {
 /// The node that leads the first partition of the calls.
 pub(crate) fn leader(place: &Place) -> u8 {
     let consumer: BaseConsumer = client(place).create().unwrap();
-    let metadata = consumer.fetch_metadata(Some(&place.destination("direct_call")), PATIENCE).expect("metadata");
-    u8::try_from(metadata.topics()[0].partitions()[0].leader()).expect("a leader")
+    let mut leader = None;
+    // While one goes, a node may know of none, or not of the topic.
+    eventually("a node leads", || {
+        let metadata = consumer.fetch_metadata(Some(&place.destination("direct_call")), PATIENCE).expect("metadata");
+        let first = metadata.topics().first().and_then(|topic| topic.partitions().first());
+        leader = first.and_then(|partition| u8::try_from(partition.leader()).ok());
+        leader.is_some()
+    });
+    leader.unwrap()
 }
 
 /// Whether anybody may write to the topics of this place; a broker with an authorizer takes it to heart.
