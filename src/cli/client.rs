@@ -96,7 +96,10 @@ pub(super) fn token(given: Option<Secret>, file: Option<&PathBuf>) -> Result<Opt
     let read = |path: &Path| {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Failure::Usage(format!("cannot read the token from {}: {error}", path.display())))?;
-        Ok(Secret::new(text.lines().next().unwrap_or_default().trim_end()))
+        match text.lines().next().map(str::trim_end) {
+            Some(token) if !token.is_empty() => Ok(Secret::new(token)),
+            _ => Err(Failure::Usage(format!("expected a token, but found none in {}", path.display()))),
+        }
     };
     given.map(Ok).or_else(|| file.map(|path| read(path))).transpose()
 }

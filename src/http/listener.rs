@@ -148,9 +148,10 @@ impl<F: Answers> Connections<F> {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.counts.refused.inc();
             // Who waits for a handshake would not understand the answer.
-            return if self.tls.is_none() {
-                refuse(&stream)
-            };
+            if self.tls.is_none() {
+                refuse(&stream);
+            }
+            return;
         };
         let (filter, stop, counts) = (self.filter.clone(), self.stop.clone(), self.counts.clone());
         let tls = self.tls.as_ref().map(tls::Current::acceptor);

@@ -58,7 +58,8 @@ impl Kafka {
     /// All faults of the settings.
     pub fn new(name: &str, settings: Settings, format: Format, clock: Clock) -> Result<Self, Faults> {
         let topic = settings.parse()?;
-        // Before the first client: OpenSSL is then not torn down at exit, where a client in a handshake would crash.
+        // Before the first client: OpenSSL then does not tidy up at exit, while threads of clients may still be in it. Once
+        // a bridge with clients in failing handshakes ended by a signal; this is the likely cause, not a proven one.
         openssl_sys::init();
         let config = properties::all(name, &settings);
         let create = settings.create_topics.as_option().cloned();

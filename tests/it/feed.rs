@@ -166,51 +166,12 @@ fn a_token_guards_all_but_health_and_metrics() {
     }
 }
 
-/// Every metric of the contract that a bridge without a broker has.
-const METRICS: [(&str, &[&str]); 24] = [
-    ("deliveries_total", &["category", "outcome"]),
-    ("rejected_total", &["reason"]),
-    ("signature_headers_total", &["present"]),
-    ("answer_seconds_count", &["status"]),
-    ("journal_commit_seconds_count", &[]),
-    ("journal_records", &[]),
-    ("journal_bytes", &[]),
-    ("journal_disk_free_bytes", &[]),
-    ("journal_healthy", &[]),
-    ("dedup_ids", &[]),
-    ("sink_published_total", &["sink", "category"]),
-    ("sink_publish_seconds_count", &["sink"]),
-    ("delivery_to_broker_seconds_count", &["sink"]),
-    ("sink_retries_total", &["sink", "reason"]),
-    ("sink_connected", &["sink"]),
-    ("sink_in_flight", &["sink"]),
-    ("sink_pending_records", &["sink"]),
-    ("sink_oldest_pending_seconds", &["sink"]),
-    ("sink_dead_letters", &["sink"]),
-    ("sink_broker_duplicates_total", &["sink"]),
-    ("connections", &[]),
-    ("build_info", &["version", "features"]),
-    ("journal_max_bytes", &[]),
-    ("unexpected_members_total", &["kind"]),
-];
-
 #[test]
-fn every_metric_is_there() {
+fn the_metrics_tell_of_what_was_published() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     bridge.deliver(&dial("a", 1)).stored();
     bridge.caught_up();
     let metrics = bridge.metrics();
-    for (name, labels) in METRICS {
-        let full = format!("sendbird_bridge_{name}");
-        assert!(metrics.find(&full, &[]).is_some(), "no {full} in\n{}", metrics.text);
-        let line = metrics.text.lines().find(|line| line.starts_with(&format!("{full}{{")));
-        for label in labels {
-            assert!(line.is_some_and(|line| line.contains(&format!("{label}=\""))), "no label {label} on {full}");
-        }
-    }
-    for name in ["process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"] {
-        assert!(metrics.find(name, &[]).is_some(), "no {name}");
-    }
     for (name, value) in [("sink_connected", 1.0), ("sink_pending_records", 0.0), ("sink_dead_letters", 0.0)] {
         assert_eq!(metrics.value(&format!("sendbird_bridge_{name}"), &[("sink", "lines")]), value, "{name}");
     }

@@ -11,8 +11,8 @@ use crate::support::process::Stdout;
 use crate::support::prometheus::{names, promtool, read, repository};
 use crate::support::samples::{APPLICATION, samples};
 
-/// The metrics of the contract, with their labels, as a scrape has them.
-const CONTRACT: [(&str, &[&str]); 22] = [
+/// The metrics, with their labels, as a scrape has them.
+const CONTRACT: [(&str, &[&str]); 24] = [
     ("deliveries_total", &["category", "outcome"]),
     ("rejected_total", &["reason"]),
     ("signature_headers_total", &["present"]),
@@ -35,6 +35,8 @@ const CONTRACT: [(&str, &[&str]); 22] = [
     ("sink_broker_duplicates_total", &["sink"]),
     ("connections", &[]),
     ("build_info", &["features", "version"]),
+    ("journal_max_bytes", &[]),
+    ("unexpected_members_total", &["kind"]),
 ];
 
 /// The series of a scrape: names and labels, without values.
