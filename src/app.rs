@@ -17,7 +17,7 @@ use crate::config::{Config, SinkConfig, SinkKind};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Live;
 use crate::http::admin::{self, Admin, SinkEntry};
-use crate::http::listener::{Counts, Listener};
+use crate::http::listener::{Bound, Counts, Listener};
 use crate::http::tls::{self, Certificates};
 use crate::http::{descriptors, reply, webhook};
 use crate::journal::{self, Journal};
@@ -86,7 +86,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the journal, sets up the sinks (without waiting for their brokers) and binds the addresses.
+    /// Takes the addresses, opens the journal, sets up the sinks (without waiting for their brokers) and listens.
     ///
     /// # Errors
     /// See [`Error`]; nothing is left open then.
@@ -109,11 +109,11 @@ impl App {
         let webhook_tls = open_certificates("server", server.tls.as_ref(), &mut certificates)?;
         let admin_tls = open_certificates("admin", config.admin.tls.as_ref(), &mut certificates)?;
         let room = descriptors::room_for(server.max_connections);
-        let webhook =
-            Listener::bind(server.listen, room, counts, webhook_tls).map_err(listen(server.listen, "server.listen"))?;
+        let webhook_error = listen(server.listen, "server.listen");
+        let webhook = Bound::to(server.listen, room, counts, webhook_tls).map_err(&webhook_error)?;
         let (address, counts) = (config.admin.listen, Counts::unregistered()?);
-        let admin_listener = Listener::bind(address, admin::MAX_CONNECTIONS, counts, admin_tls)
-            .map_err(listen(address, "admin.listen"))?;
+        let admin_error = listen(address, "admin.listen");
+        let admin_listener = Bound::to(address, admin::MAX_CONNECTIONS, counts, admin_tls).map_err(&admin_error)?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
         let mut forwarders = Vec::new();
@@ -154,6 +154,9 @@ impl App {
             stop: CancellationToken::new(),
             started: Instant::now(),
         };
+        // Last: until here a sender is refused, and tries again, instead of waiting while a journal is opened.
+        let webhook = webhook.listen().map_err(webhook_error)?;
+        let admin_listener = admin_listener.listen().map_err(admin_error)?;
         Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, config })
     }
 

@@ -36,7 +36,15 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_millis(200);
 /// How long requests that have begun may take once the listener is stopping.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// A bound socket and its limit.
+/// An address that is taken, at which nobody is let in yet: who comes is refused, and does not wait for an answer.
+pub struct Bound {
+    socket: TcpSocket,
+    max_connections: usize,
+    counts: Counts,
+    tls: Option<tls::Current>,
+}
+
+/// A listening socket and its limit.
 pub struct Listener {
     socket: TcpListener,
     max_connections: usize,
@@ -74,12 +82,12 @@ pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Cl
 
 impl<F> Answers for F where F: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
-impl Listener {
-    /// Binds `address`, for at most `max_connections` at once, which begin with a TLS handshake if there is a `tls`.
+impl Bound {
+    /// Takes `address`, for at most `max_connections` at once, which begin with a TLS handshake if there is a `tls`.
     ///
     /// # Errors
-    /// When the address can't be bound.
-    pub fn bind(
+    /// When the address can't be had.
+    pub fn to(
         address: SocketAddr,
         max_connections: usize,
         counts: Counts,
@@ -89,9 +97,20 @@ impl Listener {
         // Where a bridge has just ended, the next may begin.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket: socket.listen(BACKLOG)?, max_connections, counts, tls })
+        Ok(Self { socket, max_connections, counts, tls })
     }
 
+    /// Lets the system accept connections, which then wait for [`Listener::serve`].
+    ///
+    /// # Errors
+    /// When somebody else listens at the address.
+    pub fn listen(self) -> io::Result<Listener> {
+        let Self { socket, max_connections, counts, tls } = self;
+        Ok(Listener { socket: socket.listen(BACKLOG)?, max_connections, counts, tls })
+    }
+}
+
+impl Listener {
     /// The address, with the port that the system chose for port 0.
     ///
     /// # Errors

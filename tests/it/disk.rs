@@ -1,11 +1,13 @@
 //! A disk that fails: errors of write and fsync, no space, no permission to write.
 
+use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::bridge::{Bridge, Config};
-use crate::support::http::Response;
+use crate::support::http::{Connection, Response};
 use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
@@ -194,5 +196,28 @@ fn a_disk_that_cannot_be_written_at_start_is_a_clear_error() {
     }
     let bridge = config.start();
     assert_eq!(bridge.deliver(&dial("a", 1)).duplicate(), id);
-    eventually_within(std::time::Duration::from_secs(5), "it is ready", || bridge.is_ready());
+    eventually_within(Duration::from_secs(5), "it is ready", || bridge.is_ready());
+}
+
+#[test]
+fn who_comes_while_a_slow_disk_opens_the_journal_is_refused_and_does_not_wait() {
+    let (shim, config) = Shim::under(Config::new().fixed_address());
+    let bridge = config.start();
+    let (webhook, admin) = (bridge.webhook, bridge.admin);
+    let id = bridge.deliver(&dial("a", 1)).stored();
+    bridge.kill_9();
+    shim.delay_syncs(Duration::from_secs(5));
+    let before = shim.seen();
+    let bridge = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| config.start());
+        eventually("the journal is being opened", || shim.seen() > before);
+        for address in [webhook, admin] {
+            let error = Connection::try_open(address).err().expect("nobody is let in");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
+        assert!(!starting.is_finished(), "the start was too fast to prove anything");
+        shim.heal();
+        starting.join().unwrap()
+    });
+    assert_eq!(bridge.deliver(&dial("a", 1)).duplicate(), id);
 }
