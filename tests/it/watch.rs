@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::bridge::{Bridge, Config, PATH, signed, signed_by};
 use crate::support::http::Request;
