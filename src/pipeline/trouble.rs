@@ -70,7 +70,7 @@ impl Trouble {
     pub(super) fn failed(&mut self, fault: &Fault) {
         let now = Instant::now();
         self.since.get_or_insert(now);
-        if let Some(more) = self.to_say(fault, now) {
+        if let Some(more) = self.due(fault, now) {
             self.say(fault, more);
         } else {
             self.unsaid = Some(fault.clone());
@@ -78,7 +78,7 @@ impl Trouble {
     }
 
     /// How many failures before this one had no line, if this one is to have one.
-    fn to_say(&mut self, fault: &Fault, now: Instant) -> Option<u64> {
+    fn due(&mut self, fault: &Fault, now: Instant) -> Option<u64> {
         if let Some(more) = self.failures.due(now) {
             self.told.clear();
             return Some(more);
@@ -171,7 +171,7 @@ mod tests {
         let (mut trouble, now) = (Trouble::new("s"), Instant::now());
         let mut said = |text: &str| {
             let fault = Fault { reason: Reason::Connection, detail: text.into() };
-            let more = trouble.to_say(&fault, now);
+            let more = trouble.due(&fault, now);
             more.inspect(|more| trouble.say(&fault, *more))
         };
         let lines = ["reset", "reset", "reset", "no certificate", "reset", "a", "b", "c"].map(&mut said);
