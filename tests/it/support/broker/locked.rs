@@ -1,6 +1,6 @@
 //! A broker that wants TLS and to know who comes, and sinks that have the right key or a wrong one.
 
-use std::fs::read_to_string;
+use std::fs::{read_to_string, write};
 use std::path::Path;
 
 use super::{Kind, Own, Place, block_on};
@@ -143,10 +143,13 @@ impl Locked {
         if self.kind != Kind::Nats {
             return place.count();
         }
+        // The client keeps only the last file that it is given.
+        let both = self.authority.ca_file.with_extension("both");
+        let authorities = [&self.authority, &self.other].map(|authority| read_to_string(&authority.ca_file).unwrap());
+        write(&both, authorities.concat()).unwrap();
         let options = async_nats::ConnectOptions::new()
             .require_tls(true)
-            .add_root_certificates(self.authority.ca_file.clone())
-            .add_root_certificates(self.other.ca_file.clone())
+            .add_root_certificates(both)
             .add_client_certificate(self.client.cert_file.clone(), self.client.key_file.clone())
             .user_and_password("bridge".into(), PASSWORD.into());
         block_on(async {
