@@ -27,6 +27,8 @@ struct State {
     taken: Vec<String>,
     /// Keys that have an event in flight, to see that no key has two.
     out: HashSet<String>,
+    /// What its client says when it is asked whether there is a connection, if there is none.
+    gone: Option<Fault>,
 }
 
 impl Sink for Broker {
@@ -73,7 +75,7 @@ impl Connection for Broker {
     }
 
     fn state(&self) -> Result<(), Failure> {
-        Ok(())
+        self.0.lock().unwrap().gone.clone().map_or(Ok(()), |fault| Err(Failure::Retry(fault)))
     }
 
     fn close(self: Box<Self>, _: Duration) -> BoxFuture<'static, ()> {
@@ -129,6 +131,13 @@ impl Bench {
         while self.journal.resends("s") < queued {
             sleep(Duration::from_millis(5)).await;
         }
+        let dealt_with =
+            || self.journal.cursor("s") >= self.journal.stats().last_position && self.journal.resends("s") == 0;
+        self.forward_while(types, eventually("all is dealt with", dealt_with)).await;
+    }
+
+    /// Forwards until the script is over.
+    async fn forward_while(&self, types: &[&str], script: impl Future<Output = ()>) {
         let forwarder = Forwarder {
             name: "s".into(),
             sink: Box::new(self.broker.clone()),
@@ -139,15 +148,10 @@ impl Bench {
             status: Arc::clone(&self.status),
         };
         let stop = CancellationToken::new();
-        let done = async {
-            let begun = Instant::now();
-            while self.journal.cursor("s") < self.journal.stats().last_position || self.journal.resends("s") > 0 {
-                assert!(begun.elapsed() < Duration::from_secs(20), "cursor stays at {}", self.journal.cursor("s"));
-                sleep(Duration::from_millis(2)).await;
-            }
+        tokio::join!(forwarder.forward(stop.clone()), async {
+            script.await;
             stop.cancel();
-        };
-        tokio::join!(forwarder.forward(stop.clone()), done);
+        });
     }
 
     fn desk(&self) -> Desk {
@@ -160,6 +164,14 @@ impl Bench {
 
     fn fail(&self, id: &str, failures: &[fn() -> Failure]) {
         self.broker.0.lock().unwrap().script.insert(id.to_owned(), failures.to_vec());
+    }
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not in time: {what}");
+        sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -294,4 +306,27 @@ async fn a_replay_is_marked_and_keeps_order_and_ids() {
     bench.forward(&[]).await;
     let starred = [1, 2, 4].map(|n: usize| format!("{}*", ids[n]));
     assert_eq!(bench.taken()[5..], starred);
+}
+
+#[tokio::test]
+async fn what_a_client_that_tries_on_by_itself_says_last_is_known() {
+    let bench = Bench::new();
+    let count = |reason| bench.metrics.sink_retries.with_label_values(&["s", reason]).get();
+    let failure = || bench.status.last_failure().unwrap_or_default();
+    let go = |fault: Option<Fault>| bench.broker.0.lock().unwrap().gone = fault;
+    bench
+        .forward_while(&[], async {
+            eventually("it is connected", || bench.status.connected()).await;
+            go(Some(Fault::unreachable()));
+            eventually("it is away", || !bench.status.connected()).await;
+            assert!(failure().contains("cannot be reached"), "{}", failure());
+            go(Some(Fault { reason: Reason::NotAuthorized, detail: "expired".into() }));
+            eventually("the new reason is known", || failure() == "not_authorized: expired").await;
+            go(None);
+            eventually("it is connected again", || bench.status.connected()).await;
+            go(Some(Fault::unreachable()));
+            eventually("it is away again", || !bench.status.connected()).await;
+        })
+        .await;
+    assert_eq!((count("connection"), count("not_authorized")), (2, 1), "each is counted when it is new");
 }

@@ -41,6 +41,8 @@ pub(super) struct Trouble {
     sink: String,
     since: Option<Instant>,
     failures: Lines,
+    /// The newest failure, if it had no line.
+    unsaid: Option<Fault>,
     set_aside: Lines,
     /// Whether the log's last word is that there is no connection, or that it fails.
     said_down: bool,
@@ -49,22 +51,37 @@ pub(super) struct Trouble {
 impl Trouble {
     pub(super) fn new(sink: &str) -> Self {
         let (failures, set_aside) = (Lines::default(), Lines::default());
-        Self { sink: sink.to_owned(), since: None, failures, set_aside, said_down: true }
+        Self { sink: sink.to_owned(), since: None, failures, unsaid: None, set_aside, said_down: true }
     }
 
     /// Something failed and will be tried again.
     pub(super) fn failed(&mut self, fault: &Fault) {
         let now = Instant::now();
         self.since.get_or_insert(now);
-        if let Some(more) = self.failures.due(now) {
-            let reason = fault.reason.as_str();
-            tracing::warn!(sink = self.sink, reason, detail = fault.detail, more, "sink fails; trying again");
-            self.said_down = true;
+        match self.failures.due(now) {
+            Some(more) => self.say(fault, more),
+            None => self.unsaid = Some(fault.clone()),
         }
+    }
+
+    fn say(&mut self, fault: &Fault, more: u64) {
+        let reason = fault.reason.as_str();
+        tracing::warn!(sink = self.sink, reason, detail = fault.detail, more, "sink fails; trying again");
+        self.unsaid = None;
+        self.said_down = true;
+    }
+
+    /// The newest failure, and how many before it had no line either, if that is to be said now. Whoever tries on by
+    /// himself fails no second time, and the log's last word on him would be an old one.
+    fn newest(&mut self, now: Instant) -> Option<(Fault, u64)> {
+        self.unsaid.as_ref()?;
+        let unsaid = self.failures.rest(now)?;
+        Some((self.unsaid.take()?, unsaid - 1))
     }
 
     /// There is a connection. Where the log has not said that it went, it need not say that it came.
     pub(super) fn connected(&mut self) {
+        self.unsaid = None;
         if std::mem::take(&mut self.said_down) {
             tracing::info!(sink = self.sink, "sink connected");
         }
@@ -73,6 +90,7 @@ impl Trouble {
     /// Something was published; says whether that ended a time of trouble.
     pub(super) fn is_over(&mut self) -> bool {
         let Some(since) = self.since.take() else { return false };
+        self.unsaid = None;
         // A single failed event among many that work must not make two lines for each of its tries.
         if self.failures.last.is_some_and(|last| last >= since) {
             tracing::info!(sink = self.sink, after_seconds = since.elapsed().as_secs(), "sink publishes again");
@@ -88,9 +106,13 @@ impl Trouble {
         }
     }
 
-    /// Says in the end what was left unsaid of events set aside. To be called now and then.
+    /// Says in the end what was left unsaid, of failures and of events set aside. To be called now and then.
     pub(super) fn say_the_rest(&mut self) {
-        if let Some(more) = self.set_aside.rest(Instant::now()) {
+        let now = Instant::now();
+        if let Some((fault, more)) = self.newest(now) {
+            self.say(&fault, more);
+        }
+        if let Some(more) = self.set_aside.rest(now) {
             tracing::error!(
                 sink = self.sink,
                 more,
@@ -103,6 +125,7 @@ impl Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::Reason;
 
     #[test]
     fn lines_are_bounded_and_all_is_counted() {
@@ -116,5 +139,24 @@ mod tests {
         assert_eq!(lines.rest(begun + 3 * QUIET), None, "all is said");
         assert_eq!(lines.due(begun + QUIET + Duration::from_secs(1)), None);
         assert_eq!(lines.rest(begun + 2 * QUIET), Some(1));
+    }
+
+    #[test]
+    fn the_newest_failure_is_said_in_the_end_unless_it_is_over() {
+        let fault = |detail: &str| Fault { reason: Reason::Connection, detail: detail.into() };
+        let (mut trouble, begun) = (Trouble::new("s"), Instant::now());
+        for detail in ["away", "expired", "expired still"] {
+            trouble.failed(&fault(detail));
+        }
+        assert_eq!(trouble.newest(begun), None, "not yet");
+        let later = Instant::now() + QUIET;
+        assert_eq!(trouble.newest(later), Some((fault("expired still"), 1)));
+        assert_eq!(trouble.newest(later + QUIET), None, "all is said");
+        trouble.failed(&fault("away again"));
+        trouble.connected();
+        assert_eq!(trouble.newest(later + 3 * QUIET), None, "there is a connection");
+        trouble.failed(&fault("and again"));
+        assert!(trouble.is_over());
+        assert_eq!(trouble.newest(later + 3 * QUIET), None, "it publishes");
     }
 }
