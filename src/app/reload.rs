@@ -34,10 +34,13 @@ pub(super) struct Reload {
     users: Users,
 }
 
-/// A file of a secret, and what was last found there.
+/// A file of a secret.
 struct Seen {
     file: SecretFile,
+    /// What was last found there.
     found: Result<Vec<Secret>, String>,
+    /// What is in use.
+    used: Vec<Secret>,
 }
 
 impl Reload {
@@ -49,8 +52,8 @@ impl Reload {
     ) -> Self {
         // Not what is there now: what has changed since the configuration was read, as while a large journal was opened,
         // is a change like any other.
-        let secrets = files.into_iter().map(|file| Seen { found: Ok(file.held.clone()), file }).collect();
-        Self { certificates, secrets, access, users }
+        let seen = |file: SecretFile| Seen { found: Ok(file.held.clone()), used: file.held.clone(), file };
+        Self { certificates, secrets: files.into_iter().map(seen).collect(), access, users }
     }
 
     /// Looks every now and then, for ever.
@@ -82,23 +85,33 @@ impl Reload {
             }
         }
         for index in 0..self.secrets.len() {
-            let seen = &mut self.secrets[index];
-            let found = seen.file.read();
-            if found == seen.found {
-                continue;
+            self.look_at_secret(index);
+        }
+    }
+
+    fn look_at_secret(&mut self, index: usize) {
+        let seen = &mut self.secrets[index];
+        let found = seen.file.read();
+        if found == seen.found {
+            return;
+        }
+        seen.found = found.clone();
+        let key = seen.file.key.clone();
+        if found.as_ref() == Ok(&seen.used) {
+            return tracing::info!(key, "a secret is again the one in use");
+        }
+        match found.and_then(|secrets| Ok((self.renew(&key, &secrets)?, secrets))) {
+            Ok((true, secrets)) => {
+                self.secrets[index].used = secrets;
+                tracing::info!(key, "a renewed secret is in use");
             }
-            seen.found = found.clone();
-            let key = seen.file.key.clone();
-            match found.and_then(|secrets| self.renew(&key, secrets)) {
-                Ok(true) => tracing::info!(key, "a renewed secret is in use"),
-                Ok(false) => tracing::warn!(key, "a secret has changed and is used after a restart"),
-                Err(fault) => tracing::error!(key, fault, "a renewed secret can't be used; the one before still holds"),
-            }
+            Ok((false, _)) => tracing::warn!(key, "a secret has changed and is used after a restart"),
+            Err(fault) => tracing::error!(key, fault, "a renewed secret can't be used; the one before still holds"),
         }
     }
 
     /// Hands a secret to its users; `false` if they take none while they run.
-    fn renew(&mut self, key: &str, secrets: Vec<Secret>) -> Result<bool, String> {
+    fn renew(&mut self, key: &str, secrets: &[Secret]) -> Result<bool, String> {
         let Some(first) = secrets.first().cloned() else { return Ok(false) };
         let mut access = self.access.clone();
         match (key, &mut access.header) {
@@ -108,7 +121,7 @@ impl Reload {
                 }
                 return Ok(true);
             }
-            ("access.api_tokens", _) => access.api_tokens = secrets,
+            ("access.api_tokens", _) => access.api_tokens = secrets.to_vec(),
             ("access.path_secret", _) => access.path_secret = Some(first),
             ("access.header.value", Some(header)) => header.value = first,
             _ => return Ok(false),

@@ -99,6 +99,23 @@ fn the_other_locks_and_the_operators_token_are_replaced_too() {
     assert_eq!(deliver("path-2", "header-2"), 200);
 }
 
+#[test]
+fn a_file_that_comes_back_as_it_was_is_no_renewal() {
+    let tokens = "access.api_tokens";
+    let it = Rotation::start(Config::new().unset(tokens), &[(tokens, "first\n")]);
+    let back = || it.said("a secret is again the one in use");
+    fs::remove_file(file(&it.config, tokens)).unwrap();
+    eventually("it is missed", || it.said("a renewed secret can't be used") == 1);
+    it.rotate(tokens, "first");
+    eventually("it is found again", || back() == 1);
+    it.rotate(tokens, "\n");
+    eventually("what holds none is told of", || it.said("a renewed secret can't be used") == 2);
+    it.rotate(tokens, "first\n");
+    eventually("and that it holds one again", || back() == 2);
+    assert_eq!(it.said("a renewed secret is in use"), 0);
+    assert_eq!((it.status("first"), it.status("second")), (200, 401));
+}
+
 #[cfg(feature = "rabbitmq")]
 #[test]
 fn a_secret_that_needs_a_restart_says_so() {
@@ -106,6 +123,9 @@ fn a_secret_that_needs_a_restart_says_so() {
     let url = "sinks.rabbit.url";
     let it = Rotation::start(config, &[(url, "amqp://user:canary-1@127.0.0.1:1/%2f")]);
     it.rotate(url, "amqp://user:canary-2@127.0.0.1:1/%2f");
-    eventually("it is told of", || it.said("a secret has changed and is used after a restart") == 1);
-    assert_eq!(it.said("canary"), 0);
+    let told = || it.said("a secret has changed and is used after a restart");
+    eventually("it is told of", || told() == 1);
+    it.rotate(url, "amqp://user:canary-1@127.0.0.1:1/%2f");
+    eventually("that needs none any more", || it.said("a secret is again the one in use") == 1);
+    assert_eq!((told(), it.said("canary")), (1, 0));
 }
