@@ -142,7 +142,8 @@ impl App {
         let admin_token = config.admin.token.clone().map(Live::new);
         let users =
             Users { intake: Arc::clone(&intake), path_secret: path_secret.clone(), admin_token: admin_token.clone() };
-        let reload = Reload::new(certificates, config.secret_files.clone(), config.access.clone(), users);
+        let files = (config.secret_files.clone(), config.client_files());
+        let reload = Reload::new(certificates, files, config.access.clone(), users);
         let admin = Admin {
             token: admin_token,
             journal: journal.clone(),

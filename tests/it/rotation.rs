@@ -129,3 +129,49 @@ fn a_secret_that_needs_a_restart_says_so() {
     eventually("that needs none any more", || it.said("a secret is again the one in use") == 1);
     assert_eq!((told(), it.said("canary")), (1, 0));
 }
+
+/// What only the clients of sinks read. Whether they do as is said here is seen in `locked`, with real brokers.
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+#[test]
+fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
+    const NEXT: &str = "its next connection reads it";
+    const RESTART: &str = "a client that has connected takes it after a restart";
+    let sinks = [
+        ("kafka", "brokers", "['127.0.0.1:1']", RESTART),
+        ("rabbitmq", "url", "'amqps://127.0.0.1:1'", NEXT),
+        ("nats", "servers", "['nats://127.0.0.1:1']", NEXT),
+    ];
+    let mut config = Config::new();
+    let mut files = Vec::new();
+    for (kind, address, nowhere, when) in sinks {
+        config = config.set(&format!("sinks.{kind}.type"), &format!("'{kind}'"));
+        config = config.set(&format!("sinks.{kind}.{address}"), nowhere);
+        for part in ["ca_file", "cert_file", "key_file"] {
+            let key = format!("sinks.{kind}.tls.{part}");
+            fs::write(file(&config, &key), "canary-1").unwrap();
+            config = config.set(&key, &format!("'{}'", file(&config, &key).display()));
+            files.push((key, when));
+        }
+    }
+    let creds = "sinks.nats.credentials.creds";
+    let it = Rotation::start(config, &[(creds, "canary-1")]);
+    let said = |key: &str, what: &str| {
+        let log = it.bridge.log().so_far();
+        log.iter().filter(|line| line.contains(&format!("\"{key}\"")) && line.contains(what)).count()
+    };
+    for (key, when) in &files {
+        it.rotate(key, "canary-2");
+        eventually(&format!("{key}: it is told of"), || said(key, when) == 1);
+    }
+    let (away, _) = &files[0];
+    fs::remove_file(file(&it.config, away)).unwrap();
+    eventually("one that is away is told of", || said(away, "can't be read") == 1);
+    it.rotate(away, "canary-2");
+    eventually("and that it is back", || said(away, "is as it was") == 1);
+    it.rotate(creds, "canary-2");
+    eventually("a credentials file is told of", || said(creds, "is used after a restart") == 1);
+    for (key, _) in &files {
+        assert_eq!(said(key, "has changed"), 1, "{key}: once");
+    }
+    assert_eq!(it.said("canary"), 0);
+}
