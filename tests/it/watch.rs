@@ -115,11 +115,11 @@ fn every_metric_that_rules_and_documents_name_exists_and_the_dashboard_shows_all
     }
 }
 
-/// Text that a sender might use to get into a metric.
+/// Text that somebody might use to get into a metric.
 fn hostile(n: usize) -> String {
     let texts = ["", "\"} 1\n", "stored", "direct_call:", "{}=,", "sendbird_bridge_x", "\u{1F4A5}", "a\\\"b", "../.."];
     let tail: String = std::iter::repeat_with(fastrand::alphanumeric).take(8).collect();
-    format!("{}{tail}", texts[n % texts.len()])
+    format!("{}canary{tail}", texts[n % texts.len()])
 }
 
 /// Text that may stand in a request's head.
@@ -128,12 +128,13 @@ fn hostile_head(n: usize) -> String {
 }
 
 #[test]
-fn nothing_that_a_sender_says_makes_a_series() {
+fn nothing_that_anybody_says_makes_a_series() {
     let config = Config::new().stdout_sink(Stdout::Read).set("server.max_body", "'16KiB'");
     let bridge = config.set("access.applications", &format!("['{APPLICATION}']")).start();
     let before = series(&scrape(&bridge));
     let mut statuses = BTreeSet::new();
     let mut send = |request: Request| statuses.insert(request.send(bridge.webhook).status);
+    // The webhook for all the world, the admin endpoint for whoever comes that far.
     for n in 0..40 {
         let [category, id, member] = [(); 3].map(|()| hostile(n));
         let body = |application: &str| {
@@ -149,10 +150,20 @@ fn nothing_that_a_sender_says_makes_a_series() {
         send(signed(&json!({ "category": [category] }).to_string().into_bytes()));
         send(signed_by(&hostile(n), &known));
         send(Request::post(PATH).body(&known));
-        send(Request::post(&format!("/{}", hostile_head(n).replace(['"', '{', '}', '\\'], "%22"))).body(&known));
-        send(Request::post(&format!("{PATH}?{}", hostile_head(n).replace(['"', '{', '}', '\\'], "%22"))).body(&known));
+        let target = hostile_head(n).replace(['"', '{', '}', '\\'], "%22");
+        send(Request::post(&format!("/{target}")).body(&known));
+        send(Request::post(&format!("{PATH}?{target}")).body(&known));
         let method: String = hostile_head(n).chars().filter(char::is_ascii_alphanumeric).collect();
-        send(Request::new(&method.to_uppercase(), PATH));
+        let method = method.to_uppercase();
+        send(Request::new(&method, PATH));
+        for (method, target) in [
+            ("GET", format!("/{target}")),
+            ("GET", format!("/metrics?{target}")),
+            ("GET", format!("/events?follow=false&key={target}&{target}=1")),
+            (method.as_str(), "/metrics".to_owned()),
+        ] {
+            Request::new(method, &target).header("user-agent", &hostile_head(n)).send(bridge.admin);
+        }
     }
     send(signed(&vec![b' '; 20 * 1024]));
     // A body that never comes, for the time-out.
@@ -160,11 +171,15 @@ fn nothing_that_a_sender_says_makes_a_series() {
     let wanted = BTreeSet::from([200, 400, 401, 403, 404, 405, 408, 413]);
     assert!(statuses.is_superset(&wanted), "expected {wanted:?}, but found {statuses:?}");
     bridge.caught_up();
-    let after = series(&scrape(&bridge));
+    let scrape = bridge.metrics();
+    let after = series(&scrape.text);
+    assert!(!scrape.text.to_lowercase().contains("canary"), "{}", scrape.text);
     assert_eq!(after.difference(&before).collect::<Vec<_>>(), Vec::<&String>::new(), "new series");
     assert_eq!(before.difference(&after).collect::<Vec<_>>(), Vec::<&String>::new(), "series that have gone");
     let other = [("category", "other"), ("outcome", "stored")];
-    assert!(bridge.metric("sendbird_bridge_deliveries_total", &other) >= 40.0, "unknown categories are other");
+    assert!(scrape.value("sendbird_bridge_deliveries_total", &other) >= 40.0, "unknown categories are other");
+    let categories: BTreeSet<&str> = scrape.label_values("category").into_iter().collect();
+    assert_eq!(categories.len(), 14, "{categories:?}");
 }
 
 /// The queries of the dashboard, each with its panel's title and with values for its variables.
