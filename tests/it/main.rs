@@ -30,6 +30,7 @@ mod image;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod locked;
 mod logs;
+mod machine;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;

@@ -148,8 +148,9 @@ fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
         config = config.set(&format!("sinks.{kind}.{address}"), nowhere);
         for part in ["ca_file", "cert_file", "key_file"] {
             let key = format!("sinks.{kind}.tls.{part}");
-            fs::write(file(&config, &key), "canary-1").unwrap();
-            config = config.set(&key, &format!("'{}'", file(&config, &key).display()));
+            let path = file(&config, &key);
+            fs::write(&path, "canary-1").unwrap();
+            config = config.set(&key, &format!("'{}'", path.display()));
             files.push((key, when));
         }
     }

@@ -8,6 +8,7 @@ pub(crate) mod certificates;
 pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod load;
+pub(crate) mod loud;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod process;
