@@ -115,12 +115,7 @@ pub fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let help = !error.use_stderr();
-            // Nothing can be done about a terminal that can't be written to.
-            error.print().ok();
-            return if help { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
-        }
+        Err(error) => return misused(&error),
     };
     // One TLS provider for the whole process; a second one would make some clients panic.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -138,6 +133,18 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Prints what is wrong with the arguments, or the help that they ask for.
+fn misused(error: &clap::Error) -> ExitCode {
+    let wrong = error.use_stderr();
+    if wrong && logs::format_in(std::env::args_os().skip(1)) == LogFormat::Json {
+        report(LogFormat::Json, &Failure::Usage(logs::usage(error)));
+    } else {
+        // Nothing can be done about a terminal that can't be written to.
+        error.print().ok();
+    }
+    if wrong { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
