@@ -12,6 +12,7 @@ mod dumps;
 mod journal;
 mod latency;
 mod logs;
+mod reconcile;
 mod record;
 mod replay;
 mod schema;
@@ -70,6 +71,8 @@ enum Command {
     Tail(tail::Args),
     /// Publish stored events again, with the same ids
     Replay(replay::Args),
+    /// Ask Sendbird what an outage of the receiver lost, and publish it
+    Reconcile(reconcile::Args),
     /// List, show, requeue or discard what brokers refused for good
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
@@ -154,6 +157,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Send(args) => block_on(send::run(args)),
         Command::Tail(args) => block_on(tail::run(args)),
         Command::Replay(args) => replay::run(&args, load),
+        Command::Reconcile(args) => block_on(reconcile::run(args, load)),
         Command::DeadLetters(command) => dead_letters::run(&command, load),
         Command::Journal(command) => journal::run(&command, load),
         Command::Config(command) => {

@@ -19,6 +19,7 @@ mod json;
 pub mod normalize;
 #[cfg(test)]
 mod properties;
+pub mod reconcile;
 pub mod redact;
 pub mod sample;
 pub mod signature;
