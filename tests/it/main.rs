@@ -48,3 +48,4 @@ mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod trace;
 mod watch;
+mod webhook;
