@@ -34,6 +34,7 @@ mod logs;
 mod network;
 mod operator;
 mod overload;
+mod platform;
 mod power;
 mod recovery;
 mod rotation;

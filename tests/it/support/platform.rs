@@ -20,6 +20,7 @@ use std::time::Instant;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use sendbird_bridge::sendbird::category::Category;
 use serde_json::{Value, json};
 
 use self::wire::{Answer, Incoming};
@@ -86,6 +87,7 @@ pub(crate) struct Seen {
 struct State {
     paths: Paths,
     webhook: Value,
+    categories: Vec<String>,
     tells_include_members: bool,
     spells_out_all: bool,
     newest_first: bool,
@@ -185,6 +187,11 @@ impl Platform {
         self.state().webhook[setting] = value;
     }
 
+    /// Adds an event that nobody knew when this was written.
+    pub(crate) fn add_category(&self, name: &str) {
+        self.state().categories.push(name.to_owned());
+    }
+
     /// Under which paths the webhook settings are; at first [`Paths::WithApplication`].
     pub(crate) fn paths(&self, paths: Paths) {
         self.state().paths = paths;
@@ -257,6 +264,7 @@ impl State {
         Self {
             paths: Paths::WithApplication,
             webhook: json!({ "enabled": false, "url": "", "enabled_events": [], "include_members": false }),
+            categories: Category::ALL.map(|category| category.label().to_owned()).to_vec(),
             tells_include_members: true,
             spells_out_all: false,
             newest_first: true,

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use percent_encoding::percent_decode_str;
-use sendbird_bridge::sendbird::category::Category;
 use serde_json::{Map, Value, json};
 
 use super::wire::{Answer, Incoming};
@@ -129,7 +128,7 @@ fn parameters(query: &str) -> Result<Vec<(String, String)>, ()> {
 }
 
 fn settings(state: &mut State, incoming: &Incoming, query: &[(String, String)]) -> Answer {
-    let known = Category::ALL.map(Category::label);
+    let known = state.categories.clone();
     let mut all = false;
     for (name, value) in query {
         match (name.as_str(), value.as_str()) {
@@ -157,7 +156,7 @@ fn settings(state: &mut State, incoming: &Incoming, query: &[(String, String)]) 
 }
 
 /// All of it or nothing.
-fn change(webhook: &mut Value, body: &[u8], known: &[&str]) -> Result<(), Answer> {
+fn change(webhook: &mut Value, body: &[u8], known: &[String]) -> Result<(), Answer> {
     let body: Map<String, Value> =
         serde_json::from_slice(body).map_err(|_no_object| mistyped("the body is no JSON object"))?;
     for (name, value) in &body {
@@ -169,8 +168,10 @@ fn change(webhook: &mut Value, body: &[u8], known: &[&str]) -> Result<(), Answer
                 }
             }
             ("enabled_events", Value::Array(events)) => {
-                let is_all = events == &[json!("*")];
-                if let Some(event) = events.iter().find(|event| !is_all && !known.iter().any(|known| *event == known)) {
+                let is_all = events[..] == [json!("*")];
+                if let Some(event) =
+                    events.iter().find(|event| !is_all && !known.iter().any(|known| *event == known.as_str()))
+                {
                     return Err(invalid(&format!("{event} is no webhook category")));
                 }
             }
