@@ -12,6 +12,7 @@ mod dumps;
 mod journal;
 mod latency;
 mod logs;
+mod platform;
 mod reconcile;
 mod record;
 mod replay;
@@ -20,6 +21,7 @@ mod select;
 mod send;
 mod serve;
 mod tail;
+mod webhook;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -82,6 +84,9 @@ enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Show or change Sendbird's own webhook settings of an application
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Print a document made from the code
     #[command(subcommand)]
     Schema(schema::Command),
@@ -164,6 +169,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             logs::start(cli.log_format, "warn");
             block_on(config::run(command, load()?))
         }
+        Command::Webhook(command) => block_on(webhook::run(command, load)),
         Command::Schema(command) => schema::run(command),
     }
 }

@@ -34,6 +34,7 @@ mod logs;
 mod network;
 mod operator;
 mod overload;
+mod platform;
 mod power;
 mod recovery;
 mod rotation;
@@ -48,3 +49,4 @@ mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod trace;
 mod watch;
+mod webhook;

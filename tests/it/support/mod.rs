@@ -10,6 +10,7 @@ pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
+pub(crate) mod platform;
 pub(crate) mod process;
 #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "what is scraped live has a broker behind it"))]
 pub(crate) mod prometheus;
