@@ -36,6 +36,7 @@ mod operator;
 mod overload;
 mod platform;
 mod power;
+mod reconcile;
 mod recovery;
 mod rotation;
 mod secrets;
