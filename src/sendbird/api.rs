@@ -184,36 +184,31 @@ impl<T: Transport> Api<T> {
     /// Under the path that is known, or under the first of the two that is not answered "not found". What is not found
     /// has no effect, so a change may be tried under both.
     async fn settings(&mut self, query: &str, change: Option<&Change>) -> Result<Value, Failure> {
+        let method = if change.is_some() { Method::Put } else { Method::Get };
         let with = format!("/applications/{}/settings/webhook{query}", self.target.application());
-        let without = format!("/applications/settings/webhook{query}");
-        let request = |target: &Target, path: &str| match change {
-            None => target.request(Method::Get, path, None),
-            Some(change) => target.request(Method::Put, path, Some(change)),
-        };
-        if self.settings_path != SettingsPath::WithoutApplication {
-            let answered = self.ask(Endpoint::Settings, &request(&self.target, &with)).await;
-            let known = self.settings_path == SettingsPath::WithApplication;
-            match answered {
-                Err(Failure::NotFound(refusal)) if !known => {
-                    let second = self.ask(Endpoint::Settings, &request(&self.target, &without)).await;
-                    return match second {
-                        // The first says more: it has the application in it.
-                        Err(Failure::NotFound(_)) => Err(Failure::NotFound(refusal)),
-                        Err(other) => Err(other),
-                        Ok(answer) => {
-                            self.settings_path = SettingsPath::WithoutApplication;
-                            Ok(answer)
-                        }
-                    };
-                }
-                Err(other) => return Err(other),
-                Ok(answer) => {
-                    self.settings_path = SettingsPath::WithApplication;
-                    return Ok(answer);
+        let with = self.target.request(method, &with, change);
+        let without = self.target.request(method, &format!("/applications/settings/webhook{query}"), change);
+        if self.settings_path == SettingsPath::WithoutApplication {
+            return self.ask(Endpoint::Settings, &without).await;
+        }
+        match self.ask(Endpoint::Settings, &with).await {
+            Ok(answer) => {
+                self.settings_path = SettingsPath::WithApplication;
+                Ok(answer)
+            }
+            Err(Failure::NotFound(refusal)) if self.settings_path == SettingsPath::Unknown => {
+                match self.ask(Endpoint::Settings, &without).await {
+                    Ok(answer) => {
+                        self.settings_path = SettingsPath::WithoutApplication;
+                        Ok(answer)
+                    }
+                    // The first says more: it has the application in it.
+                    Err(Failure::NotFound(_)) => Err(Failure::NotFound(refusal)),
+                    Err(other) => Err(other),
                 }
             }
+            Err(other) => Err(other),
         }
-        self.ask(Endpoint::Settings, &request(&self.target, &without)).await
     }
 
     /// Sends a request in its turn, and again where that is safe and may help.
@@ -225,7 +220,9 @@ impl<T: Transport> Api<T> {
                 self.transport.sleep(wait).await;
             }
             self.pace.sent(endpoint, request.method, self.transport.now());
-            let answered = match self.transport.exchange(request).await {
+            let exchanged = self.transport.exchange(request).await;
+            self.pace.ended(endpoint, request.method, self.transport.now());
+            let answered = match exchanged {
                 Ok(answer) => failure::sort(&answer, request),
                 Err(lost) => Err(lost.into()),
             };

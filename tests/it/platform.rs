@@ -11,6 +11,7 @@ use sendbird_bridge::sendbird::api::{
 };
 use serde_json::{Value, json};
 
+use crate::support::eventually;
 use crate::support::http::{self, Response};
 use crate::support::platform::{API_TOKEN, APPLICATION, Platform};
 
@@ -230,24 +231,31 @@ fn the_platform_judges_strictly() {
 
 #[test]
 fn the_platform_keeps_its_rate_limits() {
-    let platform = Platform::start();
-    let address = platform.address();
     let settings = format!("/applications/{APPLICATION}/settings/webhook");
-    let refused = |method: &str, target: &str, most: usize| {
-        // So many at once that a second is not over before.
-        let answers: Vec<Response> = std::thread::scope(|scope| {
-            let ask =
-                || request(&platform, method, target).body(if method == "PUT" { b"{}" } else { b"" }).send(address);
-            let threads: Vec<_> = (0..most + 3).map(|_| scope.spawn(ask)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    for (method, target, most) in [("GET", "/rooms", 10), ("GET", "/direct_calls", 10), ("PUT", settings.as_str(), 5)] {
+        let platform = Platform::start();
+        let ask = || {
+            let request = request(&platform, method, target);
+            let request = if method == "PUT" { request.body(b"{}") } else { request };
+            request.send(platform.address())
+        };
+        let mut limited = None;
+        // Enough at once for a second of any machine; if one is too slow, again.
+        eventually("more is asked than is allowed", || {
+            let answers: Vec<Response> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..most + 3).map(|_| scope.spawn(ask)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            limited = answers.into_iter().find(|answer| answer.status == 429);
+            limited.is_some()
         });
-        let limited: Vec<&Response> = answers.iter().filter(|answer| answer.status == 429).collect();
-        for answer in &limited {
-            assert_eq!((answer.json()["code"].clone(), answer.json().get("error")), (json!(429_100), None));
+        let body = limited.unwrap().json();
+        assert_eq!((&body["code"], body.get("error")), (&json!(429_100), None));
+        let taken: Vec<Instant> =
+            platform.seen().iter().filter(|seen| seen.status == Some(200)).map(|seen| seen.at).collect();
+        assert!(taken.len() >= most, "{method} {target}: {}", taken.len());
+        for window in taken.windows(most + 1) {
+            assert!(window[most] - window[0] >= Duration::from_secs(1), "{method} {target}");
         }
-        limited.len()
-    };
-    assert_eq!(refused("GET", "/rooms", 10), 3);
-    assert_eq!(refused("PUT", &settings, 5), 3);
-    assert_eq!(refused("GET", "/direct_calls", 10), 3, "each endpoint has its own");
+    }
 }

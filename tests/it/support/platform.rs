@@ -98,6 +98,8 @@ struct State {
     /// `GET`, and everything else, in a second.
     limits: (usize, usize),
     windows: HashMap<String, VecDeque<Instant>>,
+    /// When the request arrived that is being answered.
+    now: Instant,
     faults: VecDeque<(String, Fault)>,
     seen: Vec<Seen>,
 }
@@ -274,6 +276,7 @@ impl State {
             cursors: HashMap::new(),
             limits: (10, 5),
             windows: HashMap::new(),
+            now: Instant::now(),
             faults: VecDeque::new(),
             seen: Vec::new(),
         }
@@ -317,6 +320,7 @@ fn converse(mut stream: impl Read + Write, state: &Mutex<State>, address: Socket
 
 /// What is answered, and written down.
 fn decide(state: &mut State, incoming: &Incoming, address: SocketAddr) -> (Option<Answer>, Option<Fault>) {
+    state.now = Instant::now();
     let fault = state.next_fault(&incoming.method);
     let failed = || Answer::error(500, 500_999, "UnknownError", "unexpected error");
     let answer = match &fault {
@@ -348,7 +352,7 @@ fn decide(state: &mut State, incoming: &Incoming, address: SocketAddr) -> (Optio
         target: incoming.target.strip_prefix("/v1").unwrap_or(&incoming.target).to_owned(),
         body: String::from_utf8_lossy(&incoming.body).into_owned(),
         status: answer.as_ref().map(|answer| answer.status),
-        at: Instant::now(),
+        at: state.now,
     });
     (answer, fault)
 }
