@@ -4,12 +4,13 @@
 //! offers an event for each to the bridge, which takes it into the journal. It promises that nothing is called missing
 //! on a guess, and that of a fact there is one event, also when it is interrupted, run twice, or run beside itself.
 
+mod others;
 mod state;
 mod walk;
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -32,8 +33,8 @@ use crate::sendbird::reconcile::known::{Known, MARGIN_MS};
 ///
 /// Nothing is changed without --publish. What can be found so are dials, answers and ends of calls, rooms made and deleted,
 /// participants entered and left; invitations can't, as the API does not know them. The journal tells of what it keeps
-/// (journal.retain_for), so run this within that time after an outage. With several bridges, each with its own journal,
-/// it can't be used: to each the events of the others are missing.
+/// (journal.retain_for), so run this within that time after an outage. Where several bridges share the deliveries, each
+/// with its own journal, run it on one of them and show it the events of all others with --also.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 nothing is missing, or all of it is offered to the bridge; 1 something is missing, \
@@ -67,6 +68,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "SPAN", default_value = "24h")]
     lookback: Span,
 
+    /// Events of the other bridges, as their `tail --no-follow` prints them, a blank line between two bridges; "-" is
+    /// standard input (repeatable)
+    #[arg(long, value_name = "FILE")]
+    also: Vec<PathBuf>,
+
     /// Go on where the last run was interrupted, with its arguments
     #[arg(long, conflicts_with_all = ["since", "until", "publish", "category"])]
     resume: bool,
@@ -93,10 +99,18 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
     let mut known = Known::default();
     known.offered(desk.offered().map_err(Failure::other)?);
     refresh(&desk, &mut known)?;
+    let mut others = 0;
+    for file in &args.also {
+        others += others::show(file, &mut known)?;
+    }
     let state = match args.resume {
         true => State::load(&dir)?,
-        false => State::begin(what(&args, &mut api, &known).await?),
+        false => State::begin(what(&args, &mut api, &known, others).await?),
     };
+    if state.what.others != others {
+        let message = format!("of {} other bridges, as in the interrupted run, but found {others}", state.what.others);
+        return Err(Failure::Usage(format!("expected --also with the events {message}")));
+    }
     check_application(&config.access.applications, &state.what.application, api.application().as_str())?;
     let upper = state.what.application.to_ascii_uppercase();
     let application = known.spelling(&upper).map_or(upper.clone(), str::to_owned);
@@ -140,7 +154,7 @@ fn refresh(desk: &Desk, known: &mut Known) -> Result<(), Failure> {
 }
 
 /// What is to be looked for, once it is sure that it makes sense.
-async fn what(args: &Args, api: &mut Api<Http>, known: &Known) -> Result<What, Failure> {
+async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) -> Result<What, Failure> {
     let settled_ms = Clock::system().now_ms().saturating_sub(MARGIN_MS);
     let at = |ms| rfc3339(ms).unwrap_or_else(|| format!("{ms} ms"));
     let since_ms = args.since.ok_or_else(|| Failure::Usage("expected --since or --resume".into()))?;
@@ -158,7 +172,7 @@ async fn what(args: &Args, api: &mut Api<Http>, known: &Known) -> Result<What, F
         }
         Some(first) if first > since_ms => {
             return Err(Failure::Failed(format!(
-                "expected --since {} or later, as the journal does not keep what was accepted earlier, but found {}",
+                "expected --since {} or later, as a journal does not keep what was accepted earlier, but found {}",
                 at(first),
                 at(since_ms)
             )));
@@ -173,6 +187,7 @@ async fn what(args: &Args, api: &mut Api<Http>, known: &Known) -> Result<What, F
         publish: args.publish,
         told,
         lookback_ms: args.lookback.as_millis(),
+        others,
     })
 }
 
@@ -282,7 +297,7 @@ fn sums(counts: &Counts, publish: bool) -> String {
 
 impl Place {
     /// The journal's directory.
-    fn dir(&self, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<std::path::PathBuf, Failure> {
+    fn dir(&self, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<PathBuf, Failure> {
         match self.given() {
             Some(dir) => Ok(Path::to_owned(dir)),
             None => Ok(load()?.config.journal.dir),

@@ -362,3 +362,58 @@ fn lists_are_read_whatever_their_order_and_rooms_that_are_older_than_the_list_ar
     let ended = reconcile(&config, &platform, &["--since", "2h", "--lookback", "96h", "--output", "json"]);
     assert!(named(&ended).0.contains("missing room:participant_enter forgotten third"));
 }
+
+#[test]
+fn what_another_bridge_has_stored_is_not_missing() {
+    let (config, platform, at) = (config(), platform(), then());
+    let others = self::config();
+    let other = others.start();
+    platform.add_call(call("there", at));
+    platform.add_call(call("nowhere", at));
+    for verb in ["dial", "accept", "end"] {
+        other.deliver(&call_body(verb, "there", at + 2)).stored();
+    }
+    let feed: Vec<String> = other.events().into_iter().map(|event| event.line).collect();
+    let files = [("one", feed.join("\n")), ("empty", String::new()), ("two", format!("{}\n\n", feed.join("\n")))];
+    let path = |name: &str| config.dir().join(name).display().to_string();
+    for (name, text) in &files {
+        std::fs::write(path(name), text).unwrap();
+    }
+    let run = |also: &[&str]| {
+        let also: Vec<String> = also.iter().flat_map(|name| ["--also".to_owned(), path(name)]).collect();
+        let also: Vec<&str> = also.iter().map(String::as_str).collect();
+        reconcile(&config, &platform, &[&["--since", "2h", "--output", "json"][..], &also].concat())
+    };
+    let (alone, summary) = named(&run(&[]));
+    assert_eq!((alone.len(), &summary["told"]), (6, &json!(0)));
+    let (together, summary) = named(&run(&["one"]));
+    assert!(together.len() == 3 && together.iter().all(|line| line.contains("nowhere")), "{together:?}");
+    assert_eq!(summary["told"], 3);
+    for wrong in [&["empty"][..], &["one", "two"]] {
+        let ended = run(wrong);
+        assert_eq!(ended.code(), Some(64), "{}", ended.stderr());
+        assert!(ended.stderr().contains("events of a bridge"), "{}", ended.stderr());
+    }
+}
+
+#[test]
+fn a_bridge_that_is_killed_while_it_takes_offers_in_has_each_once() {
+    let (config, platform, at) = (config().fixed_address(), platform(), then());
+    platform.limits(1_000, 5);
+    (0..900).for_each(|n| platform.add_call(call(&format!("call {n}"), at + n)));
+    let ended = reconcile(&config, &platform, &["--since", "2h", "--publish"]);
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    let mut kept = 1;
+    for _ in 0..4 {
+        let bridge = config.start();
+        eventually("some are taken in", || bridge.events().len() > kept);
+        kept = bridge.events().len();
+        bridge.kill_9();
+    }
+    let bridge = config.start();
+    eventually("all are taken in", || bridge.events().len() >= 2_701);
+    let again = reconcile(&config, &platform, &["--since", "2h", "--publish"]);
+    assert_eq!(again.code(), Some(0), "{}", again.stderr());
+    assert!(again.stdout().contains("2700 events are stored"), "{}", again.stdout());
+    assert_eq!((told(&bridge).len(), bridge.events().len()), (2_701, 2_701));
+}

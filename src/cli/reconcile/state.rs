@@ -23,6 +23,8 @@ pub(super) struct What {
     pub(super) publish: bool,
     pub(super) told: BTreeSet<Told>,
     pub(super) lookback_ms: i64,
+    /// Other bridges whose events are known.
+    pub(super) others: usize,
 }
 
 impl What {

@@ -33,7 +33,9 @@ pub struct Known {
     through: u64,
     /// When the oldest record since which all were seen was accepted.
     whole_since_ms: Option<i64>,
-    /// When the newest was.
+    /// The same of the journals that share the deliveries: the latest of them.
+    others_since_ms: Option<i64>,
+    /// When the newest record was accepted.
     newest_ms: Option<i64>,
     /// Of what could not be read, when the records around it were accepted.
     blind: Vec<(i64, i64)>,
@@ -59,6 +61,11 @@ impl Known {
         }
         self.whole_since_ms.get_or_insert(accepted_ms);
         self.newest_ms = Some(accepted_ms);
+        self.heard(envelope);
+    }
+
+    /// An event of another journal, which shares the deliveries with this one.
+    pub fn heard(&mut self, envelope: &[u8]) {
         let Some(stored) = Stored::read(envelope) else { return };
         self.facts.extend(stored.fact());
         if let Some(application) = &stored.data.application_id
@@ -72,6 +79,11 @@ impl Known {
         {
             self.rooms.insert(room.to_owned());
         }
+    }
+
+    /// When the oldest event of another journal was accepted, Unix milliseconds.
+    pub fn others_since(&mut self, accepted_ms: i64) {
+        self.others_since_ms = self.others_since_ms.max(Some(accepted_ms));
     }
 
     /// A record that can't be read.
@@ -96,7 +108,7 @@ impl Known {
 
     /// The earliest time of a fact that can be called missing; `None` if there is no such time.
     pub fn since_ms(&self) -> Option<i64> {
-        self.whole_since_ms.map(|at| at.saturating_add(MARGIN_MS))
+        self.whole_since_ms.map(|at| Some(at).max(self.others_since_ms).unwrap_or(at).saturating_add(MARGIN_MS))
     }
 
     /// The rooms that records tell of.

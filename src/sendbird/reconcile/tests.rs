@@ -223,6 +223,19 @@ fn nothing_is_missing_before_the_journal_began() {
 }
 
 #[test]
+fn what_another_bridge_has_stored_is_not_missing_and_it_must_reach_back_as_far() {
+    let mut known = Known::default();
+    known.others_since(EARLY);
+    known.heard(&sample("direct_call.end"));
+    assert_eq!((known.since_ms(), known.verdict(APPLICATION, &all()[2])), (None, Verdict::Told));
+    known.saw(1, EARLY - 7, &other(1));
+    assert_eq!(known.since_ms(), Some(EARLY + MARGIN_MS));
+    known.others_since(EARLY + 5);
+    known.others_since(EARLY);
+    assert_eq!(known.since_ms(), Some(EARLY + 5 + MARGIN_MS), "the latest of all");
+}
+
+#[test]
 fn what_can_not_be_read_may_tell_of_anything_of_its_time() {
     let mut known = Known::default();
     known.saw(1, EARLY, &other(1));
