@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::support::bridge::{Bridge, Config};
 use crate::support::eventually;
 use crate::support::platform::{API_TOKEN, APPLICATION, Fault, Platform};
-use crate::support::process::{Ended, Process, Stdout};
+use crate::support::process::{Ended, Process, Stdout, program};
 
 const HOUR: i64 = 3_600_000;
 
@@ -101,9 +101,17 @@ fn config() -> Config {
 }
 
 fn process(config: &Config, platform: &Platform, arguments: &[&str]) -> Process {
+    config.write();
+    process_as_written(config, platform, arguments)
+}
+
+/// Several at once must not find a configuration that is just being written.
+fn process_as_written(config: &Config, platform: &Platform, arguments: &[&str]) -> Process {
     let url = platform.url();
     let whom = ["reconcile", "--application", APPLICATION, "--token", API_TOKEN, "--api-url", &url];
-    config.clone().stdout(Stdout::Read).process(&[&whom, arguments].concat())
+    let mut command = program();
+    command.arg("--config").arg(config.dir().join("bridge.toml")).args(whom).args(arguments);
+    Process::start(command, Stdout::Read)
 }
 
 /// Runs it to its end; nothing that it says may show the token.
@@ -242,7 +250,8 @@ fn two_at_once_publish_once() {
     (0..250).for_each(|n| platform.add_call(call(&format!("call {n}"), at + n)));
     let bridge = config.start();
     let since = time(at - HOUR);
-    let runs: Vec<Process> = (0..3).map(|_| process(&config, &platform, &["--since", &since, "--publish"])).collect();
+    let runs: Vec<Process> =
+        (0..3).map(|_| process_as_written(&config, &platform, &["--since", &since, "--publish"])).collect();
     for ended in runs.into_iter().map(Process::wait) {
         assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
     }

@@ -14,7 +14,7 @@ use crate::sendbird::reconcile::known::Known;
 
 #[derive(Deserialize)]
 struct Received {
-    receivedtime: jiff::Timestamp,
+    receivedtime: String,
 }
 
 /// Shows the events in `path`, or on standard input if that is `-`; returns of how many bridges they are.
@@ -36,12 +36,14 @@ pub(super) fn show(path: &Path, known: &mut Known) -> Result<usize, Failure> {
             inside = false;
             continue;
         }
-        let received: Received = serde_json::from_str(&line).map_err(|_no_envelope| {
+        let received = serde_json::from_str::<Received>(&line).ok();
+        let received = received.and_then(|received| received.receivedtime.parse::<jiff::Timestamp>().ok());
+        let received = received.ok_or_else(|| {
             Failure::Usage(format!("expected an envelope in line {} of {name}, but found something else", index + 1))
         })?;
         if !inside {
             bridges += 1;
-            known.others_since(received.receivedtime.as_millisecond());
+            known.others_since(received.as_millisecond());
         }
         inside = true;
         known.heard(line.as_bytes());
