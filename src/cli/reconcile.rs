@@ -96,13 +96,7 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
     let mut api = args.platform.open(&load)?.api;
     let desk = args.place.open(&load)?;
     let dir = args.place.dir(&load)?;
-    let mut known = Known::default();
-    known.offered(desk.offered().map_err(Failure::other)?);
-    refresh(&desk, &mut known)?;
-    let mut others = 0;
-    for file in &args.also {
-        others += others::show(file, &mut known)?;
-    }
+    let (known, others) = known(&desk, &args.also)?;
     let state = match args.resume {
         true => State::load(&dir)?,
         false => State::begin(what(&args, &mut api, &known, others).await?),
@@ -136,6 +130,18 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
     }
     State::done(&dir);
     conclude(&state, args.output)
+}
+
+/// What is stored and offered here, and stored by other bridges; and how many those are.
+fn known(desk: &Desk, also: &[PathBuf]) -> Result<(Known, usize), Failure> {
+    let mut known = Known::default();
+    known.offered(desk.offered().map_err(Failure::other)?);
+    refresh(desk, &mut known)?;
+    let mut others = 0;
+    for file in also {
+        others += others::show(file, &mut known)?;
+    }
+    Ok((known, others))
 }
 
 /// Shows the records that have come since.
