@@ -12,6 +12,8 @@ mod dumps;
 mod journal;
 mod latency;
 mod logs;
+mod platform;
+mod reconcile;
 mod record;
 mod replay;
 mod schema;
@@ -19,6 +21,7 @@ mod select;
 mod send;
 mod serve;
 mod tail;
+mod webhook;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -70,6 +73,8 @@ enum Command {
     Tail(tail::Args),
     /// Publish stored events again, with the same ids
     Replay(replay::Args),
+    /// Ask Sendbird what an outage of the receiver lost, and publish it
+    Reconcile(reconcile::Args),
     /// List, show, requeue or discard what brokers refused for good
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
@@ -79,6 +84,9 @@ enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Show or change Sendbird's own webhook settings of an application
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Print a document made from the code
     #[command(subcommand)]
     Schema(schema::Command),
@@ -161,12 +169,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Send(args) => block_on(send::run(args)),
         Command::Tail(args) => block_on(tail::run(args)),
         Command::Replay(args) => replay::run(&args, load),
+        Command::Reconcile(args) => block_on(reconcile::run(args, load)),
         Command::DeadLetters(command) => dead_letters::run(&command, load),
         Command::Journal(command) => journal::run(&command, load),
         Command::Config(command) => {
             logs::start(cli.log_format, "warn");
             block_on(config::run(command, load()?))
         }
+        Command::Webhook(command) => block_on(webhook::run(command, load)),
         Command::Schema(command) => schema::run(command),
     }
 }

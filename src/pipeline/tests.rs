@@ -100,6 +100,8 @@ impl Bench {
             sinks: vec!["s".into()],
             clock: Clock::system(),
             on_commit: Box::new(|_| {}),
+            fact_of: |_| None,
+            on_reconciled: Box::new(|_| {}),
         })
         .unwrap();
         let labels = Labels { sinks: &["s"], ..Labels::default() };

@@ -9,6 +9,7 @@
 //! in the REST API or the signalling of its SDKs, or relied on by a public handler), or *guessed* (by
 //! analogy only). Whatever is not documented is optional here, and looked for in more than one place.
 
+pub mod api;
 mod canonical;
 pub mod category;
 pub mod data;
@@ -19,6 +20,7 @@ mod json;
 pub mod normalize;
 #[cfg(test)]
 mod properties;
+pub mod reconcile;
 pub mod redact;
 pub mod sample;
 pub mod signature;

@@ -36,9 +36,11 @@ mod machine;
 mod network;
 mod operator;
 mod overload;
+mod platform;
 mod power;
 #[cfg(feature = "nats")]
 mod prometheus;
+mod reconcile;
 mod recovery;
 mod rotation;
 mod secrets;
@@ -52,3 +54,4 @@ mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod trace;
 mod watch;
+mod webhook;

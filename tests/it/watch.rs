@@ -12,7 +12,7 @@ use crate::support::repository::{names, read, repository};
 use crate::support::samples::{APPLICATION, samples};
 
 /// The metrics, with their labels, as a scrape has them.
-const CONTRACT: [(&str, &[&str]); 24] = [
+const CONTRACT: [(&str, &[&str]); 25] = [
     ("deliveries_total", &["category", "outcome"]),
     ("rejected_total", &["reason"]),
     ("signature_headers_total", &["present"]),
@@ -37,6 +37,7 @@ const CONTRACT: [(&str, &[&str]); 24] = [
     ("build_info", &["features", "version"]),
     ("journal_max_bytes", &[]),
     ("unexpected_members_total", &["kind"]),
+    ("reconciled_total", &["category"]),
 ];
 
 /// The series of a scrape: names and labels, without values.

@@ -11,6 +11,7 @@ pub(crate) mod load;
 pub(crate) mod loud;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
+pub(crate) mod platform;
 pub(crate) mod process;
 #[cfg(feature = "nats")]
 pub(crate) mod prometheus;
