@@ -236,7 +236,9 @@ impl Loud {
         self.process.terminate();
         let ended = self.process.wait();
         assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
-        assert!(ended.stderr.iter().any(|line| line.contains("TRACE") || line.contains("DEBUG")), "a loud log");
+        // Without the brokers' clients nobody has anything to say at these levels.
+        let is_loud = ended.stderr.iter().any(|line| line.contains("TRACE") || line.contains("DEBUG"));
+        assert!(is_loud || !HAS_SINKS, "a loud log");
         assert_silent("the log", &ended.stderr());
         assert_silent("standard output", &ended.stdout());
         files_are_silent(&self.config.dir().join("journal"));
