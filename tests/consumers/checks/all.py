@@ -61,6 +61,8 @@ def main():
         documents.check(checks)
         recipes.check(checks)
         check_brokers(checks)
+    except (AssertionError, TimeoutError) as error:
+        checks.report("the checks come to their end", [str(error)], 1)
     finally:
         Program.end_all()
     print(f"{checks.count - checks.failed} passed, {checks.failed} failed ({time.monotonic() - started:.0f} s)")

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections import defaultdict
+from datetime import datetime
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
@@ -147,6 +148,9 @@ class Bridge:
 
     def replay(self, *which):
         """Publishes events again, to each sink; says how many."""
+        # JetStream forgets an id only some time after its window.
+        newest = datetime.fromisoformat(self.feed()[-1]["receivedtime"].replace("Z", "+00:00")).timestamp()
+        eventually("the streams have forgotten the ids", lambda: time.time() > newest + 1)
         counts = set()
         for sink in self.status()["sinks"]:
             counts.add(int(self.command("replay", "--sink", sink["name"], *which).split()[0]))
