@@ -243,6 +243,15 @@ impl Desk {
         Ok(added)
     }
 
+    /// How many offers wait.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn waiting(&self) -> Result<u64, EngineError> {
+        let count = "SELECT count(*) FROM offers";
+        Ok(self.connection.query_row(count, [], |row| row.get::<_, i64>(0)).map(|count| count as u64)?)
+    }
+
     /// The facts of the offers that wait. To be asked for before the records are read: what is taken in meanwhile is
     /// then in one of the two.
     ///
