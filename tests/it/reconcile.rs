@@ -235,6 +235,8 @@ fn a_stopped_bridge_publishes_when_it_starts() {
     let ended = reconcile(&config, &platform, &["--since", "2h", "--publish"]);
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
     assert!(ended.stdout().contains("3 are offered to the bridge"), "{}", ended.stdout());
+    let stats = config.clone().stdout(Stdout::Read).process(&["journal", "stats"]).wait();
+    assert!(stats.stdout().contains("offers        3,"), "{}", stats.stdout());
     let again = reconcile(&config, &platform, &["--since", "2h", "--publish", "--output", "json"]);
     let (found, summary) = named(&again);
     assert_eq!((found, &summary["offered"], again.code()), (BTreeSet::new(), &json!(3), Some(0)));
