@@ -89,7 +89,7 @@ impl Walker {
                 page => page.map_err(|failure| explain(&failure, &self.api))?,
             };
             from = None;
-            let (begin, until) = (self.state.what.from_ms(), self.state.what.until_ms);
+            let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
             let mut facts = Facts::default();
             for call in
                 page.items.iter().filter(|call| call.started_at_ms.is_none_or(|at| (begin..until).contains(&at)))
@@ -106,7 +106,7 @@ impl Walker {
     }
 
     async fn rooms(&mut self) -> Result<(), Failure> {
-        let (begin, until) = (self.state.what.from_ms(), self.state.what.until_ms);
+        let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
         let (from, to) = (Some(begin), Some(until));
         let query = RoomsQuery {
             limit: Some(PAGE),
@@ -141,7 +141,7 @@ impl Walker {
             let Some(last) = room_ids.last().cloned() else { return Ok(()) };
             let query = RoomsQuery { limit: Some(PAGE), room_ids, ..RoomsQuery::default() };
             let page = self.api.rooms(&query, None).await.map_err(|failure| explain(&failure, &self.api))?;
-            let begin = self.state.what.from_ms();
+            let begin = self.state.what.begin_ms();
             for room in page.items.iter().filter(|room| room.created_at_ms.is_some_and(|at| at < begin)) {
                 self.room(room).await?;
             }
@@ -192,7 +192,7 @@ impl Walker {
         let mut facts = found.facts;
         facts.retain(|fact| what.told.contains(&fact.told) && (what.since_ms..what.until_ms).contains(&fact.at_ms));
         // In the order in which they are to be published.
-        facts.sort_by(|a, b| (a.at_ms, a.told).cmp(&(b.at_ms, b.told)));
+        facts.sort_by_key(|fact| (fact.at_ms, fact.told));
         if what.publish {
             self.wait_for_the_bridge().await?;
         }
