@@ -249,7 +249,7 @@ fn bar(what: &What) -> ProgressBar {
     let terminal = std::io::stderr().is_terminal();
     let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let style = ProgressStyle::with_template("{bar:30} {elapsed}  {msg}");
-    let span = what.until_ms.saturating_sub(what.from_ms());
+    let span = what.until_ms.saturating_sub(what.begin_ms());
     ProgressBar::with_draw_target(Some(u64::try_from(span).unwrap_or(1)), target)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -55,6 +55,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Ids in the deduplication window, or about to be forgotten.
     pub dedup_ids: u64,
+    /// Events that `reconcile` offers and the writer has not yet taken in.
+    pub offers: u64,
     /// Each sink that was ever configured: name, cursor, dead letters, resends.
     pub sinks: Vec<(String, u64, u64, u64)>,
 }
@@ -246,6 +248,7 @@ impl Desk {
             accepted_ms,
             bytes: ends.bytes(),
             dedup_ids: one("SELECT count(*) FROM seen")?.unwrap_or(0) as u64,
+            offers: self.waiting()?,
             sinks,
         })
     }

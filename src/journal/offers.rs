@@ -243,6 +243,20 @@ impl Desk {
         Ok(added)
     }
 
+    /// How many offers wait.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn waiting(&self) -> Result<u64, EngineError> {
+        // An older program's journal has no such table, and only looking is no reason to make it.
+        let is_there = "SELECT count(*) FROM sqlite_schema WHERE name = 'offers'";
+        if self.connection.query_row(is_there, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(0);
+        }
+        let count = "SELECT count(*) FROM offers";
+        Ok(self.connection.query_row(count, [], |row| row.get::<_, i64>(0)).map(|count| count as u64)?)
+    }
+
     /// The facts of the offers that wait. To be asked for before the records are read: what is taken in meanwhile is
     /// then in one of the two.
     ///

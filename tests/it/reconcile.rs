@@ -235,6 +235,8 @@ fn a_stopped_bridge_publishes_when_it_starts() {
     let ended = reconcile(&config, &platform, &["--since", "2h", "--publish"]);
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
     assert!(ended.stdout().contains("3 are offered to the bridge"), "{}", ended.stdout());
+    let stats = config.clone().stdout(Stdout::Read).process(&["journal", "stats"]).wait();
+    assert!(stats.stdout().contains("offers        3,"), "{}", stats.stdout());
     let again = reconcile(&config, &platform, &["--since", "2h", "--publish", "--output", "json"]);
     let (found, summary) = named(&again);
     assert_eq!((found, &summary["offered"], again.code()), (BTreeSet::new(), &json!(3), Some(0)));
@@ -425,4 +427,19 @@ fn a_bridge_that_is_killed_while_it_takes_offers_in_has_each_once() {
     assert_eq!(again.code(), Some(0), "{}", again.stderr());
     assert!(again.stdout().contains("2700 events are stored"), "{}", again.stdout());
     assert_eq!((told(&bridge).len(), bridge.events().len()), (2_701, 2_701));
+}
+
+#[test]
+fn a_stopped_bridge_is_offered_some_thousands_and_the_rest_after_it_has_started() {
+    let (config, platform, at) = (config(), platform(), then());
+    platform.limits(1_000, 5);
+    (0..1_900).for_each(|n| platform.add_call(call(&format!("call {n}"), at + n)));
+    let ended = reconcile(&config, &platform, &["--since", "2h", "--publish"]);
+    assert_eq!(ended.code(), Some(1), "{}", ended.stdout());
+    assert!(ended.stderr().contains("5100 wait: is it running"), "{}", ended.stderr());
+    let bridge = config.start();
+    let ended = reconcile(&config, &platform, &["--resume"]);
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    eventually("all are taken in", || bridge.metric("sendbird_bridge_journal_records", &[]) >= 5_701.0);
+    assert_eq!((told(&bridge).len(), bridge.events().len()), (5_701, 5_701));
 }

@@ -29,7 +29,7 @@ pub(super) struct What {
 
 impl What {
     /// The earliest beginning of a call or room that is looked at.
-    pub(super) fn from_ms(&self) -> i64 {
+    pub(super) fn begin_ms(&self) -> i64 {
         self.since_ms.saturating_sub(self.lookback_ms).max(0)
     }
 }

@@ -2,8 +2,10 @@
 
 use std::ops::Bound;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use indicatif::ProgressBar;
+use tokio::time::{Instant, sleep};
 
 use super::refresh;
 use super::state::{Phase, State};
@@ -21,6 +23,13 @@ const PAGE: u32 = 100;
 
 /// Rooms asked for by their ids at once; documented as the most.
 const ROOMS: usize = 10;
+
+/// Offers that may wait for the bridge; before there are more, it must take some in.
+const MOST_WAITING: u64 = 5_000;
+
+/// How long none of them may be taken in, and how often that is looked at. A bridge looks once a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// One run.
 pub(super) struct Walker {
@@ -80,7 +89,7 @@ impl Walker {
                 page => page.map_err(|failure| explain(&failure, &self.api))?,
             };
             from = None;
-            let (begin, until) = (self.state.what.from_ms(), self.state.what.until_ms);
+            let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
             let mut facts = Facts::default();
             for call in
                 page.items.iter().filter(|call| call.started_at_ms.is_none_or(|at| (begin..until).contains(&at)))
@@ -89,7 +98,7 @@ impl Walker {
                 add(&mut facts, of_call(&self.application, call));
             }
             let enough = order.is_past(page.items.iter().filter_map(|call| call.started_at_ms), begin, until);
-            self.settle(facts, order.last)?;
+            self.settle(facts, order.last).await?;
             if !self.step(&mut walk, page.next)? || enough {
                 return Ok(());
             }
@@ -97,7 +106,7 @@ impl Walker {
     }
 
     async fn rooms(&mut self) -> Result<(), Failure> {
-        let (begin, until) = (self.state.what.from_ms(), self.state.what.until_ms);
+        let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
         let (from, to) = (Some(begin), Some(until));
         let query = RoomsQuery {
             limit: Some(PAGE),
@@ -132,7 +141,7 @@ impl Walker {
             let Some(last) = room_ids.last().cloned() else { return Ok(()) };
             let query = RoomsQuery { limit: Some(PAGE), room_ids, ..RoomsQuery::default() };
             let page = self.api.rooms(&query, None).await.map_err(|failure| explain(&failure, &self.api))?;
-            let begin = self.state.what.from_ms();
+            let begin = self.state.what.begin_ms();
             for room in page.items.iter().filter(|room| room.created_at_ms.is_some_and(|at| at < begin)) {
                 self.room(room).await?;
             }
@@ -164,7 +173,7 @@ impl Walker {
                 }
             }
         }
-        self.settle(facts, room.created_at_ms)
+        self.settle(facts, room.created_at_ms).await
     }
 
     /// Goes to the next page and remembers it; `false` says that there is none.
@@ -178,13 +187,17 @@ impl Walker {
     }
 
     /// What is known of facts, as of now; what is missing is said, and offered if that is wanted.
-    fn settle(&mut self, found: Facts, at_ms: Option<i64>) -> Result<(), Failure> {
+    async fn settle(&mut self, found: Facts, at_ms: Option<i64>) -> Result<(), Failure> {
         let what = &self.state.what;
         let mut facts = found.facts;
         facts.retain(|fact| what.told.contains(&fact.told) && (what.since_ms..what.until_ms).contains(&fact.at_ms));
         // In the order in which they are to be published.
-        facts.sort_by(|a, b| (a.at_ms, a.told).cmp(&(b.at_ms, b.told)));
+        facts.sort_by_key(|fact| (fact.at_ms, fact.told));
+        if what.publish {
+            self.wait_for_the_bridge().await?;
+        }
         refresh(&self.desk, &mut self.known)?;
+        let what = &self.state.what;
         let mut offers = Vec::new();
         let mut lines = String::new();
         for fact in &facts {
@@ -221,6 +234,25 @@ impl Walker {
         }
         self.show(at_ms);
         Ok(())
+    }
+
+    /// Until there is room for offers.
+    async fn wait_for_the_bridge(&self) -> Result<(), Failure> {
+        let (mut least, mut taken) = (u64::MAX, Instant::now());
+        loop {
+            let waiting = self.desk.waiting().map_err(Failure::other)?;
+            if waiting < MOST_WAITING {
+                return Ok(());
+            }
+            if waiting < least {
+                (least, taken) = (waiting, Instant::now());
+            } else if taken.elapsed() > PATIENCE {
+                return Err(Failure::Failed(format!(
+                    "expected the bridge to take offers in, but {waiting} wait: is it running, and has its journal room?"
+                )));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
     fn offer(&self, fact: &Fact) -> Result<Offer, Failure> {

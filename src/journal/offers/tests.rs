@@ -199,6 +199,7 @@ fn a_journal_of_an_older_program_gets_its_tables() {
     file.execute_batch("DROP TABLE offers; DROP TABLE reconciled").unwrap();
     drop(file);
     let mut desk = bench.desk();
+    assert_eq!(desk.summary().unwrap().offers, 0);
     assert!(desk.offered().unwrap().is_empty());
     let offer = bench.offer(b'b', 1);
     desk.offer(&[offer]).unwrap();
