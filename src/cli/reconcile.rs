@@ -29,7 +29,7 @@ use crate::sendbird::category::Category;
 use crate::sendbird::reconcile::Told;
 use crate::sendbird::reconcile::known::{Known, MARGIN_MS};
 
-/// Ask Sendbird what happened in a time, and say of what no event is stored.
+/// Ask Sendbird what an outage of the receiver lost, and publish it
 ///
 /// Nothing is changed without --publish. What can be found so are dials, answers and ends of calls, rooms made and deleted,
 /// participants entered and left; invitations can't, as the API does not know them. The journal tells of what it keeps

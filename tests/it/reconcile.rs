@@ -193,7 +193,7 @@ fn what_was_lost_is_named_and_with_publish_published_once_and_marked() {
     assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
     let (found, summary) = named(&ended);
     assert_eq!(found, missing);
-    assert_eq!((&summary["told"], &summary["queued"]), (&json!(7), &json!(0)));
+    assert_eq!((&summary["stored"], &summary["queued"]), (&json!(7), &json!(0)));
     assert_eq!(bridge.events().len(), 8, "nothing is changed without --publish");
 
     let ended = reconcile(&config, &platform, &[&since[..], &["--publish"]].concat());
@@ -396,10 +396,10 @@ fn what_another_bridge_has_stored_is_not_missing() {
         reconcile(&config, &platform, &[&["--since", "2h", "--output", "json"][..], &also].concat())
     };
     let (alone, summary) = named(&run(&[]));
-    assert_eq!((alone.len(), &summary["told"]), (6, &json!(0)));
+    assert_eq!((alone.len(), &summary["stored"]), (6, &json!(0)));
     let (together, summary) = named(&run(&["one"]));
     assert!(together.len() == 3 && together.iter().all(|line| line.contains("nowhere")), "{together:?}");
-    assert_eq!(summary["told"], 3);
+    assert_eq!(summary["stored"], 3);
     for wrong in [&["empty"][..], &["one", "two"]] {
         let ended = run(wrong);
         assert_eq!(ended.code(), Some(64), "{}", ended.stderr());
