@@ -443,3 +443,39 @@ fn a_stopped_bridge_is_offered_some_thousands_and_the_rest_after_it_has_started(
     eventually("all are taken in", || bridge.metric("sendbird_bridge_journal_records", &[]) >= 5_701.0);
     assert_eq!((told(&bridge).len(), bridge.events().len()), (5_701, 5_701));
 }
+
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod in_brokers {
+    use super::*;
+    use crate::sinks::for_each_broker;
+    use crate::support::broker::Kind;
+
+    for_each_broker! {
+        a_reconciled_event_arrives_with_its_mark_in_either_form
+    }
+
+    fn a_reconciled_event_arrives_with_its_mark_in_either_form(kind: Kind) {
+        let (structured, binary) = (kind.place().made(), kind.place().made());
+        let (config, platform, at) = (config().unset("sinks.lines.type"), platform(), then());
+        let config = binary.sink(structured.sink(config, "structured"), "binary");
+        let config = config.set("sinks.binary.format", "'binary'");
+        let bridge = config.start();
+        platform.add_call(call("lost", at));
+        let ended = reconcile(&config, &platform, &["--since", "2h", "--publish"]);
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+        eventually("they are taken in", || bridge.events().len() == 4);
+        bridge.caught_up();
+        let mark = format!("{}reconciled", kind.prefix("binary"));
+        for (place, is_binary) in [(&structured, false), (&binary, true)] {
+            let messages = place.consume();
+            let of_lost: Vec<_> = messages.iter().filter(|message| message.key.contains("lost")).collect();
+            assert_eq!((messages.len(), of_lost.len()), (4, 3), "in {:?}", place.kind);
+            for message in of_lost {
+                let header = message.headers.get(&mark).map(String::as_str);
+                assert_eq!(header, is_binary.then_some("true"), "{:?}", message.headers);
+                let inside = message.json().get("reconciled").cloned();
+                assert_eq!(inside, (!is_binary).then(|| json!("true")));
+            }
+        }
+    }
+}
