@@ -67,7 +67,7 @@ impl PlatformArgs {
             (Some(application), Some(token)) => (application, token, Server::default().path),
             (application, token) => {
                 let missing = if application.is_none() { "--application" } else { "--token-file" };
-                eprintln!("{missing} is not given, so the configuration is read");
+                eprintln!("{missing} is not given, so the configuration is read (--config)");
                 let config = load()?.config;
                 let application = application.map_or_else(|| the_application(&config.access.applications), Ok)?;
                 let token = token.map_or_else(|| the_token(&config.access.api_tokens), Ok)?;

@@ -36,12 +36,13 @@ The URL is shown up to the path of the bridge (server.path), as what follows may
 
 const SET_EXAMPLES: &str = "\
 Examples:
-  sendbird-bridge webhook set --config bridge.toml --url https://calls.example.com/webhooks/sendbird --enable --events '*'
+  sendbird-bridge webhook set --config bridge.toml --url https://example.com/webhooks/sendbird
+  sendbird-bridge webhook set --config bridge.toml --enable --events '*'
   sendbird-bridge webhook set --config bridge.toml --url-file webhook-url --dry-run
   sendbird-bridge webhook set --config bridge.toml --events direct_call:dial,direct_call:end
   sendbird-bridge webhook set --config bridge.toml --disable
 
-What is not named stays as it is. Exit code 1 if the settings, read back, are not as they were to be.
+What is not named stays as it is. Exit code 1 if it is not so when the settings are read back.
 The URL is shown up to the path of the bridge (server.path), as what follows may be its path secret.";
 
 #[derive(Debug, Subcommand)]
@@ -80,11 +81,11 @@ pub(super) struct Set {
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     url_file: Option<PathBuf>,
 
-    /// Deliver
+    /// Turn deliveries on
     #[arg(long, conflicts_with = "disable")]
     enable: bool,
 
-    /// Deliver nothing
+    /// Turn deliveries off: what happens meanwhile is lost
     #[arg(long)]
     disable: bool,
 

@@ -116,7 +116,7 @@ fn set_sends_what_is_named_and_reads_it_back() {
     assert_eq!(platform.asked(), [GET, PUT, GET]);
     let events = json!(["direct_call:dial", "room:create"]);
     let expected = json!({ "enabled": true, "url": URL, "enabled_events": events, "include_members": true });
-    assert_eq!(bodies(&platform), [expected.clone()]);
+    assert_eq!(bodies(&platform), std::slice::from_ref(&expected));
     assert_eq!(platform.webhook(), expected);
     assert_eq!(done["webhook"]["enabled_events"], events);
     assert_eq!(done["changes"].as_array().unwrap().len(), 4);

@@ -168,6 +168,8 @@ fn clean(message: &str, request: &Request) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::{ApplicationId, Change, Method, Target};
     use super::*;
     use crate::domain::secret::Secret;
@@ -256,5 +258,18 @@ mod tests {
         assert_eq!(wait(" 7 "), Some(Duration::from_secs(7)));
         assert_eq!(wait("Wed, 21 Oct 2026 07:28:00 GMT"), None);
         assert_eq!(wait("-1"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_sorted(status in 100u16..600, body: Vec<u8>, code: i64, message: String) {
+            let known = serde_json::json!({ "code": code, "message": format!("{message}canary-token{message}") });
+            for body in [body, known.to_string().into_bytes()] {
+                match sort(&Answer { status, retry_after: None, body }, &request()) {
+                    Ok(_) => prop_assert!((200..300).contains(&status)),
+                    Err(failure) => prop_assert!(!failure.to_string().contains("canary-token")),
+                }
+            }
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The webhook settings of an application, a change of them, and whether one has come about.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
@@ -107,15 +109,17 @@ impl Change {
         self.compare(&Webhook::default()).into_iter().map(|(setting, _)| setting).collect()
     }
 
-    /// The same change, but without what is so in `found` already.
+    /// The same change, but without what is so in `found` already. A list of all names is not `*`: that also means the
+    /// events that come one day.
     pub fn without(&self, found: &Webhook) -> Self {
         let same: Vec<Setting> =
             self.compare(found).into_iter().filter(|it| it.1 == Found::Same).map(|it| it.0).collect();
         let missing = |setting| !same.contains(&setting);
+        let found_events = found.enabled_events.as_deref().map(set);
         Self {
             enabled: self.enabled.filter(|_| missing(Setting::Enabled)),
             url: self.url.clone().filter(|_| missing(Setting::Url)),
-            enabled_events: self.enabled_events.clone().filter(|_| missing(Setting::EnabledEvents)),
+            enabled_events: self.enabled_events.clone().filter(|events| found_events != Some(set(events))),
             include_members: self.include_members.filter(|_| missing(Setting::IncludeMembers)),
         }
     }
@@ -171,20 +175,18 @@ fn told<T>(found: Option<&T>, same: impl FnOnce(&T) -> bool) -> Found {
     }
 }
 
-/// Order, case and repetition do not matter. That Sendbird answers `*` with the names of all events is possible (guessed),
-/// so a list of all that are known means the same.
+/// Names without order, case and repetition, which do not matter.
+fn set(events: &[String]) -> BTreeSet<String> {
+    events.iter().map(|event| event.to_ascii_lowercase()).collect()
+}
+
+/// Whether what was read back is what was set. That Sendbird answers `*` with the names of all events is possible
+/// (guessed), so all of them, as far as they are known, count as it.
 fn same_events(wanted: &[String], found: &[String], all: Option<&[String]>) -> bool {
-    let set = |events: &[String]| {
-        let mut events: Vec<String> = events.iter().map(|event| event.to_ascii_lowercase()).collect();
-        events.sort();
-        events.dedup();
-        events
-    };
+    let known = || Category::ALL.map(|category| category.label().to_owned());
+    let all = all.map_or_else(|| set(&known()), set);
     let (wanted, found) = (set(wanted), set(found));
-    let known = Category::ALL.map(|category| category.label().to_owned());
-    let all = set(all.unwrap_or(&known));
-    let is_all = |events: &[String]| events == [ALL] || events == all;
-    wanted == found || (is_all(&wanted) && is_all(&found))
+    wanted == found || (wanted.contains(ALL) && found.is_superset(&all))
 }
 
 #[cfg(test)]
@@ -264,13 +266,23 @@ mod tests {
     }
 
     #[test]
-    fn all_events_may_be_spelled_out() {
+    fn all_events_may_be_spelled_out_when_read_back() {
         let known = Category::ALL.map(Category::label);
         let star = events(&["*"]);
-        assert!(same_events(&star, &events(&known), None) && same_events(&events(&known), &star, None));
-        assert!(!same_events(&star, &events(&known[1..]), None));
-        assert!(!same_events(&star, &[], None) && same_events(&[], &[], None));
+        assert!(same_events(&star, &events(&known), None));
+        assert!(same_events(&star, &[events(&known), events(&["room:new"])].concat(), None));
+        assert!(!same_events(&star, &events(&known[1..]), None) && !same_events(&star, &[], None));
+        assert!(!same_events(&events(&known), &star, None) && same_events(&[], &[], None));
         let more = events(&["a", "b"]);
         assert!(same_events(&star, &more, Some(&more)) && !same_events(&star, &events(&known), Some(&more)));
+    }
+
+    #[test]
+    fn a_list_of_all_names_is_replaced_by_what_stands_for_all() {
+        let all = events(&Category::ALL.map(Category::label));
+        let found = Webhook { enabled_events: Some(all.clone()), ..Webhook::default() };
+        let change = |enabled_events| Change { enabled_events: Some(enabled_events), ..Change::default() };
+        assert!(!change(events(&["*"])).without(&found).is_empty());
+        assert!(change(all.iter().rev().map(|name| name.to_uppercase()).collect()).without(&found).is_empty());
     }
 }

@@ -301,7 +301,7 @@ fn converse(mut stream: impl Read + Write, state: &Mutex<State>, address: Socket
         match (fault, answer) {
             (Some(Fault::Silent), _) => {
                 // Ends when the client does.
-                stream.read(&mut [0; 64]).ok();
+                std::io::copy(&mut stream, &mut std::io::sink()).ok();
                 return;
             }
             (Some(Fault::CutOff), Some(answer)) => {
