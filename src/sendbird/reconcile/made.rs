@@ -169,10 +169,11 @@ fn is(text: Option<&String>, state: &str) -> bool {
     text.is_some_and(|text| text.eq_ignore_ascii_case(state))
 }
 
-/// Unix milliseconds that a calendar has; as everywhere, a number below 10^11 is taken for seconds, and zero is no time.
+/// Unix milliseconds that a calendar has; as everywhere, a number below 10^11 is taken for seconds. What is then still
+/// below, before 1973, is no time: a delivery that says it in milliseconds would be taken to say seconds.
 fn time(at: Option<i64>) -> Option<i64> {
     const FIRST_IN_MILLISECONDS: i64 = 100_000_000_000;
-    let at = at.filter(|at| *at > 0)?;
+    let at = at?;
     let ms = if at < FIRST_IN_MILLISECONDS { at.checked_mul(1000)? } else { at };
-    rfc3339(ms).map(|_| ms)
+    (ms >= FIRST_IN_MILLISECONDS && rfc3339(ms).is_some()).then_some(ms)
 }
