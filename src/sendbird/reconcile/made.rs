@@ -59,7 +59,9 @@ pub fn of_call(application: &str, call: &DirectCall) -> Facts {
     let (started, ended) = (time(call.started_at_ms), time(call.ended_at_ms));
     facts.add(started, fact(Told::Dial, &CALL));
     let lasted = call.duration_ms.filter(|duration| *duration > 0);
-    let answered = lasted.and_then(|duration| ended?.checked_sub(duration)).filter(|at| Some(*at) >= started);
+    let answered = lasted
+        .and_then(|duration| ended?.checked_sub(duration))
+        .filter(|at| started.is_some_and(|started| *at >= started));
     if answered.is_some() {
         facts.add(answered, fact(Told::Accept, &CALL));
     }

@@ -160,6 +160,7 @@ fn what_did_not_happen_or_has_no_time_is_not_told() {
         (json!({ "ended_at": null }), (vec![Dial], 1)),
         (json!({ "started_at": 0, "duration": null }), (vec![End], 1)),
         (json!({ "started_at": 1, "duration": null }), (vec![End], 1)),
+        (json!({ "started_at": null, "duration": 1_767_225_733_000_i64 }), (vec![End], 1)),
         (json!({ "started_at": 1_767_225_600 }), (vec![Dial, Accept, End], 0)),
         (json!({ "call_id": null, "duration": null }), (vec![], 2)),
     ] {
