@@ -1,7 +1,7 @@
 //! How far a run has got, in a file beside the journal, so that an interrupted one goes on where it was.
 //!
-//! It is written after each page. What is offered is durable before, so a run that goes on from here leaves nothing out;
-//! what it looks at again is known by then.
+//! It is written after each page. What is offered is durable before, so a run that goes on from here leaves nothing
+//! out; what it looks at again is known by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

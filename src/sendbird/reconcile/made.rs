@@ -8,13 +8,13 @@ use crate::sendbird::api::{DirectCall, Participant, Room};
 use crate::sendbird::delivery::{self, Refused};
 use crate::sendbird::normalize::{Event, Receipt, Settings, normalize};
 
-/// What of a call is so from the first moment on.
+/// What of a call is so from the first moment on; but `custom_items` are those of now, as the API can change them.
 const CALL: [&str; 6] = ["call_id", "call_type", "is_video_call", "started_by", "started_at", "custom_items"];
 
 /// What its end adds.
 const ENDED: [&str; 5] = ["state", "end_result", "ended_by", "ended_at", "duration"];
 
-/// What of a room is so from the first moment on.
+/// What of a room is so from the first moment on, with the same exception.
 const ROOM: [&str; 5] = ["room_id", "room_type", "created_at", "created_by", "custom_items"];
 
 /// What its end adds.
@@ -71,8 +71,9 @@ pub fn of_call(application: &str, call: &DirectCall) -> Facts {
     facts
 }
 
-/// Of a room: that it was made (`created_at`) and deleted: `deleted_at`, or, where the API does not say, `updated_at` of a
-/// deleted room, as it is not opened again (documented) and its deletion then is the last that happened to it (likely).
+/// Of a room: that it was made (`created_at`) and deleted: `deleted_at`, or, where the API does not say, `updated_at`
+/// of a deleted room, as it is not opened again (documented) and its deletion then is the last that happened to it
+/// (likely).
 pub fn of_room(application: &str, room: &Room) -> Facts {
     let mut facts = Facts::default();
     let fact = |told: Told, members: &[&str]| {
