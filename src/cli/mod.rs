@@ -73,7 +73,6 @@ enum Command {
     Tail(tail::Args),
     /// Publish stored events again, with the same ids
     Replay(replay::Args),
-    /// Ask Sendbird what an outage of the receiver lost, and publish it
     Reconcile(reconcile::Args),
     /// List, show, requeue or discard what brokers refused for good
     #[command(subcommand)]

@@ -29,12 +29,12 @@ use crate::sendbird::category::Category;
 use crate::sendbird::reconcile::Told;
 use crate::sendbird::reconcile::known::{Known, MARGIN_MS};
 
-/// Ask Sendbird what happened in a time, and say of what no event is stored.
+/// Ask Sendbird what an outage of the receiver lost, and publish it
 ///
-/// Nothing is changed without --publish. What can be found so are dials, answers and ends of calls, rooms made and deleted,
-/// participants entered and left; invitations can't, as the API does not know them. The journal tells of what it keeps
-/// (journal.retain_for), so run this within that time after an outage. Where several bridges share the deliveries, each
-/// with its own journal, run it on one of them and show it the events of all others with --also.
+/// Nothing is changed without --publish. What can be found so are dials, answers and ends of calls, rooms made and
+/// deleted, participants entered and left; invitations can't, as the API does not know them. The journal tells of
+/// what it keeps (journal.retain_for), so run this within that time after an outage. Where several bridges share the
+/// deliveries, each with its own journal, run it on one of them and show it the events of all others with --also.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit codes: 0 nothing is missing, or all of it is offered to the bridge; 1 something is missing, \
@@ -197,8 +197,8 @@ async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) ->
     })
 }
 
-/// What Sendbird delivers, of what can be found. That a participant left is told by one of two categories, and the API does
-/// not say by which, so it can be missing only where both are enabled.
+/// What Sendbird delivers, of what can be found. That a participant left is told by one of two categories, and the
+/// API does not say by which, so it can be missing only where both are enabled.
 async fn enabled(api: &mut Api<Http>) -> Result<BTreeSet<Told>, Failure> {
     let webhook = api.webhook(false).await.map_err(|failure| explain(&failure, api))?;
     if webhook.enabled == Some(false) {

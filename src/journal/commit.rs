@@ -135,7 +135,7 @@ pub(super) fn write(
     let refused = refused.collect::<rusqlite::Result<Vec<_>>>()?;
     let told = offers::told_by_reconciled(connection, log, options, &group.appends)?;
     let transaction = connection.transaction()?;
-    let mut adder = Adder::new(&transaction, log, options, shared)?;
+    let mut adder = Adder::new(&transaction, log, options, shared, group.appends.len())?;
     for ((entry, _), told) in group.appends.iter().zip(told) {
         done.outcomes.push(match told {
             Some(reconciled) => Ok(reconciled),
@@ -173,11 +173,13 @@ pub(super) struct Adder<'a> {
 }
 
 impl<'a> Adder<'a> {
+    /// For about so many events.
     pub(super) fn new(
         transaction: &'a Transaction<'_>,
         log: &'a Log,
         options: &Options,
         shared: &Shared,
+        events: usize,
     ) -> rusqlite::Result<Self> {
         let record = transaction.prepare_cached(
             "INSERT INTO records (position, offset, accepted_ms, crc, id, key, kind, payload)
@@ -190,8 +192,8 @@ impl<'a> Adder<'a> {
             disk_low: shared.disk_is_low(),
             record,
             seen,
-            twins: HashMap::new(),
-            stored: Vec::new(),
+            twins: HashMap::with_capacity(events),
+            stored: Vec::with_capacity(events),
             new_bytes: 0,
         })
     }

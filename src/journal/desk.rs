@@ -1,8 +1,8 @@
 //! The operator's desk: dead letters, replays, figures and checks, beside a running bridge or on a stopped
 //! one's directory.
 //!
-//! It writes only to `dead_letters`, `resends` and `offers` ([`super::offers`]), in transactions short enough not to hold
-//! up the bridge's own commits, and never to the log itself.
+//! It writes only to `dead_letters`, `resends` and `offers` ([`super::offers`]), in transactions short enough not to
+//! hold up the bridge's own commits, and never to the log itself.
 
 use std::path::{Path, PathBuf};
 

@@ -131,7 +131,7 @@ fn settle(
     let mut taken = Taken { more: offers.len() == BATCH, ..Taken::default() };
     let accepted_ms = options.clock.now_ms();
     let transaction = connection.transaction()?;
-    let mut adder = Adder::new(&transaction, log, options, shared)?;
+    let mut adder = Adder::new(&transaction, log, options, shared, offers.len())?;
     for (seq, offer) in offers {
         let Offer { facts, id, key, kind, payload, .. } = offer;
         if !facts.iter().any(|fact| told.contains(fact)) {

@@ -1,13 +1,13 @@
 //! What the Calls Platform API knows of calls and rooms, as the events that should have come.
 //!
-//! Owns what a *fact* is: that a call was dialed, that a participant left; told by one event, whoever made it. Facts are
-//! read from the API's objects ([`of_call`], [`of_room`], [`of_participant`]) and from stored events ([`fact_of`]), and
-//! are the same in both, while ids need not be: the times in the API and in a delivery differ by some milliseconds.
-//! [`event`] makes the event of a fact, by way of a delivery as Sendbird would have written it, so that all that reads
-//! deliveries reads it; [`known::Known`] says which facts a journal does not tell of.
+//! Owns what a *fact* is: that a call was dialed, that a participant left; told by one event, whoever made it. Facts
+//! are read from the API's objects ([`of_call`], [`of_room`], [`of_participant`]) and from stored events
+//! ([`fact_of`]), and are the same in both, while ids need not be: the times in the API and in a delivery differ by
+//! some milliseconds. [`event`] makes the event of a fact, by way of a delivery as Sendbird would have written it, so
+//! that all that reads deliveries reads it; [`known::Known`] says which facts a journal does not tell of.
 //!
-//! Promises: an event says nothing that was not so when it happened. What the API says of an object is how it is now, so
-//! only members that do not change are in an earlier event. The whole object is in `raw`, as `made_from`.
+//! Promises: an event says nothing that was not so when it happened. What the API says of an object is how it is now,
+//! so only members that do not change are in an earlier event. The whole object is in `raw`, as `made_from`.
 
 pub mod known;
 mod made;

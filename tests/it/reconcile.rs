@@ -193,7 +193,7 @@ fn what_was_lost_is_named_and_with_publish_published_once_and_marked() {
     assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
     let (found, summary) = named(&ended);
     assert_eq!(found, missing);
-    assert_eq!((&summary["told"], &summary["queued"]), (&json!(7), &json!(0)));
+    assert_eq!((&summary["stored"], &summary["queued"]), (&json!(7), &json!(0)));
     assert_eq!(bridge.events().len(), 8, "nothing is changed without --publish");
 
     let ended = reconcile(&config, &platform, &[&since[..], &["--publish"]].concat());
@@ -396,10 +396,10 @@ fn what_another_bridge_has_stored_is_not_missing() {
         reconcile(&config, &platform, &[&["--since", "2h", "--output", "json"][..], &also].concat())
     };
     let (alone, summary) = named(&run(&[]));
-    assert_eq!((alone.len(), &summary["told"]), (6, &json!(0)));
+    assert_eq!((alone.len(), &summary["stored"]), (6, &json!(0)));
     let (together, summary) = named(&run(&["one"]));
     assert!(together.len() == 3 && together.iter().all(|line| line.contains("nowhere")), "{together:?}");
-    assert_eq!(summary["told"], 3);
+    assert_eq!(summary["stored"], 3);
     for wrong in [&["empty"][..], &["one", "two"]] {
         let ended = run(wrong);
         assert_eq!(ended.code(), Some(64), "{}", ended.stderr());
@@ -442,4 +442,40 @@ fn a_stopped_bridge_is_offered_some_thousands_and_the_rest_after_it_has_started(
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
     eventually("all are taken in", || bridge.metric("sendbird_bridge_journal_records", &[]) >= 5_701.0);
     assert_eq!((told(&bridge).len(), bridge.events().len()), (5_701, 5_701));
+}
+
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod in_brokers {
+    use super::*;
+    use crate::sinks::for_each_broker;
+    use crate::support::broker::Kind;
+
+    for_each_broker! {
+        a_reconciled_event_arrives_with_its_mark_in_either_form
+    }
+
+    fn a_reconciled_event_arrives_with_its_mark_in_either_form(kind: Kind) {
+        let (structured, binary) = (kind.place().made(), kind.place().made());
+        let (config, platform, at) = (config().unset("sinks.lines.type"), platform(), then());
+        let config = binary.sink(structured.sink(config, "structured"), "binary");
+        let config = config.set("sinks.binary.format", "'binary'");
+        let bridge = config.start();
+        platform.add_call(call("lost", at));
+        let ended = reconcile(&config, &platform, &["--since", "2h", "--publish"]);
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+        eventually("they are taken in", || bridge.events().len() == 4);
+        bridge.caught_up();
+        let mark = format!("{}reconciled", kind.prefix("binary"));
+        for (place, is_binary) in [(&structured, false), (&binary, true)] {
+            let messages = place.consume();
+            let of_lost: Vec<_> = messages.iter().filter(|message| message.key.contains("lost")).collect();
+            assert_eq!((messages.len(), of_lost.len()), (4, 3), "in {:?}", place.kind);
+            for message in of_lost {
+                let header = message.headers.get(&mark).map(String::as_str);
+                assert_eq!(header, is_binary.then_some("true"), "{:?}", message.headers);
+                let inside = message.json().get("reconciled").cloned();
+                assert_eq!(inside, (!is_binary).then(|| json!("true")));
+            }
+        }
+    }
 }

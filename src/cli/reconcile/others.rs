@@ -1,7 +1,8 @@
 //! What other bridges have stored, as their feeds tell it.
 //!
-//! Several bridges share the deliveries of one application, each with a journal of its own; what one of them has stored is
-//! not missing. `tail --no-follow` prints a feed whole, one envelope a line; a blank line stands between two bridges.
+//! Several bridges share the deliveries of one application, each with a journal of its own; what one of them has
+//! stored is not missing. `tail --no-follow` prints a feed whole, one envelope a line; a blank line stands between
+//! two bridges.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};

@@ -1,7 +1,7 @@
 //! How far a run has got, in a file beside the journal, so that an interrupted one goes on where it was.
 //!
-//! It is written after each page. What is offered is durable before, so a run that goes on from here leaves nothing out;
-//! what it looks at again is known by then.
+//! It is written after each page. What is offered is durable before, so a run that goes on from here leaves nothing
+//! out; what it looks at again is known by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -56,6 +56,7 @@ pub(super) struct Counts {
     pub(super) rooms: u64,
     pub(super) participants: u64,
     /// Facts that a record tells of.
+    #[serde(rename = "stored")]
     pub(super) told: u64,
     /// Facts that an offer of an earlier run tells of.
     pub(super) offered: u64,
@@ -66,6 +67,7 @@ pub(super) struct Counts {
     /// Facts that the journal can't say anything of.
     pub(super) unknown: u64,
     /// What happened at a time that the API does not say.
+    #[serde(rename = "without_time")]
     pub(super) untold: u64,
 }
 

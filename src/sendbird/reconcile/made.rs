@@ -8,13 +8,13 @@ use crate::sendbird::api::{DirectCall, Participant, Room};
 use crate::sendbird::delivery::{self, Refused};
 use crate::sendbird::normalize::{Event, Receipt, Settings, normalize};
 
-/// What of a call is so from the first moment on.
+/// What of a call is so from the first moment on; but `custom_items` are those of now, as the API can change them.
 const CALL: [&str; 6] = ["call_id", "call_type", "is_video_call", "started_by", "started_at", "custom_items"];
 
 /// What its end adds.
 const ENDED: [&str; 5] = ["state", "end_result", "ended_by", "ended_at", "duration"];
 
-/// What of a room is so from the first moment on.
+/// What of a room is so from the first moment on, with the same exception.
 const ROOM: [&str; 5] = ["room_id", "room_type", "created_at", "created_by", "custom_items"];
 
 /// What its end adds.
@@ -59,7 +59,9 @@ pub fn of_call(application: &str, call: &DirectCall) -> Facts {
     let (started, ended) = (time(call.started_at_ms), time(call.ended_at_ms));
     facts.add(started, fact(Told::Dial, &CALL));
     let lasted = call.duration_ms.filter(|duration| *duration > 0);
-    let answered = lasted.and_then(|duration| ended?.checked_sub(duration)).filter(|at| Some(*at) >= started);
+    let answered = lasted
+        .and_then(|duration| ended?.checked_sub(duration))
+        .filter(|at| started.is_some_and(|started| *at >= started));
     if answered.is_some() {
         facts.add(answered, fact(Told::Accept, &CALL));
     }
@@ -69,8 +71,9 @@ pub fn of_call(application: &str, call: &DirectCall) -> Facts {
     facts
 }
 
-/// Of a room: that it was made (`created_at`) and deleted: `deleted_at`, or, where the API does not say, `updated_at` of a
-/// deleted room, as it is not opened again (documented) and its deletion then is the last that happened to it (likely).
+/// Of a room: that it was made (`created_at`) and deleted: `deleted_at`, or, where the API does not say, `updated_at`
+/// of a deleted room, as it is not opened again (documented) and its deletion then is the last that happened to it
+/// (likely).
 pub fn of_room(application: &str, room: &Room) -> Facts {
     let mut facts = Facts::default();
     let fact = |told: Told, members: &[&str]| {
@@ -169,10 +172,11 @@ fn is(text: Option<&String>, state: &str) -> bool {
     text.is_some_and(|text| text.eq_ignore_ascii_case(state))
 }
 
-/// Unix milliseconds that a calendar has; as everywhere, a number below 10^11 is taken for seconds, and zero is no time.
+/// Unix milliseconds that a calendar has; as everywhere, a number below 10^11 is taken for seconds. What is then still
+/// below, before 1973, is no time: a delivery that says it in milliseconds would be taken to say seconds.
 fn time(at: Option<i64>) -> Option<i64> {
     const FIRST_IN_MILLISECONDS: i64 = 100_000_000_000;
-    let at = at.filter(|at| *at > 0)?;
+    let at = at?;
     let ms = if at < FIRST_IN_MILLISECONDS { at.checked_mul(1000)? } else { at };
-    rfc3339(ms).map(|_| ms)
+    (ms >= FIRST_IN_MILLISECONDS && rfc3339(ms).is_some()).then_some(ms)
 }
