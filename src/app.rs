@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ use crate::metrics::{Labels, Metrics};
 use crate::pipeline::{Forwarder, Intake, SinkStatus};
 use crate::sendbird::category::Category;
 use crate::sink::{Reason, Sink, stdout};
+use crate::traces::Tracer;
 
 /// From the signal to the end of the process, at most; each step has its own, shorter limit.
 pub const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -64,6 +66,15 @@ pub enum Error {
     /// Two metrics have one name.
     #[error("cannot declare the metrics")]
     Metrics(#[from] prometheus::Error),
+    /// Traces can't be set up.
+    #[cfg(feature = "otlp")]
+    #[error("cannot set up traces: traces.{key}: {fault}")]
+    Traces {
+        /// The key under `traces`.
+        key: &'static str,
+        /// What is wrong with it.
+        fault: String,
+    },
     /// A task that runs for as long as the bridge does has ended.
     #[error("the task \"{task}\" ended unasked")]
     TaskEnded {
@@ -82,6 +93,7 @@ pub struct App {
     admin: Admin,
     reload: Reload,
     path_secret: Option<Live>,
+    spans: SpanTask,
     config: Config,
 }
 
@@ -114,6 +126,7 @@ impl App {
         let (address, counts) = (config.admin.listen, Counts::unregistered()?);
         let admin_error = listen(address, "admin.listen");
         let admin_listener = Bound::to(address, admin::MAX_CONNECTIONS, counts, admin_tls).map_err(&admin_error)?;
+        let (tracer, spans) = set_up_traces(&config, &clock, &metrics)?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
         let mut forwarders = Vec::new();
@@ -129,6 +142,7 @@ impl App {
                 metrics: Arc::clone(&metrics),
                 clock: clock.clone(),
                 status,
+                publisher: tracer.publisher(sink.kind.destination(name)),
             });
         }
         let intake = Arc::new(Intake {
@@ -137,6 +151,7 @@ impl App {
             journal: journal.clone(),
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
+            tracer,
         });
         let path_secret = config.access.path_secret.clone().map(Live::new);
         let admin_token = config.admin.token.clone().map(Live::new);
@@ -157,7 +172,7 @@ impl App {
         // Last: until here a sender is refused, and tries again, instead of waiting while a journal is opened.
         let webhook = webhook.listen().map_err(webhook_error)?;
         let admin_listener = admin_listener.listen().map_err(admin_error)?;
-        Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, config })
+        Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, spans, config })
     }
 
     /// The addresses of the webhook and the admin endpoint.
@@ -179,9 +194,11 @@ impl App {
     /// # Errors
     /// [`Error::TaskEnded`], after everything was stopped.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, config } = self;
+        let Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, spans, config } =
+            self;
         let (stop_webhook, stop_sinks, stop_admin) =
             (CancellationToken::new(), CancellationToken::new(), admin.stop.clone());
+        let stop_spans = CancellationToken::new();
         let stopping = Arc::clone(&admin.stopping);
         let mut tasks = Tasks::default();
         for forwarder in forwarders {
@@ -192,6 +209,9 @@ impl App {
         let filter = webhook::filter(&config.server, path_secret, intake);
         tasks.start("webhook".into(), webhook.serve(filter, stop_webhook.clone()));
         tasks.start("reload".into(), reload.run());
+        if let Some(spans) = spans {
+            tasks.start("spans".into(), spans(stop_spans.clone()));
+        }
         tracing::info!("ready");
 
         let ended = tokio::select! {
@@ -207,6 +227,9 @@ impl App {
             tasks.finish("webhook").await;
             stop_sinks.cancel();
             tasks.finish("sink").await;
+            // Nothing makes a span any more.
+            stop_spans.cancel();
+            tasks.finish("spans").await;
             stop_admin.cancel();
             tasks.finish("admin").await;
         };
@@ -264,6 +287,7 @@ fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
     let compiled = [
         ("kafka", cfg!(feature = "kafka")),
         ("nats", cfg!(feature = "nats")),
+        ("otlp", cfg!(feature = "otlp")),
         ("rabbitmq", cfg!(feature = "rabbitmq")),
     ];
     let features: Vec<&str> = compiled.iter().filter(|(_, compiled)| *compiled).map(|(name, _)| *name).collect();
@@ -292,6 +316,31 @@ fn open_certificates(
     let current = certificates.current();
     all.push((section, certificates));
     Ok(Some(current))
+}
+
+/// The task that sends spans, where there are any, until it is told to stop.
+type SpanTask = Option<Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>>;
+
+#[cfg(not(feature = "otlp"))]
+fn set_up_traces(_config: &Config, _clock: &Clock, _metrics: &Metrics) -> Result<(Tracer, SpanTask), Error> {
+    Ok((Tracer, None))
+}
+
+/// Makes what makes spans and what sends them; nothing is connected yet.
+#[cfg(feature = "otlp")]
+fn set_up_traces(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<(Tracer, SpanTask), Error> {
+    use crate::traces::export;
+    let Some(settings) = &config.traces else { return Ok((Tracer::default(), None)) };
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let path = config.server.path.clone();
+    let path = match &config.access.path_secret {
+        None => path,
+        Some(_) => format!("{}/{}", path.trim_end_matches('/'), export::PATH_SECRET),
+    };
+    let made = export::new(settings, export::Webhook { scheme, path }, clock.clone(), metrics.declare_spans()?);
+    let (tracer, exporter) = made.map_err(|(key, fault)| Error::Traces { key, fault })?;
+    tracing::info!(endpoint = settings.endpoint, sample = settings.sample, "traces are exported");
+    Ok((tracer, Some(Box::new(move |stop| Box::pin(exporter.run(stop))))))
 }
 
 async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<Journal, Error> {

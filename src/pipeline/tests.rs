@@ -137,6 +137,7 @@ impl Bench {
             metrics: Arc::clone(&self.metrics),
             clock: Clock::system(),
             status: Arc::clone(&self.status),
+            publisher: Publisher::default(),
         };
         let stop = CancellationToken::new();
         let done = async {

@@ -33,6 +33,8 @@ mod logs;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod overload;
 mod power;
 mod recovery;
