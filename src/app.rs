@@ -323,7 +323,7 @@ type SpanTask = Option<Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, (
 
 #[cfg(not(feature = "otlp"))]
 fn set_up_traces(_config: &Config, _clock: &Clock, _metrics: &Metrics) -> Result<(Tracer, SpanTask), Error> {
-    Ok((Tracer, None))
+    Ok((Tracer::default(), None))
 }
 
 /// Makes what makes spans and what sends them; nothing is connected yet.

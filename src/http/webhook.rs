@@ -148,7 +148,10 @@ impl Webhook {
     ) -> Response {
         let begun = Instant::now();
         let mut span = self.intake.tracer.delivery(begun);
-        let result = self.accept(begun + self.deadline, method, path, peer, headers, body, &mut span).await;
+        let result = match self.is_for_us(&method, path) {
+            Ok(()) => self.accept(begun + self.deadline, peer, headers, body, &mut span).await,
+            Err(problem) => Err(problem),
+        };
         let metrics = &self.intake.metrics;
         let (response, outcome) = match result {
             Ok(accepted) => {
@@ -168,24 +171,26 @@ impl Webhook {
     async fn accept<B: Buf>(
         &self,
         deadline: Instant,
-        method: Method,
-        path: &str,
         peer: Peer,
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
         span: &mut traces::Delivery<'_>,
     ) -> Result<Accepted, Problem> {
+        let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
+        let (body, room) = self.read(deadline, headers, body).await?;
+        let accepting = self.intake.accept(admitted, body, trace(headers), span).map_err(Problem::Refused)?;
+        drop(room);
+        self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
+    }
+
+    fn is_for_us(&self, method: &Method, path: &str) -> Result<(), Problem> {
         if !self.is_ours(path) {
             return Err(Problem::NotFound);
         }
         if method != Method::POST {
             return Err(Problem::Method { allow: "POST" });
         }
-        let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
-        let (body, room) = self.read(deadline, headers, body).await?;
-        let accepting = self.intake.accept(admitted, body, trace(headers), span).map_err(Problem::Refused)?;
-        drop(room);
-        self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
+        Ok(())
     }
 
     fn is_ours(&self, path: &str) -> bool {

@@ -13,11 +13,11 @@ use crate::domain::trace::TraceParent;
 
 /// Makes no spans.
 #[derive(Clone, Debug, Default)]
-pub struct Tracer;
+pub struct Tracer(());
 
 /// Makes no spans of a sink.
 #[derive(Clone, Debug, Default)]
-pub struct Publisher;
+pub struct Publisher(());
 
 /// Not the span of a delivery.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Tracer {
     /// Nothing.
     #[inline]
     pub fn publisher(&self, _destination: Destination) -> Publisher {
-        Publisher
+        Publisher(())
     }
 }
 

@@ -77,7 +77,7 @@ pub struct Delivery<'a> {
 
 /// What the span of a publish will need of its event; nothing where there is to be none.
 #[derive(Debug)]
-pub struct Publish(Option<Context>);
+pub struct Publish(Option<Box<Context>>);
 
 /// The event's trace, the span that it is from, and its id.
 #[derive(Debug)]
@@ -200,7 +200,7 @@ impl Publisher {
         }
         let trace = event.trace().and_then(|trace| TraceParent::parse(trace.as_bytes()));
         let trace = trace.filter(TraceParent::is_sampled);
-        Publish(trace.map(|trace| Context { trace, event: Arc::from(&*event.envelope().id) }))
+        Publish(trace.map(|trace| Box::new(Context { trace, event: Arc::from(&*event.envelope().id) })))
     }
 
     /// The sink is done with it.
