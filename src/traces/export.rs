@@ -176,6 +176,7 @@ impl Exporter {
                 self.drop_unsent(left, "the collector did not take them before the stop");
             }
         }
+        self.say_what_overflowed();
         self.trouble.say_the_rest();
     }
 
@@ -245,6 +246,7 @@ impl Exporter {
                 return self.drop_unsent(all, &detail);
             }
             tracing::debug!(detail, "spans are not taken yet");
+            self.say_what_overflowed();
             let pause = BACKOFF.pause(attempt, fastrand::f64()).max(wait.min(LONGEST_WAIT));
             tokio::select! {
                 () = sleep(pause) => {}
@@ -340,8 +342,8 @@ impl Trouble {
         self.unsaid += spans;
         if self.said.is_none_or(|said| said.elapsed() >= QUIET) {
             self.said = Some(Instant::now());
-            let spans = std::mem::take(&mut self.unsaid);
-            tracing::warn!(spans, detail, "spans are dropped; deliveries and events are not");
+            let count = std::mem::take(&mut self.unsaid);
+            tracing::warn!(count, detail, "spans are dropped; deliveries and events are not");
         }
     }
 
@@ -356,7 +358,7 @@ impl Trouble {
 
     fn say_the_rest(&mut self) {
         if self.unsaid > 0 {
-            tracing::warn!(spans = std::mem::take(&mut self.unsaid), "more spans were dropped");
+            tracing::warn!(count = std::mem::take(&mut self.unsaid), "more spans were dropped");
         }
     }
 }

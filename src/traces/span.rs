@@ -218,6 +218,35 @@ impl Publisher {
     }
 }
 
+/// What a tracer has made, for tests.
+#[cfg(test)]
+pub(crate) struct Watched(mpsc::Receiver<Span>);
+
+#[cfg(test)]
+impl Watched {
+    /// The spans of publishes since the last look: whose, what became of it, and how long it took.
+    pub(crate) fn publishes(&mut self) -> Vec<(String, End, std::time::Duration)> {
+        let spans = std::iter::from_fn(|| self.0.try_recv().ok());
+        let publishes = spans.filter_map(|span| match span {
+            Span::Publish(span) => Some(span),
+            Span::Delivery(_) => None,
+        });
+        let took = |times: &Times| std::time::Duration::from_nanos(times.ended_ns - times.begun_ns);
+        publishes.map(|span| (span.event.to_string(), span.end, took(&span.times))).collect()
+    }
+}
+
+#[cfg(test)]
+impl Tracer {
+    /// One that records everything, with room for a hundred spans.
+    pub(crate) fn watched() -> (Self, Watched) {
+        let (queue, spans) = mpsc::channel(100);
+        let overflowed = IntCounter::new("overflowed", "spans that did not fit").unwrap();
+        let recorder = Recorder { queue, overflowed, sample: 1.0, random: SystemRandom::new(), clock: Clock::system() };
+        (Self::new(recorder), Watched(spans))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

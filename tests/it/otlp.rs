@@ -15,6 +15,7 @@ use crate::support::collector::{Answer, Collector};
 use crate::support::http::Response;
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, with_items};
+use crate::support::senders::Senders;
 use crate::support::{PATIENCE, eventually};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -227,6 +228,29 @@ fn a_collector_that_hangs_delays_nothing() {
     let collector = Collector::answering(&[], Answer::Hangs);
     works_as_ever(&collector.config(printing()));
     assert_eq!(collector.got().len(), 1, "it was asked, and hung");
+}
+
+#[test]
+fn spans_that_fit_nowhere_are_dropped_and_nothing_else_is() {
+    let collector = Collector::answering(&[], Answer::Hangs);
+    let bridge = collector.config(printing()).start();
+    let senders = Senders::start(bridge.webhook, 8);
+    eventually("the queue is full", || spans(&bridge, "overflowed") > 100.0);
+    let heard = senders.finish();
+    assert!(heard.others.is_empty() && heard.refused == 0, "{:?}", heard.others);
+    eventually("all are published", || bridge.printed().count() == heard.sent.len());
+    assert_eq!(bridge.events().len(), heard.sent.len());
+    let made = 2 * heard.sent.len() as u64;
+    let overflowed = spans(&bridge, "overflowed") as u64;
+    let ended = bridge.stop();
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    // All that were made are told of.
+    let told = ended.stderr.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let told: u64 = told
+        .filter(|line| line["message"].as_str().is_some_and(|said| said.contains("dropped")))
+        .map(|line| line["count"].as_u64().unwrap())
+        .sum();
+    assert_eq!(told, made, "{overflowed} of them overflowed: {}", ended.stderr());
 }
 
 #[test]
