@@ -1,6 +1,7 @@
 //! The whole bridge: opens everything, owns every task, stops everything in order.
 
 mod reload;
+mod spans;
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,6 @@ use crate::metrics::{Labels, Metrics};
 use crate::pipeline::{Forwarder, Intake, SinkStatus};
 use crate::sendbird::category::Category;
 use crate::sink::{Reason, Sink, stdout};
-use crate::traces::Tracer;
 
 /// From the signal to the end of the process, at most; each step has its own, shorter limit.
 pub const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -93,7 +92,7 @@ pub struct App {
     admin: Admin,
     reload: Reload,
     path_secret: Option<Live>,
-    spans: SpanTask,
+    spans: spans::Task,
     config: Config,
 }
 
@@ -126,7 +125,7 @@ impl App {
         let (address, counts) = (config.admin.listen, Counts::unregistered()?);
         let admin_error = listen(address, "admin.listen");
         let admin_listener = Bound::to(address, admin::MAX_CONNECTIONS, counts, admin_tls).map_err(&admin_error)?;
-        let (tracer, spans) = set_up_traces(&config, &clock, &metrics)?;
+        let (tracer, spans) = spans::set_up(&config, &clock, &metrics)?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
         let mut forwarders = Vec::new();
@@ -316,31 +315,6 @@ fn open_certificates(
     let current = certificates.current();
     all.push((section, certificates));
     Ok(Some(current))
-}
-
-/// The task that sends spans, where there are any, until it is told to stop.
-type SpanTask = Option<Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>>;
-
-#[cfg(not(feature = "otlp"))]
-fn set_up_traces(_config: &Config, _clock: &Clock, _metrics: &Metrics) -> Result<(Tracer, SpanTask), Error> {
-    Ok((Tracer::default(), None))
-}
-
-/// Makes what makes spans and what sends them; nothing is connected yet.
-#[cfg(feature = "otlp")]
-fn set_up_traces(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<(Tracer, SpanTask), Error> {
-    use crate::traces::export;
-    let Some(settings) = &config.traces else { return Ok((Tracer::default(), None)) };
-    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
-    let path = config.server.path.clone();
-    let path = match &config.access.path_secret {
-        None => path,
-        Some(_) => format!("{}/{}", path.trim_end_matches('/'), export::PATH_SECRET),
-    };
-    let made = export::new(settings, export::Webhook { scheme, path }, clock.clone(), metrics.declare_spans()?);
-    let (tracer, exporter) = made.map_err(|(key, fault)| Error::Traces { key, fault })?;
-    tracing::info!(endpoint = settings.endpoint, sample = settings.sample, "traces are exported");
-    Ok((tracer, Some(Box::new(move |stop| Box::pin(exporter.run(stop))))))
 }
 
 async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<Journal, Error> {

@@ -9,6 +9,8 @@
 //! Leaves to others: which deliveries there are and what became of them (`http`, `pipeline`), the task's owner (`app`).
 
 #[cfg(feature = "otlp")]
+mod collector;
+#[cfg(feature = "otlp")]
 pub mod export;
 #[cfg(not(feature = "otlp"))]
 mod off;

@@ -3,30 +3,19 @@
 //! Promises: it is the only one that waits for the collector; at a stop it has [`FLUSH_LIMIT`] for all that is left. Each
 //! span is counted once: exported, refused by the collector, unsent, or overflowed where the queue was full.
 
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prometheus::IntCounterVec;
 use prost::Message;
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use warp::http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
-use warp::http::{HeaderName, HeaderValue, Request, Response, Uri};
 
 use super::Settings;
+use super::collector::{Collector, Failure};
 use super::span::{Recorder, Span, Tracer};
 use super::wire::Shared;
 use crate::domain::backoff::Backoff;
@@ -53,9 +42,6 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), longest: D
 /// How long a collector may tell the bridge to wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// How much of an answer is read.
-const ANSWER: usize = 64 * 1024;
-
 /// From the end of the last delivery and publish to the end of the task, at most. What is unsent then is dropped.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
@@ -80,22 +66,12 @@ pub struct Webhook {
 /// Sends what a [`Tracer`] makes.
 pub struct Exporter {
     queue: mpsc::Receiver<Span>,
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    url: Uri,
-    header: Option<(HeaderName, HeaderValue)>,
+    collector: Collector,
     shared: Shared,
     spans: IntCounterVec,
     /// How many spans are in the batch under way.
     in_hand: u64,
     trouble: Trouble,
-}
-
-/// Why a batch was not taken.
-enum Failure {
-    /// May be taken later, at the earliest after so long.
-    Retry(String, Duration),
-    /// Never will be.
-    Refused(String),
 }
 
 /// Makes a tracer and what sends its spans; nothing is connected yet. `spans` is counted by one of [`OUTCOMES`].
@@ -108,15 +84,7 @@ pub fn new(
     clock: Clock,
     spans: IntCounterVec,
 ) -> Result<(Tracer, Exporter), (&'static str, String)> {
-    let url = settings.url().map_err(|fault| ("endpoint", fault))?;
-    let header = settings.header()?;
-    let tls = tls(settings).map_err(|fault| ("ca_file", fault))?;
-    let mut tcp = HttpConnector::new();
-    tcp.set_nodelay(true);
-    tcp.enforce_http(false);
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
-    let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+    let collector = Collector::new(settings)?;
     let random = SystemRandom::new();
     let mut instance = [0; 16];
     random.fill(&mut instance).map_err(|_unspecified| ("endpoint", "the system has no random bytes".to_owned()))?;
@@ -132,38 +100,8 @@ pub fn new(
     let overflowed = spans.with_label_values(&["overflowed"]);
     let recorder = Recorder { queue: sender, overflowed, sample: settings.sample, random, clock };
     let trouble = Trouble::default();
-    let exporter = Exporter { queue, client, url, header, shared, spans, in_hand: 0, trouble };
+    let exporter = Exporter { queue, collector, shared, spans, in_hand: 0, trouble };
     Ok((Tracer::new(recorder), exporter))
-}
-
-/// Whom a collector is believed by. The process has one TLS provider, and this is it.
-///
-/// # Errors
-/// No authority can be had.
-pub(super) fn tls(settings: &Settings) -> Result<ClientConfig, String> {
-    let builder = ClientConfig::builder();
-    let roots = match &settings.ca_file {
-        Some(file) => authorities(file)?,
-        None if settings.endpoint.starts_with("https:") => {
-            let builder = builder.with_native_roots().map_err(|error| {
-                format!("expected a file because the platform has no authorities, but found none: {error}")
-            })?;
-            return Ok(builder.with_no_client_auth());
-        }
-        None => RootCertStore::empty(),
-    };
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let pem = std::fs::read(file)
-        .map_err(|error| format!("expected a readable file, but found {}: {error}", file.display()))?;
-    let mut roots = RootCertStore::empty();
-    let unusable = || format!("expected certificates (PEM), but found none that can be used in {}", file.display());
-    for authority in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(authority.map_err(|_no_pem| unusable())?).map_err(|_no_certificate| unusable())?;
-    }
-    if roots.is_empty() { Err(unusable()) } else { Ok(roots) }
 }
 
 impl Exporter {
@@ -223,7 +161,7 @@ impl Exporter {
         let body = Bytes::from(self.shared.request(batch).encode_to_vec());
         let all = count(batch);
         for attempt in 0..TRIES {
-            let answered = timeout(REQUEST_LIMIT, self.post(body.clone())).await;
+            let answered = timeout(REQUEST_LIMIT, self.collector.post(body.clone())).await;
             let failure = match answered {
                 Ok(Ok(refused)) => {
                     let refused = refused.min(all);
@@ -256,28 +194,6 @@ impl Exporter {
         }
     }
 
-    /// Sends once; how many spans the collector has refused.
-    async fn post(&self, body: Bytes) -> Result<u64, Failure> {
-        let mut request = Request::post(self.url.clone())
-            .header(CONTENT_TYPE, "application/x-protobuf")
-            .header(USER_AGENT, concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
-        if let Some((name, value)) = &self.header {
-            request = request.header(name, value);
-        }
-        let request = request.body(Full::new(body)).map_err(|error| Failure::Refused(error.to_string()))?;
-        let failed = |error: &dyn std::error::Error| Failure::Retry(chain(error), Duration::ZERO);
-        let response = self.client.request(request).await.map_err(|error| failed(&error))?;
-        let (status, wait) = (response.status(), wait(&response));
-        let body = Limited::new(response.into_body(), ANSWER).collect().await;
-        match status.as_u16() {
-            // What can't be read is a collector's that has nothing to say about the spans.
-            200..=299 => Ok(body.map_or(0, |body| refused(&body.to_bytes()))),
-            // Those that OTLP wants to be tried again.
-            429 | 502 | 503 | 504 => Err(Failure::Retry(format!("the collector answers {status}"), wait)),
-            _ => Err(Failure::Refused(format!("the collector answers {status}"))),
-        }
-    }
-
     fn drop_refused(&mut self, spans: u64, detail: &str) {
         self.count("refused", spans);
         self.trouble.dropped(spans, detail);
@@ -303,29 +219,6 @@ impl Exporter {
 
 fn count(batch: &[Span]) -> u64 {
     u64::try_from(batch.len()).unwrap_or(u64::MAX)
-}
-
-/// How many spans a collector says that it has refused, in an answer that is otherwise a yes.
-fn refused(answer: &[u8]) -> u64 {
-    let answer = ExportTraceServiceResponse::decode(answer).unwrap_or_default();
-    answer.partial_success.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0))
-}
-
-/// How long the collector asks to be left alone.
-fn wait<B>(response: &Response<B>) -> Duration {
-    let seconds = response.headers().get(RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
-    seconds.map_or(Duration::ZERO, Duration::from_secs)
-}
-
-/// An error with what is behind it, which is where a client of HTTP says what happened.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text += &format!(": {error}");
-        next = error.source();
-    }
-    text
 }
 
 /// Telling that spans are dropped, and that they are not any more, without telling it for ever.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use warp::http::uri::{Authority, PathAndQuery, Scheme};
 use warp::http::{HeaderName, HeaderValue, Uri};
 
-use super::export;
+use super::collector;
 use crate::domain::secret::Secret;
 
 /// What OTLP puts behind the address of a collector.
@@ -58,7 +58,7 @@ impl Settings {
         faults.extend(self.url().err().map(|message| ("endpoint", message)));
         faults.extend(self.header().err());
         if self.url().is_ok() {
-            faults.extend(export::tls(self).err().map(|message| ("ca_file", message)));
+            faults.extend(collector::tls(self).err().map(|message| ("ca_file", message)));
         }
         if !(0.0..=1.0).contains(&self.sample) {
             faults.push(("sample", format!("expected 0 to 1, but found {}", self.sample)));
