@@ -24,7 +24,8 @@ use crate::http::{descriptors, reply, webhook};
 use crate::journal::{self, Journal};
 use crate::metrics::{Labels, Metrics};
 use crate::pipeline::{Forwarder, Intake, SinkStatus};
-use crate::sendbird::category::Category;
+use crate::sendbird::category::{Category, event_type};
+use crate::sendbird::reconcile;
 use crate::sink::{Reason, Sink, stdout};
 
 /// From the signal to the end of the process, at most; each step has its own, shorter limit.
@@ -156,7 +157,8 @@ impl App {
         let admin_token = config.admin.token.clone().map(Live::new);
         let users =
             Users { intake: Arc::clone(&intake), path_secret: path_secret.clone(), admin_token: admin_token.clone() };
-        let reload = Reload::new(certificates, config.secret_files.clone(), config.access.clone(), users);
+        let files = (config.secret_files.clone(), config.client_files());
+        let reload = Reload::new(certificates, files, config.access.clone(), users);
         let admin = Admin {
             token: admin_token,
             journal: journal.clone(),
@@ -319,12 +321,19 @@ fn open_certificates(
 
 async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<Journal, Error> {
     let commits = metrics.journal_commit_seconds.clone();
+    let reconciled = metrics.reconciled.clone();
+    let by_type = Category::ALL.map(|category| (event_type(category.label()), category.label()));
     let options = journal::Options {
         settings: config.journal.clone(),
         dedup: config.dedup.clone(),
         sinks: config.sinks.keys().cloned().collect(),
         clock: clock.clone(),
         on_commit: Box::new(move |took| commits.observe(took.as_secs_f64())),
+        fact_of: reconcile::fact_of,
+        on_reconciled: Box::new(move |kind| {
+            let known = by_type.iter().find(|(known, _)| known == kind);
+            reconciled.with_label_values(&[known.map_or(Category::Other.label(), |(_, label)| label)]).inc();
+        }),
     };
     match tokio::task::spawn_blocking(move || Journal::open(options)).await {
         Ok(journal) => Ok(journal?),

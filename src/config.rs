@@ -8,7 +8,7 @@ mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use figment::error::{Actual, Kind};
@@ -24,6 +24,7 @@ use crate::http::{admin, webhook};
 use crate::journal;
 use crate::sendbird::category::{Category, event_type};
 use crate::sendbird::normalize;
+use crate::sink::settings::{Taken, Tls};
 use crate::sink::stdout;
 use crate::traces::Destination;
 
@@ -131,6 +132,38 @@ impl SinkKind {
             #[cfg(feature = "nats")]
             Self::Nats(settings) => settings.check(),
         }
+    }
+}
+
+/// A file that a sink's client reads by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFile {
+    /// The key that names it, with dots between levels.
+    pub key: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// When a change of it is taken.
+    pub taken: Taken,
+}
+
+impl Config {
+    /// The files that the clients of the sinks read.
+    pub fn client_files(&self) -> Vec<ClientFile> {
+        let of_sink = |(name, sink): (&String, &SinkConfig)| {
+            let (tls, taken): (Option<Tls>, Taken) = match &sink.kind {
+                SinkKind::Stdout(stdout::Settings {}) => (None, Taken::NextConnection),
+                #[cfg(feature = "kafka")]
+                SinkKind::Kafka(settings) => (settings.tls.clone(), Taken::Restart),
+                #[cfg(feature = "rabbitmq")]
+                SinkKind::Rabbitmq(settings) => (settings.tls.clone(), Taken::NextConnection),
+                #[cfg(feature = "nats")]
+                SinkKind::Nats(settings) => (settings.tls.clone(), Taken::NextConnection),
+            };
+            let file =
+                |(key, path): (_, &Path)| ClientFile { key: format!("sinks.{name}.{key}"), path: path.into(), taken };
+            tls.unwrap_or_default().files().map(file).collect::<Vec<_>>()
+        };
+        self.sinks.iter().flat_map(of_sink).collect()
     }
 }
 

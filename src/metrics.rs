@@ -34,6 +34,8 @@ pub struct Metrics {
     pub signature_headers: IntCounterVec,
     /// Members of deliveries that this program does not know, by kind.
     pub unexpected_members: IntCounterVec,
+    /// Events that nobody delivered, by category.
+    pub reconciled: IntCounterVec,
     /// Time to the answer, by status.
     pub answer_seconds: HistogramVec,
     /// Time of a group commit.
@@ -102,6 +104,11 @@ impl Metrics {
                 "unexpected_members_total",
                 "Members of deliveries that are unknown or of an unexpected type, by kind; they are passed on.",
                 &["kind"],
+            )?,
+            reconciled: declare.counters(
+                "reconciled_total",
+                "Events made of what the Calls Platform API knows, as no delivery of them was stored, by category.",
+                &["category"],
             )?,
             answer_seconds: declare.histograms(
                 "answer_seconds",
@@ -209,6 +216,7 @@ impl Metrics {
             for outcome in ["stored", "duplicate"] {
                 self.deliveries.with_label_values(&[category, outcome]);
             }
+            self.reconciled.with_label_values(&[category]);
         }
         for reason in known.rejections {
             self.rejected.with_label_values(&[reason]);

@@ -132,7 +132,8 @@ impl Intake {
         let trace = span.join(given);
         let delivery = delivery::parse(verified.body()).map_err(Refused::Malformed)?;
         let accepted_ms = self.clock.now_ms();
-        let event = normalize::normalize(&delivery, Receipt { at_ms: accepted_ms, trace }, &self.normalize);
+        let event =
+            normalize::normalize(&delivery, Receipt { at_ms: accepted_ms, trace, reconciled: false }, &self.normalize);
         span.is_of(event.id, event.category.label());
         self.access.check_application(event.application_id.as_deref()).map_err(Refused::Denied)?;
         self.count_unexpected(&event);
@@ -151,10 +152,14 @@ impl Intake {
             .await
             .map_err(|_elapsed| Refused::Deadline)?
             .map_err(Refused::Unavailable)?;
-        let duplicate = matches!(appended, Appended::Duplicate(_));
+        let (id, duplicate) = match appended {
+            Appended::Stored(_) => (accepting.id, false),
+            Appended::Duplicate(_) => (accepting.id, true),
+            Appended::Reconciled { id, .. } => (EventId::from_bytes(id), true),
+        };
         let outcome = if duplicate { "duplicate" } else { "stored" };
         self.metrics.deliveries.with_label_values(&[accepting.category.label(), outcome]).inc();
-        Ok(Accepted { id: accepting.id, duplicate })
+        Ok(Accepted { id, duplicate })
     }
 
     fn count_unexpected(&self, event: &normalize::Event) {

@@ -1,4 +1,5 @@
-//! What is read anew while the bridge runs: certificates, and those secrets from files that need no restart.
+//! What is read anew while the bridge runs: certificates, and those secrets from files that need no restart. Of what the
+//! clients of the sinks read by themselves it only says that it has changed, and when it is taken.
 //!
 //! The files are looked at, not watched: a volume of Kubernetes swaps a link somewhere above them, which no watch on a
 //! file sees. What can't be used changes nothing and is told of once.
@@ -6,14 +7,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ring::digest::{SHA256, digest};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::access;
-use crate::config::SecretFile;
+use crate::config::{ClientFile, SecretFile};
 use crate::domain::secret::{Live, Secret};
 use crate::http::tls::Certificates;
 use crate::pipeline::Intake;
+use crate::sink::settings::{Taken, read};
 
 /// How long a change may stay unseen.
 const EVERY: Duration = Duration::from_secs(2);
@@ -29,28 +32,83 @@ pub(super) struct Reload {
     /// By the section of the configuration that names them.
     certificates: Vec<(&'static str, Certificates)>,
     secrets: Vec<Seen>,
+    client_files: Vec<Watched>,
     /// The locks as they are now.
     access: access::Settings,
     users: Users,
 }
 
-/// A file of a secret, and what was last found there.
+/// A file of a secret.
 struct Seen {
     file: SecretFile,
+    /// What was last found there.
     found: Result<Vec<Secret>, String>,
+    /// What is in use.
+    used: Vec<Secret>,
+}
+
+/// A file that is a client's.
+struct Watched {
+    file: ClientFile,
+    /// A digest of what it held when it was last told of; there may be a key in it.
+    told: Option<Vec<u8>>,
+    /// Why it can't be read, if it can't.
+    fault: Option<String>,
+}
+
+impl Watched {
+    fn new(file: ClientFile) -> Self {
+        let told = read(&file.path).ok().map(|bytes| digest(&SHA256, &bytes).as_ref().to_vec());
+        Self { file, told, fault: None }
+    }
+
+    fn look(&mut self) {
+        let key = &self.file.key;
+        let found = match read(&self.file.path) {
+            Ok(bytes) => Some(digest(&SHA256, &bytes).as_ref().to_vec()),
+            Err(error) => {
+                let fault = error.to_string();
+                if self.fault.as_ref() != Some(&fault) {
+                    tracing::error!(key, fault, "a file of a sink can't be read");
+                }
+                self.fault = Some(fault);
+                return;
+            }
+        };
+        let was_away = self.fault.take().is_some();
+        if found == self.told {
+            if was_away {
+                tracing::info!(key, "a file of a sink can be read again, and is as it was");
+            }
+            return;
+        }
+        self.told = found;
+        match self.file.taken {
+            Taken::NextConnection => tracing::info!(key, "a file of a sink has changed; its next connection reads it"),
+            Taken::Restart => {
+                tracing::warn!(
+                    key,
+                    "a file of a sink has changed; a client that has connected takes it after a restart"
+                );
+            }
+        }
+    }
 }
 
 impl Reload {
+    /// `files` are those of secrets and those of the sinks' clients.
     pub(super) fn new(
         certificates: Vec<(&'static str, Certificates)>,
-        files: Vec<SecretFile>,
+        files: (Vec<SecretFile>, Vec<ClientFile>),
         access: access::Settings,
         users: Users,
     ) -> Self {
         // Not what is there now: what has changed since the configuration was read, as while a large journal was opened,
         // is a change like any other.
-        let secrets = files.into_iter().map(|file| Seen { found: Ok(file.held.clone()), file }).collect();
-        Self { certificates, secrets, access, users }
+        let seen = |file: SecretFile| Seen { found: Ok(file.held.clone()), used: file.held.clone(), file };
+        let secrets = files.0.into_iter().map(seen).collect();
+        let client_files = files.1.into_iter().map(Watched::new).collect();
+        Self { certificates, secrets, client_files, access, users }
     }
 
     /// Looks every now and then, for ever.
@@ -82,23 +140,34 @@ impl Reload {
             }
         }
         for index in 0..self.secrets.len() {
-            let seen = &mut self.secrets[index];
-            let found = seen.file.read();
-            if found == seen.found {
-                continue;
+            self.look_at_secret(index);
+        }
+        self.client_files.iter_mut().for_each(Watched::look);
+    }
+
+    fn look_at_secret(&mut self, index: usize) {
+        let seen = &mut self.secrets[index];
+        let found = seen.file.read();
+        if found == seen.found {
+            return;
+        }
+        seen.found = found.clone();
+        let key = seen.file.key.clone();
+        if found.as_ref() == Ok(&seen.used) {
+            return tracing::info!(key, "a secret is again the one in use");
+        }
+        match found.and_then(|secrets| Ok((self.renew(&key, &secrets)?, secrets))) {
+            Ok((true, secrets)) => {
+                self.secrets[index].used = secrets;
+                tracing::info!(key, "a renewed secret is in use");
             }
-            seen.found = found.clone();
-            let key = seen.file.key.clone();
-            match found.and_then(|secrets| self.renew(&key, secrets)) {
-                Ok(true) => tracing::info!(key, "a renewed secret is in use"),
-                Ok(false) => tracing::warn!(key, "a secret has changed and is used after a restart"),
-                Err(fault) => tracing::error!(key, fault, "a renewed secret can't be used; the one before still holds"),
-            }
+            Ok((false, _)) => tracing::warn!(key, "a secret has changed and is used after a restart"),
+            Err(fault) => tracing::error!(key, fault, "a renewed secret can't be used; the one before still holds"),
         }
     }
 
     /// Hands a secret to its users; `false` if they take none while they run.
-    fn renew(&mut self, key: &str, secrets: Vec<Secret>) -> Result<bool, String> {
+    fn renew(&mut self, key: &str, secrets: &[Secret]) -> Result<bool, String> {
         let Some(first) = secrets.first().cloned() else { return Ok(false) };
         let mut access = self.access.clone();
         match (key, &mut access.header) {
@@ -108,7 +177,7 @@ impl Reload {
                 }
                 return Ok(true);
             }
-            ("access.api_tokens", _) => access.api_tokens = secrets,
+            ("access.api_tokens", _) => access.api_tokens = secrets.to_vec(),
             ("access.path_secret", _) => access.path_secret = Some(first),
             ("access.header.value", Some(header)) => header.value = first,
             _ => return Ok(false),

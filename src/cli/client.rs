@@ -1,6 +1,7 @@
-//! The HTTP client of `send`, `demo` and `tail`.
+//! The HTTP client of `send`, `demo`, `tail` and the commands that ask Sendbird.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,6 +17,9 @@ use rustls::{ClientConfig, RootCertStore};
 use super::Failure;
 use crate::domain::secret::Secret;
 
+/// How long a connection may take to come about, without TLS.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
 /// Speaks HTTP/1.1, with TLS where the URL says so, and keeps connections alive as Sendbird does.
 pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
@@ -26,7 +30,7 @@ pub(super) struct TlsArgs {
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 
-    /// The certificate chain to show to a bridge that asks for one (PEM)
+    /// The certificate chain to show to a server that asks for one (PEM)
     #[arg(long, value_name = "FILE", requires = "key_file")]
     cert_file: Option<PathBuf>,
 
@@ -77,6 +81,7 @@ pub(super) fn new(tls: &TlsArgs) -> Result<HttpClient, Failure> {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
     tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(CONNECT_WITHIN));
     let connector =
         HttpsConnectorBuilder::new().with_tls_config(tls.config()?).https_or_http().enable_http1().wrap_connector(tcp);
     Ok(Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector))
@@ -93,15 +98,17 @@ pub(super) fn url(text: &str) -> Result<Uri, String> {
 
 /// A token given as it is or in a file, of which the first line counts: while one token replaces another there are two.
 pub(super) fn token(given: Option<Secret>, file: Option<&PathBuf>) -> Result<Option<Secret>, Failure> {
-    let read = |path: &Path| {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::Usage(format!("cannot read the token from {}: {error}", path.display())))?;
-        match text.lines().next().map(str::trim_end) {
-            Some(token) if !token.is_empty() => Ok(Secret::new(token)),
-            _ => Err(Failure::Usage(format!("expected a token, but found none in {}", path.display()))),
-        }
-    };
-    given.map(Ok).or_else(|| file.map(|path| read(path))).transpose()
+    given.map(Ok).or_else(|| file.map(|path| first_line("token", path))).transpose()
+}
+
+/// A secret in the first line of a file.
+pub(super) fn first_line(what: &str, path: &Path) -> Result<Secret, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("cannot read the {what} from {}: {error}", path.display())))?;
+    match text.lines().next().map(str::trim_end) {
+        Some(line) if !line.is_empty() => Ok(Secret::new(line)),
+        _ => Err(Failure::Usage(format!("expected a {what}, but found none in {}", path.display()))),
+    }
 }
 
 /// A secret on the command line; for trying things out, as others on the machine can see it.

@@ -37,6 +37,9 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
             }
             text += &format!("size          {}\n", Size(summary.bytes));
             text += &format!("ids in window {}\n", summary.dedup_ids);
+            if summary.offers > 0 {
+                text += &format!("offers        {}, which the bridge has yet to take in\n", summary.offers);
+            }
             for (sink, cursor, letters, resends) in summary.sinks {
                 let pending = last.saturating_sub(cursor);
                 text += &format!(

@@ -6,9 +6,11 @@
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::panic::PanicHookInfo;
 
+use clap::error::ErrorKind;
 use serde_json::json;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
@@ -58,6 +60,25 @@ fn filter<'a>(level: &str, wanted: &'a str) -> (EnvFilter, Vec<&'a str>) {
         }
     }
     (filter, ignored)
+}
+
+/// The format that arguments ask for, also those that make no sense otherwise.
+pub(super) fn format_in(arguments: impl IntoIterator<Item = OsString>) -> LogFormat {
+    let words: Vec<OsString> = arguments.into_iter().take_while(|word| word != "--").collect();
+    let apart = words.windows(2).any(|pair| pair[0] == "--log-format" && pair[1] == "json");
+    if apart || words.iter().any(|word| word == "--log-format=json") { LogFormat::Json } else { LogFormat::Text }
+}
+
+/// What is wrong with the arguments, in one line, without the usage that a person is shown below it.
+pub(super) fn usage(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "expected a command, but found none; see --help".to_owned();
+    }
+    let text = error.render().to_string();
+    let paragraphs = text.trim_start_matches("error: ").split("\n\n").map(str::trim);
+    let told = paragraphs.filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"));
+    let told = told.map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    told.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// Why a command failed, as a line of the log that no filter keeps back.
@@ -140,6 +161,17 @@ mod tests {
         assert!(parts.contains(&"lapin=trace".to_owned()) && parts.contains(&"info".to_owned()), "{parts:?}");
         assert_eq!(ignored, ["=?="]);
         assert!(!filter("info", "lapin=trace").0.to_string().contains("lapin=off"));
+    }
+
+    #[test]
+    fn the_format_is_found_among_arguments_that_make_no_sense() {
+        let of = |words: &str| format_in(words.split_whitespace().map(OsString::from));
+        for json in ["--nonsense serve --log-format json", "--log-format=json --nonsense", "--log-format json"] {
+            assert_eq!(of(json), LogFormat::Json, "{json}");
+        }
+        for text in ["", "serve --nonsense", "--log-format text json", "--log-format", "-- --log-format json"] {
+            assert_eq!(of(text), LogFormat::Text, "{text}");
+        }
     }
 
     #[test]

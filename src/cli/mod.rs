@@ -12,6 +12,8 @@ mod dumps;
 mod journal;
 mod latency;
 mod logs;
+mod platform;
+mod reconcile;
 mod record;
 mod replay;
 mod schema;
@@ -19,6 +21,7 @@ mod select;
 mod send;
 mod serve;
 mod tail;
+mod webhook;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -70,6 +73,8 @@ enum Command {
     Tail(tail::Args),
     /// Publish stored events again, with the same ids
     Replay(replay::Args),
+    /// Ask Sendbird what an outage of the receiver lost, and publish it
+    Reconcile(reconcile::Args),
     /// List, show, requeue or discard what brokers refused for good
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
@@ -79,6 +84,9 @@ enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(config::Command),
+    /// Show or change Sendbird's own webhook settings of an application
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     /// Print a document made from the code
     #[command(subcommand)]
     Schema(schema::Command),
@@ -115,12 +123,7 @@ pub fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            let help = !error.use_stderr();
-            // Nothing can be done about a terminal that can't be written to.
-            error.print().ok();
-            return if help { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
-        }
+        Err(error) => return misused(&error),
     };
     // One TLS provider for the whole process; a second one would make some clients panic.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
@@ -140,6 +143,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Prints what is wrong with the arguments, or the help that they ask for.
+fn misused(error: &clap::Error) -> ExitCode {
+    let wrong = error.use_stderr();
+    if wrong && logs::format_in(std::env::args_os().skip(1)) == LogFormat::Json {
+        report(LogFormat::Json, &Failure::Usage(logs::usage(error)));
+    } else {
+        // Nothing can be done about a terminal that can't be written to.
+        error.print().ok();
+    }
+    if wrong { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+}
+
 fn run(cli: Cli) -> Result<(), Failure> {
     let load = || Loaded::load(cli.config.as_deref(), std::env::vars());
     match cli.command {
@@ -154,12 +169,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Send(args) => block_on(send::run(args)),
         Command::Tail(args) => block_on(tail::run(args)),
         Command::Replay(args) => replay::run(&args, load),
+        Command::Reconcile(args) => block_on(reconcile::run(args, load)),
         Command::DeadLetters(command) => dead_letters::run(&command, load),
         Command::Journal(command) => journal::run(&command, load),
         Command::Config(command) => {
             logs::start(cli.log_format, "warn");
             block_on(config::run(command, load()?))
         }
+        Command::Webhook(command) => block_on(webhook::run(command, load)),
         Command::Schema(command) => schema::run(command),
     }
 }

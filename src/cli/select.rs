@@ -1,6 +1,6 @@
 //! Which events: the arguments that the operator's commands share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
@@ -44,6 +44,11 @@ pub(super) struct Which {
 }
 
 impl Place {
+    /// The directory, if one was given.
+    pub(super) fn given(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
     /// Opens the journal, beside a running bridge or not.
     pub(super) fn open(&self, load: impl FnOnce() -> Result<Loaded, crate::config::Faults>) -> Result<Desk, Failure> {
         let dir = match &self.dir {
@@ -77,7 +82,7 @@ pub(super) fn check_sink(desk: &Desk, sink: &str) -> Result<(), Failure> {
 }
 
 /// Unix milliseconds from a point in time or a time ago.
-fn time(text: &str) -> Result<i64, String> {
+pub(super) fn time(text: &str) -> Result<i64, String> {
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
         return Ok(at.as_millisecond());
     }

@@ -68,6 +68,9 @@ pub struct Envelope<'a, D> {
     /// `true` on a replay, otherwise absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replayed: Option<bool>,
+    /// `"true"` where nobody delivered it: it was made from what the Calls Platform API knows. Otherwise absent.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub reconciled: Option<Cow<'a, str>>,
     /// Version 1 of the data.
     pub data: D,
 }
@@ -151,6 +154,7 @@ impl<'a> View<'a> {
             ("receivedtime", Some(&*e.receivedtime)),
             (TraceParent::NAME, self.trace()),
             ("replayed", e.replayed.map(|replayed| if replayed { "true" } else { "false" })),
+            ("reconciled", e.reconciled.as_deref()),
         ];
         [("id", Some(&*e.id)), ("type", Some(&*e.r#type)), ("subject", e.subject.as_deref()), ("time", Some(&*e.time))]
             .into_iter()
@@ -245,6 +249,18 @@ mod tests {
         assert_eq!(STORED.replace("\"data\"", "\"replayed\":true,\"data\""), String::from_utf8_lossy(&marked));
         let view = View::parse(&marked).expect("an envelope");
         assert!(view.headers(Format::Binary).any(|header| header == ("replayed", "true")));
+    }
+
+    #[test]
+    fn what_was_reconciled_says_so_in_a_text_and_in_the_binary_form_alone() {
+        let marked = STORED.replace("\"data\"", "\"reconciled\":\"true\",\"data\"");
+        let envelope: Envelope<'_, &RawValue> = serde_json::from_str(&marked).expect("an envelope");
+        assert_eq!(serde_json::to_string(&envelope).expect("json"), marked);
+        let stored = Bytes::from(marked);
+        let view = View::parse(&stored).expect("an envelope");
+        let mark = |format| view.headers(format).find(|(name, _)| *name == "reconciled");
+        assert_eq!(mark(Format::Binary), Some(("reconciled", "true")));
+        assert_eq!(mark(Format::Structured), None);
     }
 
     #[test]

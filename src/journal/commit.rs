@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{CachedStatement, Connection, Transaction, params};
 use tokio::sync::oneshot;
 
 use super::letters::{self, Growth};
 use super::log::{self, Log};
 use super::reader::checksum;
-use super::{AppendError, Appended, Command, DeadLetter, Entry, Options, Resent, Shared};
+use super::{AppendError, Appended, Command, DeadLetter, Entry, Options, Resent, Shared, offers};
 
 /// The most events and bytes of one commit: enough to spread an fsync over many, few enough to stay
 /// well inside an answer's deadline on a slow disk.
@@ -19,7 +19,7 @@ const GROUP_EVENTS: usize = 512;
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a cursor may wait for its commit when nothing else is written.
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// What is committed together.
 #[derive(Default)]
@@ -43,10 +43,17 @@ pub(super) struct ResentRow {
 #[derive(Default)]
 pub(super) struct Done {
     pub(super) outcomes: Vec<Result<Appended, AppendError>>,
-    pub(super) stored: Vec<(usize, u64)>,
+    pub(super) stored: Vec<Stored>,
     pub(super) new_bytes: u64,
     pub(super) cursors: Vec<(String, u64)>,
     pub(super) grown: Vec<(String, Growth)>,
+}
+
+/// An event that a transaction has added.
+pub(super) struct Stored {
+    pub(super) id: [u8; 16],
+    pub(super) position: u64,
+    pub(super) accepted_ms: i64,
 }
 
 impl Group {
@@ -126,8 +133,16 @@ pub(super) fn write(
         Resent::Published | Resent::Gone => Ok(None),
     });
     let refused = refused.collect::<rusqlite::Result<Vec<_>>>()?;
+    let told = offers::told_by_reconciled(connection, log, options, &group.appends)?;
     let transaction = connection.transaction()?;
-    append(&transaction, log, options, shared, group, &mut done)?;
+    let mut adder = Adder::new(&transaction, log, options, shared)?;
+    for ((entry, _), told) in group.appends.iter().zip(told) {
+        done.outcomes.push(match told {
+            Some(reconciled) => Ok(reconciled),
+            None => adder.add(entry)?,
+        });
+    }
+    (done.stored, done.new_bytes) = adder.finish();
     for ((letter, _), copied) in group.letters.iter().zip(copies) {
         done.grown.push((letter.sink.clone(), letters::set_aside(&transaction, letter, copied)?));
     }
@@ -144,51 +159,66 @@ pub(super) fn write(
     Ok(done)
 }
 
-fn append(
-    transaction: &Transaction<'_>,
-    log: &Log,
-    options: &Options,
-    shared: &Shared,
-    group: &Group,
-    done: &mut Done,
-) -> rusqlite::Result<()> {
-    let mut record = transaction.prepare_cached(
-        "INSERT INTO records (position, offset, accepted_ms, crc, id, key, kind, payload)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-    )?;
-    let mut seen = transaction.prepare_cached("INSERT INTO seen (position, accepted_ms, id) VALUES (?1, ?2, ?3)")?;
-    // Twins inside the group share the commit of the first.
-    let mut in_group: HashMap<[u8; 16], u64> = HashMap::with_capacity(group.appends.len());
-    let disk_low = shared.disk_is_low();
-    let mut next = log.last + 1;
-    for (index, (entry, _)) in group.appends.iter().enumerate() {
-        if let Some(position) = log.window.get(&entry.id).or_else(|| in_group.get(&entry.id).copied()) {
-            done.outcomes.push(Ok(Appended::Duplicate(position)));
-            continue;
+/// Adds events to a transaction, each with its place in the window.
+pub(super) struct Adder<'a> {
+    log: &'a Log,
+    max_bytes: u64,
+    disk_low: bool,
+    record: CachedStatement<'a>,
+    seen: CachedStatement<'a>,
+    /// Twins inside the transaction share the commit of the first.
+    twins: HashMap<[u8; 16], u64>,
+    stored: Vec<Stored>,
+    new_bytes: u64,
+}
+
+impl<'a> Adder<'a> {
+    pub(super) fn new(
+        transaction: &'a Transaction<'_>,
+        log: &'a Log,
+        options: &Options,
+        shared: &Shared,
+    ) -> rusqlite::Result<Self> {
+        let record = transaction.prepare_cached(
+            "INSERT INTO records (position, offset, accepted_ms, crc, id, key, kind, payload)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?;
+        let seen = transaction.prepare_cached("INSERT INTO seen (position, accepted_ms, id) VALUES (?1, ?2, ?3)")?;
+        Ok(Self {
+            log,
+            max_bytes: options.settings.max_bytes.0,
+            disk_low: shared.disk_is_low(),
+            record,
+            seen,
+            twins: HashMap::new(),
+            stored: Vec::new(),
+            new_bytes: 0,
+        })
+    }
+
+    /// What is to be answered once the transaction is durable.
+    pub(super) fn add(&mut self, entry: &Entry) -> rusqlite::Result<Result<Appended, AppendError>> {
+        if let Some(position) = self.log.window.get(&entry.id).or_else(|| self.twins.get(&entry.id).copied()) {
+            return Ok(Ok(Appended::Duplicate(position)));
         }
         let size = log::row_size(entry.payload.len() as u64, entry.key.len() as u64, entry.kind.len() as u64);
-        if disk_low || log.bytes() + done.new_bytes + size > options.settings.max_bytes.0 {
-            done.outcomes.push(Err(AppendError::Full));
-            continue;
+        if self.disk_low || self.log.bytes() + self.new_bytes + size > self.max_bytes {
+            return Ok(Err(AppendError::Full));
         }
-        done.new_bytes += size;
-        let crc =
-            checksum(next, entry.accepted_ms, &entry.id, entry.key.as_bytes(), entry.kind.as_bytes(), &entry.payload);
-        record.execute(params![
-            next as i64,
-            (log.end_offset + done.new_bytes) as i64,
-            entry.accepted_ms,
-            crc,
-            entry.id,
-            entry.key,
-            entry.kind,
-            entry.payload,
-        ])?;
-        seen.execute(params![next as i64, entry.accepted_ms, entry.id])?;
-        in_group.insert(entry.id, next);
-        done.stored.push((index, next));
-        done.outcomes.push(Ok(Appended::Stored(next)));
-        next += 1;
+        self.new_bytes += size;
+        let position = self.log.last + 1 + self.stored.len() as u64;
+        let Entry { id, key, kind, accepted_ms, payload } = entry;
+        let crc = checksum(position, *accepted_ms, id, key.as_bytes(), kind.as_bytes(), payload);
+        let offset = self.log.end_offset + self.new_bytes;
+        self.record.execute(params![position as i64, offset as i64, accepted_ms, crc, id, key, kind, payload])?;
+        self.seen.execute(params![position as i64, accepted_ms, id])?;
+        self.twins.insert(*id, position);
+        self.stored.push(Stored { id: *id, position, accepted_ms: *accepted_ms });
+        Ok(Ok(Appended::Stored(position)))
     }
-    Ok(())
+
+    /// What was added, and the bytes that it takes.
+    pub(super) fn finish(self) -> (Vec<Stored>, u64) {
+        (self.stored, self.new_bytes)
+    }
 }

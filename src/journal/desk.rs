@@ -1,8 +1,8 @@
 //! The operator's desk: dead letters, replays, figures and checks, beside a running bridge or on a stopped
 //! one's directory.
 //!
-//! It writes only to `dead_letters` and `resends`, in transactions short enough not to hold up the bridge's
-//! own commits, and never to the log itself.
+//! It writes only to `dead_letters`, `resends` and `offers` ([`super::offers`]), in transactions short enough not to hold
+//! up the bridge's own commits, and never to the log itself.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::reader::{Reader, Row};
 use super::{EngineError, Filter, Limits, OpenError, schema};
 
 /// Rows written in one transaction.
-const CHUNK: usize = 500;
+pub(super) const CHUNK: usize = 500;
 
 /// How much is read at a time.
 const LIMITS: Limits = Limits { rows: CHUNK, bytes: 8 * 1024 * 1024 };
@@ -55,6 +55,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Ids in the deduplication window, or about to be forgotten.
     pub dedup_ids: u64,
+    /// Events that `reconcile` offers and the writer has not yet taken in.
+    pub offers: u64,
     /// Each sink that was ever configured: name, cursor, dead letters, resends.
     pub sinks: Vec<(String, u64, u64, u64)>,
 }
@@ -82,7 +84,7 @@ pub enum Fault {
 
 /// A connection of the operator's.
 pub struct Desk {
-    connection: Connection,
+    pub(super) connection: Connection,
     reader: Reader,
     path: PathBuf,
 }
@@ -167,12 +169,24 @@ impl Desk {
     ///
     /// # Errors
     /// When the engine fails.
-    pub fn select(&self, filter: &Filter, mut each: impl FnMut(&[Row])) -> Result<(), EngineError> {
-        let mut position = 0;
+    pub fn select(&self, filter: &Filter, each: impl FnMut(&[Row])) -> Result<(), EngineError> {
+        self.select_after(0, filter, each).map(drop)
+    }
+
+    /// The same after a position; returns the last one that was looked at.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn select_after(
+        &self,
+        mut position: u64,
+        filter: &Filter,
+        mut each: impl FnMut(&[Row]),
+    ) -> Result<u64, EngineError> {
         loop {
             let batch = self.reader.after(position, LIMITS, filter)?;
             if batch.through == position {
-                return Ok(());
+                return Ok(position);
             }
             position = batch.through;
             each(&batch.rows);
@@ -234,6 +248,7 @@ impl Desk {
             accepted_ms,
             bytes: ends.bytes(),
             dedup_ids: one("SELECT count(*) FROM seen")?.unwrap_or(0) as u64,
+            offers: self.waiting()?,
             sinks,
         })
     }

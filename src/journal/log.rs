@@ -24,6 +24,8 @@ pub(super) struct Log {
     pub(super) seen_deleted: u64,
     /// The durable cursors of the configured sinks.
     pub(super) cursors: BTreeMap<String, u64>,
+    /// Facts that an offer was taken in for, and that a late delivery may still tell of.
+    pub(super) reconciled: u64,
 }
 
 impl Log {
@@ -137,6 +139,7 @@ pub(super) fn load(connection: &Connection, options: &Options) -> rusqlite::Resu
         window: Window::new(options.dedup.window.as_millis(), options.dedup.max_ids),
         seen_deleted: 0,
         cursors: BTreeMap::new(),
+        reconciled: 0,
     };
     load_window(connection, &mut log, options)?;
     for sink in &options.sinks {

@@ -15,6 +15,7 @@ mod desk;
 mod directory;
 mod letters;
 mod log;
+mod offers;
 mod reader;
 mod retention;
 mod schema;
@@ -36,6 +37,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::desk::{Desk, Fault, Letter, Summary};
 use self::log::Log;
+pub use self::offers::Offer;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::reader::fuzz_row;
 pub use self::reader::{Batch, EngineError, Filter, Limits, Reader, Record, Resend, Resends, Row};
@@ -65,6 +67,11 @@ pub struct Options {
     pub clock: Clock,
     /// Called by the writer after each commit of events with the time that it took; must be quick.
     pub on_commit: Box<dyn Fn(Duration) + Send>,
+    /// What an event tells of, if that is told only once, however often and by whom: so that an [`Offer`] is no
+    /// second event of a fact, and a late delivery no second one of a reconciled fact.
+    pub fact_of: fn(&[u8]) -> Option<[u8; 16]>,
+    /// Called by the writer with the type of each offered event that it has taken in; must be quick.
+    pub on_reconciled: Box<dyn Fn(&str) + Send>,
 }
 
 /// An event to be stored.
@@ -89,6 +96,13 @@ pub enum Appended {
     Stored(u64),
     /// The window knows it as the event at this position.
     Duplicate(u64),
+    /// A reconciled event tells of the same fact already; only within the window, as for any duplicate.
+    Reconciled {
+        /// Its position.
+        position: u64,
+        /// Its id.
+        id: [u8; 16],
+    },
 }
 
 /// Why an event is not stored. In each case nothing of it is left behind.
@@ -283,10 +297,12 @@ impl Journal {
             let (damaged, path, source) = (log::is_damage(&error), path.clone(), error.into());
             if damaged { OpenError::Damaged { path, source } } else { OpenError::Database { path, source } }
         };
-        let found = log::load(&connection, &options).map_err(database)?;
+        let mut found = log::load(&connection, &options).map_err(database)?;
         // A long check by an operator may be in the way of the first; the commit then fsyncs what is there.
         schema::settle(&connection).map_err(database)?;
         schema::prove_writable(&mut connection).map_err(database)?;
+        schema::add_tables(&connection).map_err(database)?;
+        found.reconciled = offers::count_reconciled(&connection).map_err(database)?;
         directory::sync(&dir).map_err(|source| OpenError::Directory { path: dir.clone(), source })?;
 
         let dead_letters = counts(&connection, "dead_letters", &found).map_err(database)?;

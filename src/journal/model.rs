@@ -103,6 +103,8 @@ fn open(settings: &Settings, clock: &Clock) -> Journal {
         sinks: SINKS.map(str::to_owned).to_vec(),
         clock: clock.clone(),
         on_commit: Box::new(|_| {}),
+        fact_of: |_| None,
+        on_reconciled: Box::new(|_| {}),
     })
     .unwrap()
 }
@@ -178,6 +180,7 @@ impl Model {
                 self.kept.insert(position, (accepted_ms, payload));
                 self.ids.insert(id, Known { position, accepted_ms, may_be_gone: false, is_gone: false });
             }
+            Ok(Appended::Reconciled { .. }) => panic!("nothing was offered"),
             Err(AppendError::Full) => {
                 assert!(known.is_none_or(|known| known.may_be_gone), "a duplicate needs no room");
                 self.take_note_of_retention();

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::log::Log;
-use super::{Options, Shared};
+use super::{Options, Shared, offers};
 
 /// Rows deleted in one transaction, so that no commit waits long behind it.
 const CHUNK: u64 = 2_000;
@@ -24,6 +24,7 @@ pub(super) fn sweep(
     shared: &Shared,
 ) -> rusqlite::Result<()> {
     forget_ids(connection, log, options)?;
+    offers::forget(connection, log, options)?;
     retire(connection, log, options, shared)
 }
 

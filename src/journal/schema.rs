@@ -65,6 +65,37 @@ const TABLES: &str = "
     CREATE INDEX resends_by_sink ON resends (sink);
 ";
 
+/// What came later, and what an older program of version 1 does no harm to: it does not see it.
+///
+/// `offers` are events that nobody delivered, waiting for the writer; of a fact there is one at most. `through` is the
+/// position up to which whoever offers has looked for the fact. `reconciled` are the facts of those taken in, for as
+/// long as a late delivery is looked for.
+const LATER_TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS offers (
+        seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+        fact        BLOB    NOT NULL UNIQUE,
+        vague       BLOB    NOT NULL,
+        through     INTEGER NOT NULL,
+        id          BLOB    NOT NULL,
+        key         TEXT    NOT NULL,
+        kind        TEXT    NOT NULL,
+        payload     BLOB    NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS reconciled (
+        fact        BLOB    PRIMARY KEY,
+        key         TEXT    NOT NULL,
+        at_ms       INTEGER NOT NULL,
+        position    INTEGER NOT NULL,
+        id          BLOB    NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS reconciled_by_key ON reconciled (key);
+";
+
+/// Makes the tables that an older program did not; writes nothing where they are there.
+pub(super) fn add_tables(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(LATER_TABLES)
+}
+
 /// Opens the connection that writes, making the tables where there are none.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let database = |error: rusqlite::Error| OpenError::Database { path: path.to_owned(), source: error.into() };

@@ -28,6 +28,8 @@ impl Bench {
             sinks: self.sinks.clone(),
             clock: self.clock.clone(),
             on_commit: Box::new(|_| {}),
+            fact_of: |_| None,
+            on_reconciled: Box::new(|_| {}),
         })
     }
 
@@ -127,6 +129,7 @@ fn twins_in_flight_share_one_commit() {
                 stored += 1;
             }
             Appended::Duplicate(position) => assert_eq!((n % 2, position), (1, n as u64 / 2 + 1)),
+            Appended::Reconciled { .. } => panic!("nothing was offered"),
         }
     }
     assert_eq!(stored, 100);

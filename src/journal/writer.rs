@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 
 use super::checkpoint::{self, Checkpointer};
-use super::commit::{Done, Group, collect, write};
+use super::commit::{Done, Group, Stored, TICK, collect, write};
 use super::log::{self, Log};
-use super::{AppendError, Command, Health, Options, Shared, directory, letters, retention, schema};
+use super::{AppendError, Command, Health, Options, Shared, directory, letters, offers, retention, schema};
 
 /// How often retention, the window and the free space are looked at, and a failed disk is tried again.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -45,6 +45,9 @@ pub(super) fn spawn(
         last_housekeeping: Instant::now(),
         damage_said: false,
         data_version: 0,
+        offers_wait: true,
+        last_offers: Instant::now(),
+        told: None,
         _lock: lock,
     };
     thread::spawn(move || writer.run(&queue))
@@ -64,6 +67,10 @@ struct Writer {
     damage_said: bool,
     /// SQLite's count of commits by others, as last seen.
     data_version: i64,
+    /// Whether there may be offers, when the last were taken, and what is told by records since they were made.
+    offers_wait: bool,
+    last_offers: Instant,
+    told: Option<offers::Told>,
     _lock: File,
 }
 
@@ -75,6 +82,10 @@ impl Writer {
             let close = group.close;
             self.shared.queued_bytes.fetch_sub(group.bytes, Ordering::Relaxed);
             self.commit(group);
+            if self.offers_wait && self.last_offers.elapsed() >= TICK && !close {
+                self.last_offers = Instant::now();
+                self.take_offers();
+            }
             if self.last_housekeeping.elapsed() >= HOUSEKEEPING {
                 self.last_housekeeping = Instant::now();
                 self.housekeeping();
@@ -110,15 +121,7 @@ impl Writer {
         if !done.stored.is_empty() {
             (self.options.on_commit)(took);
         }
-        for &(index, position) in &done.stored {
-            let entry = &group.appends[index].0;
-            self.log.window.insert(entry.id, position, entry.accepted_ms);
-            if self.log.first == 0 {
-                self.log.first = position;
-            }
-            self.log.last = position;
-        }
-        self.log.end_offset += done.new_bytes;
+        self.added(&done.stored, done.new_bytes);
         self.log.cursors.extend(done.cursors);
         self.publish_numbers();
         for (sink, growth) in &done.grown {
@@ -132,6 +135,37 @@ impl Writer {
         }
         group.answer(done.outcomes, Ok(()));
         self.checkpoint_if_due();
+    }
+
+    fn added(&mut self, stored: &[Stored], new_bytes: u64) {
+        for &Stored { id, position, accepted_ms } in stored {
+            self.log.window.insert(id, position, accepted_ms);
+            if self.log.first == 0 {
+                self.log.first = position;
+            }
+            self.log.last = position;
+        }
+        self.log.end_offset += new_bytes;
+    }
+
+    /// Takes in what was offered, some at a time. Refused for lack of room, it stays and is tried again.
+    fn take_offers(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        match offers::take(connection, &self.log, &self.options, &self.shared, &mut self.told) {
+            Ok(taken) => {
+                self.added(&taken.stored, taken.new_bytes);
+                self.log.reconciled += taken.stored.len() as u64;
+                self.publish_numbers();
+                taken.kinds.iter().for_each(|kind| (self.options.on_reconciled)(kind));
+                self.offers_wait = taken.more;
+                self.checkpoint_if_due();
+            }
+            Err(error) if is_old_damage(&error, &mut self.damage_said) => self.offers_wait = false,
+            Err(error) => self.fail(&error, Group::default()),
+        }
+        if !self.offers_wait {
+            self.told = None;
+        }
     }
 
     fn publish_numbers(&self) {
@@ -224,7 +258,10 @@ impl Writer {
         let Some(connection) = &self.connection else { return };
         match connection.pragma_query_value(None, "data_version", |row| row.get::<_, i64>(0)) {
             Ok(version) if version == self.data_version => return,
-            Ok(version) => self.data_version = version,
+            Ok(version) => {
+                self.data_version = version;
+                self.offers_wait = true;
+            }
             Err(error) => tracing::debug!(%error, "cannot see whether others have written"),
         }
         let tables = [("dead_letters", &self.shared.dead_letters), ("resends", &self.shared.resends)];
@@ -250,7 +287,9 @@ impl Writer {
                 return Err("a reader is in the way of emptying its log".to_owned());
             }
             schema::prove_writable(&mut connection).map_err(|error| error.to_string())?;
-            let log = log::load(&connection, &self.options).map_err(|error| error.to_string())?;
+            schema::add_tables(&connection).map_err(|error| error.to_string())?;
+            let mut log = log::load(&connection, &self.options).map_err(|error| error.to_string())?;
+            log.reconciled = offers::count_reconciled(&connection).map_err(|error| error.to_string())?;
             Ok((connection, log))
         }) {
             Ok((connection, log)) => {

@@ -112,6 +112,8 @@ pub(super) struct Session<'a> {
     retries: HashMap<(bool, u64), Tries>,
     /// Whether anything was published over this connection.
     pub(super) published: bool,
+    /// Why the last look found no connection, if it did not.
+    gone: Option<Fault>,
 }
 
 impl<'a> Session<'a> {
@@ -125,7 +127,7 @@ impl<'a> Session<'a> {
         lanes.live.restart();
         lanes.again.restart();
         let (steps, retries) = (FuturesUnordered::new(), HashMap::new());
-        Self { forwarder, connection, lanes, trouble, steps, in_flight: 0, retries, published: false }
+        Self { forwarder, connection, lanes, trouble, steps, in_flight: 0, retries, published: false, gone: None }
     }
 
     /// Publishes until the connection fails, or until `stop` and what is in flight is acknowledged.
@@ -177,17 +179,22 @@ impl<'a> Session<'a> {
 
     /// A client that reconnects by itself (Kafka's), and one whose broker takes nothing for now (RabbitMQ's), fail
     /// no publish meanwhile, so that must be seen and said here. The others lose their connection with nothing to
-    /// publish as well, and would stay without one until the next event.
+    /// publish as well, and would stay without one until the next event. What such a client says of why changes while
+    /// it tries on: who cannot be reached at first may be back with a certificate that nobody takes.
     fn look(&mut self) -> Result<(), Fault> {
         let Forwarder { status, .. } = self.forwarder;
-        let state = self.connection.state();
-        match &state {
-            Err(Failure::Fatal(fault)) => return Err(fault.clone()),
-            Err(failure) if status.connected() => self.forwarder.note_failure(failure.fault(), self.trouble),
-            Ok(()) if !status.connected() => self.trouble.connected(),
-            Ok(()) | Err(_) => {}
+        let gone = match self.connection.state() {
+            Err(Failure::Fatal(fault)) => return Err(fault),
+            Err(failure) => Some(failure.fault().clone()),
+            Ok(()) => None,
+        };
+        match &gone {
+            Some(fault) if self.gone.as_ref() != Some(fault) => self.forwarder.note_failure(fault, self.trouble),
+            None if !status.connected() => self.trouble.connected(),
+            Some(_) | None => {}
         }
-        status.set_connected(state.is_ok());
+        status.set_connected(gone.is_none());
+        self.gone = gone;
         self.trouble.say_the_rest();
         Ok(())
     }

@@ -27,6 +27,8 @@ struct State {
     taken: Vec<String>,
     /// Keys that have an event in flight, to see that no key has two.
     out: HashSet<String>,
+    /// What its client says when it is asked whether there is a connection, if there is none.
+    gone: Option<Fault>,
 }
 
 impl Sink for Broker {
@@ -73,7 +75,7 @@ impl Connection for Broker {
     }
 
     fn state(&self) -> Result<(), Failure> {
-        Ok(())
+        self.0.lock().unwrap().gone.clone().map_or(Ok(()), |fault| Err(Failure::Retry(fault)))
     }
 
     fn close(self: Box<Self>, _: Duration) -> BoxFuture<'static, ()> {
@@ -99,6 +101,8 @@ impl Bench {
             sinks: vec!["s".into()],
             clock: Clock::system(),
             on_commit: Box::new(|_| {}),
+            fact_of: |_| None,
+            on_reconciled: Box::new(|_| {}),
         })
         .unwrap();
         let labels = Labels { sinks: &["s"], ..Labels::default() };
@@ -132,6 +136,13 @@ impl Bench {
         while self.journal.resends("s") < queued {
             sleep(Duration::from_millis(5)).await;
         }
+        let dealt_with =
+            || self.journal.cursor("s") >= self.journal.stats().last_position && self.journal.resends("s") == 0;
+        self.forward_while(types, eventually("all is dealt with", dealt_with)).await;
+    }
+
+    /// Forwards until the script is over.
+    async fn forward_while(&self, types: &[&str], script: impl Future<Output = ()>) {
         let forwarder = Forwarder {
             name: "s".into(),
             sink: Box::new(self.broker.clone()),
@@ -143,15 +154,10 @@ impl Bench {
             publisher: self.publisher.clone(),
         };
         let stop = CancellationToken::new();
-        let done = async {
-            let begun = Instant::now();
-            while self.journal.cursor("s") < self.journal.stats().last_position || self.journal.resends("s") > 0 {
-                assert!(begun.elapsed() < Duration::from_secs(20), "cursor stays at {}", self.journal.cursor("s"));
-                sleep(Duration::from_millis(2)).await;
-            }
+        tokio::join!(forwarder.forward(stop.clone()), async {
+            script.await;
             stop.cancel();
-        };
-        tokio::join!(forwarder.forward(stop.clone()), done);
+        });
     }
 
     fn desk(&self) -> Desk {
@@ -164,6 +170,14 @@ impl Bench {
 
     fn fail(&self, id: &str, failures: &[fn() -> Failure]) {
         self.broker.0.lock().unwrap().script.insert(id.to_owned(), failures.to_vec());
+    }
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not in time: {what}");
+        sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -333,4 +347,27 @@ async fn an_event_has_one_span_when_the_sink_is_done_with_it() {
     bench.fail(&cut, &[fatal]);
     bench.forward(&[]).await;
     assert_eq!(told(), [(cut, 0, false)]);
+}
+
+#[tokio::test]
+async fn what_a_client_that_tries_on_by_itself_says_last_is_known() {
+    let bench = Bench::new();
+    let count = |reason| bench.metrics.sink_retries.with_label_values(&["s", reason]).get();
+    let failure = || bench.status.last_failure().unwrap_or_default();
+    let go = |fault: Option<Fault>| bench.broker.0.lock().unwrap().gone = fault;
+    bench
+        .forward_while(&[], async {
+            eventually("it is connected", || bench.status.connected()).await;
+            go(Some(Fault::unreachable()));
+            eventually("it is away", || !bench.status.connected()).await;
+            assert!(failure().contains("cannot be reached"), "{}", failure());
+            go(Some(Fault { reason: Reason::NotAuthorized, detail: "expired".into() }));
+            eventually("the new reason is known", || failure() == "not_authorized: expired").await;
+            go(None);
+            eventually("it is connected again", || bench.status.connected()).await;
+            go(Some(Fault::unreachable()));
+            eventually("it is away again", || !bench.status.connected()).await;
+        })
+        .await;
+    assert_eq!((count("connection"), count("not_authorized")), (2, 1), "each is counted when it is new");
 }

@@ -76,12 +76,19 @@ pub struct Receipt {
     pub at_ms: i64,
     /// In which trace.
     pub trace: Option<TraceParent>,
+    /// Whether nobody delivered it, and it was made from what the Calls Platform API knows.
+    pub reconciled: bool,
 }
 
 impl Receipt {
     /// Received at `at_ms`, Unix milliseconds, in no trace.
     pub fn at(at_ms: i64) -> Self {
-        Self { at_ms, trace: None }
+        Self { at_ms, trace: None, reconciled: false }
+    }
+
+    /// Made at `at_ms`, Unix milliseconds, from what the Calls Platform API knows.
+    pub fn reconciled(at_ms: i64) -> Self {
+        Self { at_ms, trace: None, reconciled: true }
     }
 }
 
@@ -198,6 +205,7 @@ fn envelope(
         receivedtime: received,
         traceparent: receipt.trace.as_ref().map(|trace| trace.as_str().into()),
         replayed: None,
+        reconciled: receipt.reconciled.then_some(Cow::Borrowed("true")),
         data,
     };
     let mut out = Vec::with_capacity(AROUND_RAW + raw_length);

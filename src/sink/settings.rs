@@ -31,15 +31,29 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
 }
 
+/// When what a file of a sink holds anew is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// By the next connection; each reads the files.
+    NextConnection,
+    /// After a restart: the client, once it has connected, keeps what it has read and connects again with that.
+    Restart,
+}
+
 impl Tls {
+    /// The files that are named, each with its key relative to the sink.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files =
+            [("tls.ca_file", &self.ca_file), ("tls.cert_file", &self.cert_file), ("tls.key_file", &self.key_file)];
+        files.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?)))
+    }
+
     /// All faults, with keys under `tls`.
     pub fn check(&self) -> Faults {
-        let files = [("ca_file", &self.ca_file), ("cert_file", &self.cert_file), ("key_file", &self.key_file)];
-        let mut faults: Faults = files
-            .into_iter()
-            .filter_map(|(key, path)| Some((key, path.as_deref()?)))
+        let mut faults: Faults = self
+            .files()
             .filter(|(_, path)| !path.is_file())
-            .map(|(key, path)| (format!("tls.{key}"), format!("expected a file, but found none at {}", path.display())))
+            .map(|(key, path)| fault(key, format!("expected a file, but found none at {}", path.display())))
             .collect();
         match (&self.cert_file, &self.key_file) {
             (Some(_), None) => faults.push(fault("tls.key_file", "expected the key of tls.cert_file, but found none")),

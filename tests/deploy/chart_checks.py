@@ -75,6 +75,8 @@ WRONG = [
     (["--set", "autoscaling.enabled=true,journal.volume=emptyDir"], "autoscaling.enabled: expected journal.volume=claim"),
     (["--set", "autoscaling.enabled=true,autoscaling.maxReplicas=1"], "autoscaling.maxReplicas: expected at least"),
     (["--set", "tls.server.clientCaKey=ca.crt"], "tls.server.clientCaKey: expected tls.server.secretName"),
+    (["--set", "test.clientCertificate.secretName=x"], "test.clientCertificate.secretName: expected tls.server.clientCaKey"),
+    (["--set", "test.clientCertificate.name=x"], "additional properties 'name' not allowed"),
     (["--set", "ingress.enabled=true"], "ingress.host: expected the name"),
     (["--set", "httpRoute.enabled=true"], "httpRoute.parentRefs: expected at least one Gateway"),
     (["--set", "extraFiles[0].mountPath=/x"], "oneOf"),
@@ -408,11 +410,8 @@ def configuration_table(text):
 def deliver(checks, text, home, ports):
     """What the test pod does, with the Service's name replaced by the address."""
     _, container = workload(text, "Pod")
-    values, env = {}, dict(os.environ)
+    values = {}
     for item in container.get("env") or []:
-        if "value" in item:
-            env[item["name"]] = f"{home}{item['value']}"
-            continue
         key = item["valueFrom"]["secretKeyRef"]["key"]
         values[item["name"]] = (home / "run/secrets/sendbird-bridge" / key).read_text(encoding="utf-8").strip()
     arguments = []
@@ -420,14 +419,18 @@ def deliver(checks, text, home, ports):
         # As the kubelet does.
         argument = re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], argument)
         argument = re.sub(r"(https?)://[^/]+", rf"\1://localhost:{ports['webhook']}", argument)
+        # The certificate that it shows is in a Secret of its own, which no configuration names.
+        if found := re.fullmatch(r"--(?:cert|key)-file=/(.*/(tls\.\w+))", argument):
+            (home / found[1]).parent.mkdir(parents=True, exist_ok=True)
+            (home / found[1]).write_bytes((Path(checks.options.scratch) / found[2]).read_bytes())
         arguments.append(argument.replace("=/run/", f"={home}/run/"))
-    out = checks.run(checks.options.bridge, *arguments, env=env)
+    out = checks.run(checks.options.bridge, *arguments)
     return [f"helm test's delivery: {out.stdout}{out.stderr}"] if out.returncode else []
 
 
 def check_live(checks, rendered):
     """The pod's program starts with the pod's configuration, is ready, and takes the test pod's delivery."""
-    faults, names = [], ("stdout", "everything", "tls")
+    faults, names = [], ("stdout", "everything", "tls", "mtls")
     for name in names:
         if (name, VERSIONS[-1]) in rendered:
             faults += live_faults(checks, name, rendered[name, VERSIONS[-1]])
@@ -571,6 +574,9 @@ def check_notes(checks):
         (["--set", "config.access.open=true"], "ANYBODY"),
         ([], "kubectl create secret generic s "),
         ([], "curl --no-buffer --header"),
+        ([], "helm test release --namespace calls"),
+        (["--set", "tls.server.secretName=t,tls.server.clientCaKey=ca.crt"], "There is no helm test: senders need"),
+        (["--set", "test.enabled=false"], "There is no helm test: test.enabled"),
     ]
     faults = []
     for arguments, expected in rows:
@@ -580,6 +586,8 @@ def check_notes(checks):
         notes = out.stdout.split("NOTES:")[-1]
         if out.returncode or expected not in notes:
             faults.append(f"{arguments}: expected {expected!r} in the notes, but found {notes[-2000:]}{out.stderr}")
+        if ("helm.sh/hook: test" in out.stdout) != ("helm test release" in notes):
+            faults.append(f"{arguments}: expected a test exactly where the notes tell of one")
     checks.report("the notes say what to do next", faults, len(rows))
 
 

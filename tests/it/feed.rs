@@ -1,8 +1,6 @@
 //! The admin endpoint: the feed of what is durable, health, status, metrics, and who may see them.
 
-use std::collections::BTreeSet;
-
-use crate::support::bridge::{Config, Event, PATH, signed};
+use crate::support::bridge::{Config, Event, PATH};
 use crate::support::eventually;
 use crate::support::http::{Connection, Request};
 use crate::support::process::Stdout;
@@ -179,37 +177,6 @@ fn the_metrics_tell_of_what_was_published() {
     assert_eq!(metrics.value("sendbird_bridge_sink_published_total", &published), 1.0);
     assert_eq!(metrics.value("sendbird_bridge_journal_records", &[]), 1.0);
     assert_eq!(metrics.value("sendbird_bridge_dedup_ids", &[]), 1.0);
-}
-
-#[test]
-fn nobody_can_make_new_series() {
-    let bridge = Config::new().stdout_sink(Stdout::Read).start();
-    // Each status that can come has been seen once.
-    let hostile = |n: u64| {
-        for body in [
-            format!(r#"{{"category":"canary:{n}","occurred_at":{n}}}"#),
-            format!(r#"{{"category":"direct_call:dial{n}","occurred_at":{n},"canary{n}":1}}"#),
-            format!("canary {n}"),
-        ] {
-            signed(body.as_bytes()).send(bridge.webhook);
-        }
-        Request::get(&format!("/canary/{n}")).send(bridge.webhook);
-        Request::new(&format!("CANARY{n}"), PATH).send(bridge.webhook);
-        Request::post(PATH).header("x-sendbird-signature", &format!("canary{n}")).body(b"{}").send(bridge.webhook);
-        Request::get(&format!("/canary/{n}")).send(bridge.admin);
-    };
-    hostile(0);
-    bridge.caught_up();
-    let before = bridge.metrics();
-    (1..40).for_each(hostile);
-    bridge.caught_up();
-    let after = bridge.metrics();
-    assert_eq!(before.count(), after.count());
-    assert!(!after.text.to_lowercase().contains("canary"));
-    let other = [("category", "other"), ("outcome", "stored")];
-    assert_eq!(after.value("sendbird_bridge_deliveries_total", &other), 80.0);
-    let categories: BTreeSet<&str> = after.label_values("category").into_iter().collect();
-    assert_eq!(categories.len(), 14, "{categories:?}");
 }
 
 #[test]

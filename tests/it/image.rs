@@ -5,9 +5,9 @@ use std::fs::{Permissions, set_permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::locked::{Fault, Locked};
 use crate::support::bridge::Config;
 use crate::support::broker::Kind;
+use crate::support::broker::locked::{Fault, Locked};
 use crate::support::process::run;
 use crate::support::samples::samples;
 

@@ -1,6 +1,6 @@
 //! Brokers that want TLS and to know who comes: each way in, and what a wrong key looks like from outside.
 
-use std::fs::read_to_string;
+use std::fs;
 
 use nkeys::KeyPair;
 use sendbird_bridge::domain::clock::Clock;
@@ -8,26 +8,15 @@ use serde_json::{Value, json};
 
 use crate::sinks::for_each_broker;
 use crate::support::bridge::{Bridge, Config};
-use crate::support::broker::{Kind, Own, Place, block_on};
-use crate::support::certificates::{Authority, Files};
+use crate::support::broker::locked::{Fault, Locked, PASSWORD, WRONG, sasl};
+use crate::support::broker::{Kind, Own};
+use crate::support::certificates::Authority;
 use crate::support::eventually;
 use crate::support::samples::dial;
 
 for_each_broker! {
     what_is_wrong_with_the_key_is_said_and_waited_for
-}
-
-const PASSWORD: &str = "canary-right";
-const WRONG: &str = "canary-wrong";
-
-/// What is wrong with a sink's settings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fault {
-    Nothing,
-    Authority,
-    Name,
-    Password,
-    Certificate,
+    a_renewed_authority_is_trusted_when_the_log_says
 }
 
 const FAULTS: [(&str, Fault, &str, &str); 4] = [
@@ -36,145 +25,6 @@ const FAULTS: [(&str, Fault, &str, &str); 4] = [
     ("password", Fault::Password, "not_authorized", ""),
     ("certificate", Fault::Certificate, "not_authorized", "does not take the client's certificate"),
 ];
-
-/// A broker behind a lock, and what opens it.
-pub(crate) struct Locked {
-    kind: Kind,
-    pub(crate) broker: Own,
-    /// What the bridge is told to connect to.
-    host: &'static str,
-    authority: Authority,
-    other: Authority,
-    server: Files,
-    client: Files,
-}
-
-impl Locked {
-    fn start(kind: Kind) -> Self {
-        Self::start_as(kind, "127.0.0.1")
-    }
-
-    /// One that is known by this name.
-    pub(crate) fn start_as(kind: Kind, host: &'static str) -> Self {
-        let broker = Own::to_be_locked(kind);
-        let authority = Authority::new(&broker.dir().join("certificates"));
-        let other = Authority::new(&broker.dir().join("other"));
-        let (server, client) = (authority.issue_for(&["127.0.0.1", host]), authority.issue("bridge"));
-        let locked = Self { kind, broker, host, authority, other, server, client };
-        if kind == Kind::Kafka {
-            let users = ["256", "512"].map(|bits| format!("SCRAM-SHA-{bits}=[name=bridge,password={PASSWORD}]\n"));
-            std::fs::write(locked.broker.dir().join("kafka.scram"), users.concat()).unwrap();
-            locked.broker.secure_port("kafka");
-            locked.broker.secure_port("kafka-tls");
-        }
-        locked.show(&locked.server);
-        locked
-    }
-
-    /// Has the broker show this certificate from now on.
-    fn show(&self, server: &Files) {
-        let (ca, cert, key) = (self.authority.ca_file.display(), server.cert_file.display(), server.key_file.display());
-        self.broker.run("stop");
-        self.broker.configure(&match self.kind {
-            Kind::Kafka => self.kafka(server),
-            Kind::RabbitMq => format!(
-                "listeners.ssl.1 = 127.0.0.1:{}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {cert}\n\
-                 ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\n\
-                 ssl_options.fail_if_no_peer_cert = true\n",
-                self.broker.secure_port("rabbitmq")
-            ),
-            Kind::Nats => format!(
-                "tls {{ cert_file: '{cert}', key_file: '{key}', ca_file: '{ca}', verify: true }}\n\
-                 authorization {{ users: [{{ user: bridge, password: '{PASSWORD}' }}] }}\n"
-            ),
-        });
-        self.broker.run("start");
-    }
-
-    fn kafka(&self, server: &Files) -> String {
-        let pem = |file| read_to_string(file).unwrap().trim().replace("\r\n", "\n").replace('\n', "\\n");
-        let security = "org.apache.kafka.common.security";
-        let scram = ["256", "512"].map(|bits| {
-            format!(
-                "listener.name.sasl_ssl.scram-sha-{bits}.sasl.jaas.config={security}.scram.ScramLoginModule required;\n"
-            )
-        });
-        format!(
-            "ssl.keystore.type=PEM\nssl.truststore.type=PEM\nssl.keystore.certificate.chain={}\n\
-             ssl.keystore.key={}\nssl.truststore.certificates={}\nlistener.name.ssl.ssl.client.auth=required\n\
-             listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n{}\
-             listener.name.sasl_ssl.plain.sasl.jaas.config={security}.plain.PlainLoginModule required \
-             user_bridge=\"{PASSWORD}\";\n",
-            pem(&server.cert_file),
-            pem(&server.key_file),
-            pem(&self.authority.ca_file),
-            scram.concat(),
-        )
-    }
-
-    /// Adds a sink with this fault in its settings.
-    pub(crate) fn sink(&self, config: Config, name: &str, place: &Place, fault: Fault) -> Config {
-        let host = if fault == Fault::Name { "localhost" } else { self.host };
-        let wrong = fault == Fault::Password;
-        let ca = if fault == Fault::Authority { &self.other.ca_file } else { &self.authority.ca_file };
-        let mut tls = format!("ca_file = '{}'", ca.display());
-        if fault != Fault::Certificate {
-            let (cert, key) = (self.client.cert_file.display(), self.client.key_file.display());
-            tls += &format!(", cert_file = '{cert}', key_file = '{key}'");
-        }
-        let password = if wrong { WRONG } else { PASSWORD };
-        let mut keys = vec![("tls", format!("{{ {tls} }}"))];
-        match self.kind {
-            // Who shows a certificate needs no password.
-            Kind::Kafka if fault == Fault::Certificate => {
-                keys.push(("brokers", format!("['{host}:{}']", self.broker.secure_port("kafka-tls"))));
-            }
-            Kind::Kafka => {
-                keys.push(("brokers", format!("['{host}:{}']", self.broker.secure_port("kafka"))));
-                keys.push(("sasl", sasl("SCRAM-SHA-512", password)));
-            }
-            Kind::RabbitMq => {
-                let (port, password) = (self.broker.secure_port("rabbitmq"), if wrong { WRONG } else { "guest" });
-                keys.push(("url", format!("'amqps://guest:{password}@{host}:{port}/%2f'")));
-            }
-            Kind::Nats => {
-                keys.push(("servers", format!("['nats://{host}:{}']", self.broker.run("port").trim())));
-                keys.push(("credentials", format!("{{ username = 'bridge', password = '{password}' }}")));
-            }
-        }
-        let config = place.making_sink(config, name);
-        keys.iter().fold(config, |config, (key, value)| config.set(&format!("sinks.{name}.{key}"), value))
-    }
-
-    /// How many messages a consumer with the right key finds.
-    pub(crate) fn count(&self, place: &Place) -> u64 {
-        if self.kind != Kind::Nats {
-            return place.count();
-        }
-        let options = async_nats::ConnectOptions::new()
-            .require_tls(true)
-            .add_root_certificates(self.authority.ca_file.clone())
-            .add_client_certificate(self.client.cert_file.clone(), self.client.key_file.clone())
-            .user_and_password("bridge".into(), PASSWORD.into());
-        block_on(async {
-            let client = options.connect(&place.address).await.expect("a way in");
-            let mut stream = async_nats::jetstream::new(client).get_stream(&place.name).await.expect("the stream");
-            stream.info().await.expect("the stream's state").state.messages
-        })
-    }
-
-    #[track_caller]
-    fn arrive(&self, bridge: &Bridge, places: &[(&str, Place)], expected: u64) {
-        bridge.caught_up();
-        for (name, place) in places {
-            assert_eq!(self.count(place), expected, "{name}");
-        }
-    }
-}
-
-fn sasl(mechanism: &str, password: &str) -> String {
-    format!("{{ mechanism = '{mechanism}', username = 'bridge', password = '{password}' }}")
-}
 
 fn last_failure(bridge: &Bridge, name: &str) -> String {
     let status = bridge.status();
@@ -226,13 +76,43 @@ fn what_is_wrong_with_the_key_is_said_and_waited_for(kind: Kind) {
     assert_eq!(bridge.deliver(&dial("expired", 2)).status, 200);
     for (name, _) in &places {
         eventually(&format!("{name}: an expired certificate is named"), || {
-            // A Kafka producer that has worked tries on by itself, and the bridge only says that nobody is reached.
-            let words = if kind == Kind::Kafka { "cannot be reached" } else { "expired" };
-            last_failure(&bridge, name).contains(words) && !is_connected(&bridge, name)
+            last_failure(&bridge, name).contains("expired") && !is_connected(&bridge, name)
         });
     }
     locked.show(&locked.server);
     locked.arrive(&bridge, &places, 2);
+}
+
+/// What `rotation` has the log say of a changed file, from the broker's side.
+fn a_renewed_authority_is_trusted_when_the_log_says(kind: Kind) {
+    let locked = Locked::start(kind);
+    let places = [("it", locked.broker.place())];
+    let config = locked.sink(Config::new(), "it", &places[0].1, Fault::Nothing);
+    let trusted = config.dir().join("trusted.pem");
+    let trust = |authority: &Authority| {
+        let new = config.dir().join("new");
+        fs::copy(&authority.ca_file, &new).unwrap();
+        fs::rename(new, &trusted).unwrap();
+    };
+    let config = config.clone().set("sinks.it.tls", &locked.tls(&trusted, true));
+    let untrusted = |bridge: &Bridge| last_failure(bridge, "it").contains("no authority of tls.ca_file");
+
+    trust(&locked.other);
+    let bridge = config.start();
+    assert_eq!(bridge.deliver(&dial("renewed", 1)).status, 200);
+    eventually("it trusts another authority", || untrusted(&bridge));
+    trust(&locked.authority);
+    locked.arrive(&bridge, &places, 1);
+
+    trust(&locked.other);
+    locked.show(&locked.other.issue("127.0.0.1"));
+    assert_eq!(bridge.deliver(&dial("renewed", 2)).status, 200);
+    if kind != Kind::Kafka {
+        return locked.arrive(&bridge, &places, 2);
+    }
+    eventually("the client that has connected keeps what it has read", || untrusted(&bridge));
+    assert_eq!(bridge.stop().code(), Some(0));
+    locked.arrive(&config.start(), &places, 2);
 }
 
 #[test]

@@ -93,6 +93,32 @@ fn why_it_does_not_start_is_a_line_as_well() {
 }
 
 #[test]
+fn wrong_usage_is_a_line_as_well() {
+    for (arguments, word) in [
+        (&["serve", "--log-format", "json", "--nonsense"][..], "unexpected argument '--nonsense'"),
+        (&["--log-format=json", "serv"][..], "similar subcommand exists: 'serve'"),
+        (&["send", "--url", "--log-format", "json"][..], "--url"),
+        (&["--log-format", "json", "replay"][..], "--sink"),
+        (&["--log-format", "json"][..], "subcommand"),
+        (&["--log-format", "json", "config"][..], "expected a command"),
+    ] {
+        let ended = process::run(arguments);
+        assert_eq!((ended.code(), ended.stdout()), (Some(64), String::new()), "{arguments:?}: {}", ended.stderr());
+        let lines = parsed(&ended.stderr);
+        assert_eq!((lines.len(), &lines[0]["level"]), (1, &"ERROR".into()), "{arguments:?}: {}", ended.stderr());
+        let message = lines[0]["message"].as_str().unwrap();
+        assert!(message.contains(word) && !message.contains("Usage") && !message.contains('\n'), "{message}");
+    }
+    // For a person it has its usage, and help is no failure in either format.
+    let ended = process::run(&["serve", "--nonsense"]);
+    assert_eq!(ended.code(), Some(64));
+    assert!(ended.stderr[0].starts_with("error: ") && ended.stderr().contains("Usage: "), "{}", ended.stderr());
+    let help = process::run(&["--log-format", "json", "--help"]);
+    assert_eq!((help.code(), help.stderr()), (Some(0), String::new()));
+    assert!(help.stdout().contains("Usage: "), "{}", help.stdout());
+}
+
+#[test]
 fn a_rejected_delivery_is_counted_and_has_no_line() {
     let bridge = Config::new().start();
     let ready = || bridge.log().so_far().iter().any(|line| line.contains("\"ready\""));

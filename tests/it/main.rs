@@ -2,7 +2,8 @@
 //! real brokers.
 //!
 //! Every test starts its own bridge in its own directory and waits for conditions, never for a time. What needs a
-//! broker fails without one and says so: `tests/run` starts them.
+//! broker fails without one and says so: `tests/run` starts them. What needs Prometheus is in these builds alone as
+//! well: the core is tested with what is in the tree.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 #![allow(clippy::print_stderr, reason = "a failed test shows what the bridge said")]
 
@@ -30,13 +31,18 @@ mod image;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod locked;
 mod logs;
+mod machine;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod overload;
+mod platform;
 mod power;
+#[cfg(feature = "nats")]
+mod prometheus;
+mod reconcile;
 mod recovery;
 mod rotation;
 mod secrets;
@@ -50,3 +56,4 @@ mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod trace;
 mod watch;
+mod webhook;

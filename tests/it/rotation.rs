@@ -99,6 +99,23 @@ fn the_other_locks_and_the_operators_token_are_replaced_too() {
     assert_eq!(deliver("path-2", "header-2"), 200);
 }
 
+#[test]
+fn a_file_that_comes_back_as_it_was_is_no_renewal() {
+    let tokens = "access.api_tokens";
+    let it = Rotation::start(Config::new().unset(tokens), &[(tokens, "first\n")]);
+    let back = || it.said("a secret is again the one in use");
+    fs::remove_file(file(&it.config, tokens)).unwrap();
+    eventually("it is missed", || it.said("a renewed secret can't be used") == 1);
+    it.rotate(tokens, "first");
+    eventually("it is found again", || back() == 1);
+    it.rotate(tokens, "\n");
+    eventually("what holds none is told of", || it.said("a renewed secret can't be used") == 2);
+    it.rotate(tokens, "first\n");
+    eventually("and that it holds one again", || back() == 2);
+    assert_eq!(it.said("a renewed secret is in use"), 0);
+    assert_eq!((it.status("first"), it.status("second")), (200, 401));
+}
+
 #[cfg(feature = "rabbitmq")]
 #[test]
 fn a_secret_that_needs_a_restart_says_so() {
@@ -106,6 +123,56 @@ fn a_secret_that_needs_a_restart_says_so() {
     let url = "sinks.rabbit.url";
     let it = Rotation::start(config, &[(url, "amqp://user:canary-1@127.0.0.1:1/%2f")]);
     it.rotate(url, "amqp://user:canary-2@127.0.0.1:1/%2f");
-    eventually("it is told of", || it.said("a secret has changed and is used after a restart") == 1);
+    let told = || it.said("a secret has changed and is used after a restart");
+    eventually("it is told of", || told() == 1);
+    it.rotate(url, "amqp://user:canary-1@127.0.0.1:1/%2f");
+    eventually("that needs none any more", || it.said("a secret is again the one in use") == 1);
+    assert_eq!((told(), it.said("canary")), (1, 0));
+}
+
+/// What only the clients of sinks read. Whether they do as is said here is seen in `locked`, with real brokers.
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+#[test]
+fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
+    const NEXT: &str = "its next connection reads it";
+    const RESTART: &str = "a client that has connected takes it after a restart";
+    let sinks = [
+        ("kafka", "brokers", "['127.0.0.1:1']", RESTART),
+        ("rabbitmq", "url", "'amqps://127.0.0.1:1'", NEXT),
+        ("nats", "servers", "['nats://127.0.0.1:1']", NEXT),
+    ];
+    let mut config = Config::new();
+    let mut files = Vec::new();
+    for (kind, address, nowhere, when) in sinks {
+        config = config.set(&format!("sinks.{kind}.type"), &format!("'{kind}'"));
+        config = config.set(&format!("sinks.{kind}.{address}"), nowhere);
+        for part in ["ca_file", "cert_file", "key_file"] {
+            let key = format!("sinks.{kind}.tls.{part}");
+            let path = file(&config, &key);
+            fs::write(&path, "canary-1").unwrap();
+            config = config.set(&key, &format!("'{}'", path.display()));
+            files.push((key, when));
+        }
+    }
+    let creds = "sinks.nats.credentials.creds";
+    let it = Rotation::start(config, &[(creds, "canary-1")]);
+    let said = |key: &str, what: &str| {
+        let log = it.bridge.log().so_far();
+        log.iter().filter(|line| line.contains(&format!("\"{key}\"")) && line.contains(what)).count()
+    };
+    for (key, when) in &files {
+        it.rotate(key, "canary-2");
+        eventually(&format!("{key}: it is told of"), || said(key, when) == 1);
+    }
+    let (away, _) = &files[0];
+    fs::remove_file(file(&it.config, away)).unwrap();
+    eventually("one that is away is told of", || said(away, "can't be read") == 1);
+    it.rotate(away, "canary-2");
+    eventually("and that it is back", || said(away, "is as it was") == 1);
+    it.rotate(creds, "canary-2");
+    eventually("a credentials file is told of", || said(creds, "is used after a restart") == 1);
+    for (key, _) in &files {
+        assert_eq!(said(key, "has changed"), 1, "{key}: once");
+    }
     assert_eq!(it.said("canary"), 0);
 }

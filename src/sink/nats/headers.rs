@@ -22,6 +22,10 @@ pub(super) fn of(event: &View<'_>, format: Format, stream: &str) -> HeaderMap {
     for (name, value) in event.headers(format) {
         headers.insert(format!("ce-{name}"), encode(value));
     }
+    // The other bindings have a content type for it; this one has a header as for any attribute.
+    if format == Format::Binary {
+        headers.insert("ce-datacontenttype", encode(&event.envelope().datacontenttype));
+    }
     if let Some(trace) = event.trace() {
         headers.insert(TraceParent::NAME, encode(trace));
     }
@@ -70,11 +74,16 @@ mod tests {
     #[test]
     fn binary_has_all_attributes() {
         let lines = lines("rooms/R", Format::Binary);
-        for line in ["Content-Type: application/json", "ce-specversion: 1.0", "ce-partitionkey: R", "ce-replayed: true"]
-        {
+        for line in [
+            "Content-Type: application/json",
+            "ce-datacontenttype: application/json",
+            "ce-specversion: 1.0",
+            "ce-partitionkey: R",
+            "ce-replayed: true",
+        ] {
             assert!(lines.iter().any(|have| have == line), "{line}: {lines:?}");
         }
-        assert_eq!(lines.len(), 13);
+        assert_eq!(lines.len(), 14);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 // Promises: reads manifests (YAML, one or several documents) from standard input; prints one line for each fault, with
 // the kind and name of the object, to standard output; exits 1 if there is any, and also if there was nothing to check.
 //
-// `kube-check certificate DIR` makes a certificate for localhost instead: tls.crt, tls.key and its authority, ca.crt.
+// `kube-check certificate DIR` makes a certificate for localhost instead, for servers and clients alike: tls.crt, tls.key
+// and its authority, ca.crt.
 package main
 
 import (
@@ -159,7 +160,8 @@ func certificate(dir string) error {
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"},
 		NotBefore: authority.NotBefore, NotAfter: authority.NotAfter, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	signing, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

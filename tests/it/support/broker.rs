@@ -5,6 +5,8 @@
 
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod locked;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
 pub(crate) mod operate;

@@ -23,6 +23,11 @@ impl Request {
         Self { method: method.into(), target: target.into(), headers, body: Vec::new(), has_length: false }
     }
 
+    /// Without any header, as every one is the test's to choose.
+    pub(crate) fn bare(method: &str, target: &str) -> Self {
+        Self { headers: Vec::new(), ..Self::new(method, target) }
+    }
+
     pub(crate) fn get(target: &str) -> Self {
         Self::new("GET", target)
     }

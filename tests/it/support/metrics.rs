@@ -39,11 +39,6 @@ impl Metrics {
         self.find(name, labels).unwrap_or_else(|| panic!("no series {name}{labels:?} in\n{}", self.text))
     }
 
-    /// How many series there are.
-    pub(crate) fn count(&self) -> usize {
-        self.series.len()
-    }
-
     /// The values that a label has.
     pub(crate) fn label_values(&self, label: &str) -> Vec<&str> {
         self.series.iter().filter_map(|series| series.labels.get(label)).map(String::as_str).collect()

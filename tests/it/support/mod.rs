@@ -10,13 +10,16 @@ pub(crate) mod collector;
 pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod load;
+pub(crate) mod loud;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
+pub(crate) mod platform;
 pub(crate) mod process;
-#[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "what is scraped live has a broker behind it"))]
+#[cfg(feature = "nats")]
 pub(crate) mod prometheus;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod proxy;
+pub(crate) mod repository;
 pub(crate) mod samples;
 pub(crate) mod senders;
 pub(crate) mod shim;

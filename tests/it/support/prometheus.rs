@@ -1,6 +1,5 @@
 //! A real Prometheus that scrapes a bridge every half second, and `promtool`.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -15,20 +14,10 @@ use tempfile::TempDir;
 use super::eventually;
 use super::http::Request;
 use super::process::{Process, Stdout};
+use super::repository::repository;
 
 /// The job that the bridge is scraped under.
 pub(crate) const JOB: &str = "sendbird-bridge";
-
-/// A file of the repository.
-pub(crate) fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// What is in a file of the repository.
-#[track_caller]
-pub(crate) fn read(path: &str) -> String {
-    fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
 
 /// The program `prometheus`, installed if it is missing; `promtool` lies beside it.
 fn program() -> &'static Path {
@@ -57,14 +46,6 @@ pub(crate) fn promtool(arguments: &[&str], input: &str) {
     for complaint in ["FAILED", "error", "lint"] {
         assert!(!said.contains(complaint), "promtool {arguments:?}: {said}");
     }
-}
-
-/// The names of metrics in a text that begin with this prefix. Those of recording rules, which have a colon, are not.
-pub(crate) fn names(text: &str, prefix: &str) -> BTreeSet<String> {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
-    let words = text.split(|c: char| !is_part(c));
-    let words = words.map(|word| word.trim_end_matches(':'));
-    words.filter(|word| word.starts_with(prefix) && *word != prefix && !word.contains(':')).map(str::to_owned).collect()
 }
 
 /// The rules with every duration so short that a test can wait for it: each `for` becomes a second, and each range ten
@@ -163,9 +144,8 @@ fn listening(line: &str) -> Option<SocketAddr> {
 }
 
 #[test]
-fn names_and_durations_are_found() {
+fn durations_are_found() {
     let rules = "record: level:a_x:rate\nexpr: rate(a_y_total[5m]) / a_z > 3 # a_\nfor: 2m\n";
-    assert_eq!(names(rules, "a_").into_iter().collect::<Vec<_>>(), ["a_y_total", "a_z"]);
     let hasty = "record: level:a_x:rate\nexpr: rate(a_y_total[10s]) / a_z > 3 # a_\nfor: 1s\n";
     assert_eq!(hastened(rules), hasty);
 }

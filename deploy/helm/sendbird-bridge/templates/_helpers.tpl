@@ -48,6 +48,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "bridge.secretDir" -}}/run/secrets/sendbird-bridge{{- end -}}
 {{- define "bridge.serverTlsDir" -}}/run/secrets/sendbird-bridge-server-tls{{- end -}}
 {{- define "bridge.adminTlsDir" -}}/run/secrets/sendbird-bridge-admin-tls{{- end -}}
+{{- define "bridge.testTlsDir" -}}/run/secrets/sendbird-bridge-test-tls{{- end -}}
+
+{{/* Whether there is a pod for `helm test`: where senders need a certificate, it must have one. */}}
+{{- define "bridge.hasTest" -}}
+{{- if and .Values.test.enabled (or (not .Values.tls.server.clientCaKey) .Values.test.clientCertificate.secretName) -}}
+true
+{{- end -}}
+{{- end -}}
 
 {{/* What the restricted Pod Security asks for, and a fixed user, the image's. */}}
 {{- define "bridge.podSecurityContext" -}}
@@ -147,6 +155,9 @@ for the user's name. Argument: a list of a map and its path.
 {{- end -}}
 {{- if and $v.tls.server.clientCaKey (not $v.tls.server.secretName) -}}
 {{- fail "tls.server.clientCaKey: expected tls.server.secretName with it, but found none" -}}
+{{- end -}}
+{{- if and $v.test.clientCertificate.secretName (not $v.tls.server.clientCaKey) -}}
+{{- fail "test.clientCertificate.secretName: expected tls.server.clientCaKey with it, because nobody asks for a certificate otherwise, but found none" -}}
 {{- end -}}
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- fail "ingress.host: expected the name that Sendbird is to call, but found none" -}}

@@ -1,0 +1,60 @@
+//! What other bridges have stored, as their feeds tell it.
+//!
+//! Several bridges share the deliveries of one application, each with a journal of its own; what one of them has stored is
+//! not missing. `tail --no-follow` prints a feed whole, one envelope a line; a blank line stands between two bridges.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::cli::Failure;
+use crate::sendbird::reconcile::known::Known;
+
+#[derive(Deserialize)]
+struct Received {
+    receivedtime: String,
+}
+
+/// Shows the events in `path`, or on standard input if that is `-`; returns of how many bridges they are.
+pub(super) fn show(path: &Path, known: &mut Known) -> Result<usize, Failure> {
+    let name = path.display();
+    let unreadable = |error: io::Error| Failure::Usage(format!("cannot read {name}: {error}"));
+    let lines: Box<dyn BufRead> = match path.to_str() {
+        Some("-") => Box::new(io::stdin().lock()),
+        _ => Box::new(BufReader::new(File::open(path).map_err(unreadable)?)),
+    };
+    let mut bridges = 0;
+    let mut inside = false;
+    for (index, line) in lines.lines().enumerate() {
+        let line = line.map_err(unreadable)?;
+        if line.is_empty() {
+            if !inside {
+                return Err(untold(&format!("before line {} of {name}", index + 1)));
+            }
+            inside = false;
+            continue;
+        }
+        let received = serde_json::from_str::<Received>(&line).ok();
+        let received = received.and_then(|received| received.receivedtime.parse::<jiff::Timestamp>().ok());
+        let received = received.ok_or_else(|| {
+            Failure::Usage(format!("expected an envelope in line {} of {name}, but found something else", index + 1))
+        })?;
+        if !inside {
+            bridges += 1;
+            known.others_since(received.as_millisecond());
+        }
+        inside = true;
+        known.heard(line.as_bytes());
+    }
+    if !inside {
+        return Err(untold(&format!("at the end of {name}")));
+    }
+    Ok(bridges)
+}
+
+/// From when on a bridge would tell that it has stored something, nobody knows if it has stored nothing.
+fn untold(place: &str) -> Failure {
+    Failure::Usage(format!("expected the events of a bridge, but found none {place}"))
+}

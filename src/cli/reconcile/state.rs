@@ -1,0 +1,111 @@
+//! How far a run has got, in a file beside the journal, so that an interrupted one goes on where it was.
+//!
+//! It is written after each page. What is offered is durable before, so a run that goes on from here leaves nothing out;
+//! what it looks at again is known by then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Failure;
+use crate::sendbird::reconcile::Told;
+
+/// The file's name in the journal's directory.
+const FILE: &str = "reconcile.json";
+
+/// What is looked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct What {
+    pub(super) application: String,
+    pub(super) since_ms: i64,
+    pub(super) until_ms: i64,
+    pub(super) publish: bool,
+    pub(super) told: BTreeSet<Told>,
+    pub(super) lookback_ms: i64,
+    /// Other bridges whose events are known.
+    pub(super) others: usize,
+}
+
+impl What {
+    /// The earliest beginning of a call or room that is looked at.
+    pub(super) fn begin_ms(&self) -> i64 {
+        self.since_ms.saturating_sub(self.lookback_ms).max(0)
+    }
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Phase {
+    /// At the list of calls.
+    Calls,
+    /// At the list of rooms.
+    Rooms,
+    /// At rooms that the journal tells of and that are older than those of the list.
+    Older,
+    /// Behind all.
+    Done,
+}
+
+/// What was found so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Counts {
+    /// Objects looked at.
+    pub(super) calls: u64,
+    pub(super) rooms: u64,
+    pub(super) participants: u64,
+    /// Facts that a record tells of.
+    pub(super) told: u64,
+    /// Facts that an offer of an earlier run tells of.
+    pub(super) offered: u64,
+    /// Facts of which neither does, by category.
+    pub(super) missing: BTreeMap<String, u64>,
+    /// Those of them for which an event was offered.
+    pub(super) queued: u64,
+    /// Facts that the journal can't say anything of.
+    pub(super) unknown: u64,
+    /// What happened at a time that the API does not say.
+    pub(super) untold: u64,
+}
+
+/// How far a run has got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    pub(super) what: What,
+    pub(super) phase: Phase,
+    /// Of the next page; `None` is the first. Of older rooms, the last that was looked at.
+    pub(super) cursor: Option<String>,
+    pub(super) counts: Counts,
+}
+
+impl State {
+    pub(super) fn begin(what: What) -> Self {
+        Self { what, phase: Phase::Calls, cursor: None, counts: Counts::default() }
+    }
+
+    pub(super) fn load(dir: &Path) -> Result<Self, Failure> {
+        let path = dir.join(FILE);
+        let text = std::fs::read(&path).map_err(|error| {
+            Failure::Failed(format!("expected an interrupted run in {}, but found none: {error}", path.display()))
+        })?;
+        serde_json::from_slice(&text).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+    }
+
+    /// Written whole or not at all.
+    pub(super) fn save(&self, dir: &Path) -> Result<(), Failure> {
+        let path = dir.join(FILE);
+        let written = serde_json::to_vec(self).map_err(std::io::Error::from).and_then(|text| {
+            let file = tempfile::NamedTempFile::new_in(dir)?;
+            std::fs::write(file.path(), text)?;
+            file.persist(&path).map_err(|error| error.error)?;
+            Ok(())
+        });
+        written.map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))
+    }
+
+    /// There is nothing to go on with. A file that stays is written over by the next run.
+    pub(super) fn done(dir: &Path) {
+        std::fs::remove_file(dir.join(FILE)).ok();
+    }
+}

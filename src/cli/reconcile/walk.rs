@@ -1,0 +1,360 @@
+//! From page to page of the API's lists: facts, what is known of them, offers.
+
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use tokio::time::{Instant, sleep};
+
+use super::refresh;
+use super::state::{Phase, State};
+use crate::cli::platform::{Http, explain};
+use crate::cli::{Failure, print};
+use crate::domain::clock::{Clock, rfc3339};
+use crate::journal::{Desk, Offer};
+use crate::sendbird::api::{self, Api, CallsQuery, Page, Room, RoomsQuery, Walk};
+use crate::sendbird::normalize::Settings;
+use crate::sendbird::reconcile::known::{Known, Verdict};
+use crate::sendbird::reconcile::{Fact, Facts, Told, event, of_call, of_participant, of_room};
+
+/// Entries on a page; the most that Sendbird gives.
+const PAGE: u32 = 100;
+
+/// Rooms asked for by their ids at once; documented as the most.
+const ROOMS: usize = 10;
+
+/// Offers that may wait for the bridge; before there are more, it must take some in.
+const MOST_WAITING: u64 = 5_000;
+
+/// How long none of them may be taken in, and how often that is looked at. A bridge looks once a second.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// One run.
+pub(super) struct Walker {
+    pub(super) api: Api<Http>,
+    pub(super) desk: Desk,
+    pub(super) known: Known,
+    /// As deliveries spell it.
+    pub(super) application: String,
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+    pub(super) dir: PathBuf,
+    pub(super) bar: ProgressBar,
+    pub(super) json: bool,
+    pub(super) state: State,
+}
+
+impl Walker {
+    pub(super) async fn run(&mut self) -> Result<(), Failure> {
+        self.state.save(&self.dir)?;
+        loop {
+            let wanted = |told: &[Told]| told.iter().any(|told| self.state.what.told.contains(told));
+            let rooms = wanted(&[Told::Create, Told::Enter, Told::Leave, Told::Delete]);
+            let next = match self.state.phase {
+                Phase::Calls => {
+                    if wanted(&[Told::Dial, Told::Accept, Told::End]) {
+                        self.calls().await?;
+                    }
+                    Phase::Rooms
+                }
+                Phase::Rooms => {
+                    if rooms {
+                        self.rooms().await?;
+                    }
+                    Phase::Older
+                }
+                Phase::Older => {
+                    if rooms {
+                        self.older_rooms().await?;
+                    }
+                    Phase::Done
+                }
+                Phase::Done => return Ok(()),
+            };
+            (self.state.phase, self.state.cursor) = (next, None);
+            self.state.save(&self.dir)?;
+        }
+    }
+
+    async fn calls(&mut self) -> Result<(), Failure> {
+        let query = CallsQuery { limit: Some(PAGE), ..CallsQuery::default() };
+        let (mut walk, mut order) = (Walk::default(), Order::default());
+        // Where an earlier run has got to; a cursor that is no longer good is the only one of them that can be refused.
+        let mut from = self.state.cursor.take();
+        loop {
+            let page = match self.api.direct_calls(&query, from.as_deref().or(walk.cursor())).await {
+                Err(refused) if from.take().is_some() && is_of_the_cursor(&refused) => continue,
+                page => page.map_err(|failure| explain(&failure, &self.api))?,
+            };
+            from = None;
+            let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
+            let mut facts = Facts::default();
+            for call in
+                page.items.iter().filter(|call| call.started_at_ms.is_none_or(|at| (begin..until).contains(&at)))
+            {
+                self.state.counts.calls += 1;
+                add(&mut facts, of_call(&self.application, call));
+            }
+            let enough = order.is_past(page.items.iter().filter_map(|call| call.started_at_ms), begin, until);
+            self.settle(facts, order.last).await?;
+            if !self.step(&mut walk, page.next)? || enough {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn rooms(&mut self) -> Result<(), Failure> {
+        let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
+        let (from, to) = (Some(begin), Some(until));
+        let query = RoomsQuery {
+            limit: Some(PAGE),
+            created_at_start_date: from,
+            created_at_end_date: to,
+            ..RoomsQuery::default()
+        };
+        let mut walk = Walk::default();
+        let mut from = self.state.cursor.take();
+        loop {
+            let page: Page<Room> = match self.api.rooms(&query, from.as_deref().or(walk.cursor())).await {
+                Err(refused) if from.take().is_some() && is_of_the_cursor(&refused) => continue,
+                page => page.map_err(|failure| explain(&failure, &self.api))?,
+            };
+            from = None;
+            for room in page.items.iter().filter(|room| room.created_at_ms.is_none_or(|at| at < until)) {
+                self.room(room).await?;
+            }
+            if !self.step(&mut walk, page.next)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Rooms that are in use for longer than is looked back are not in the list, but records tell of them.
+    async fn older_rooms(&mut self) -> Result<(), Failure> {
+        loop {
+            let after = self.state.cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let rooms =
+                self.known.rooms().range::<String, _>((after, Bound::Unbounded)).filter(|id| can_be_asked_for(id));
+            let room_ids: Vec<String> = rooms.take(ROOMS).cloned().collect();
+            let Some(last) = room_ids.last().cloned() else { return Ok(()) };
+            let query = RoomsQuery { limit: Some(PAGE), room_ids, ..RoomsQuery::default() };
+            let page = self.api.rooms(&query, None).await.map_err(|failure| explain(&failure, &self.api))?;
+            let begin = self.state.what.begin_ms();
+            for room in page.items.iter().filter(|room| room.created_at_ms.is_some_and(|at| at < begin)) {
+                self.room(room).await?;
+            }
+            self.state.cursor = Some(last);
+            self.state.save(&self.dir)?;
+        }
+    }
+
+    /// A room and all who were or are in it.
+    async fn room(&mut self, room: &Room) -> Result<(), Failure> {
+        self.state.counts.rooms += 1;
+        let mut facts = of_room(&self.application, room);
+        let gone = facts.facts.iter().any(|fact| fact.told == Told::Delete && fact.at_ms < self.state.what.since_ms);
+        let stays = [Told::Enter, Told::Leave].iter().any(|told| self.state.what.told.contains(told));
+        if let Some(room_id) = room.room_id.as_deref().filter(|_| stays && !gone) {
+            let mut walk = Walk::default();
+            loop {
+                let page = self
+                    .api
+                    .participants(room_id, PAGE, walk.cursor())
+                    .await
+                    .map_err(|failure| explain(&failure, &self.api))?;
+                for participant in &page.items {
+                    self.state.counts.participants += 1;
+                    add(&mut facts, of_participant(&self.application, room, participant));
+                }
+                if !walk.step(page.next).map_err(|failure| explain(&failure, &self.api))? {
+                    break;
+                }
+            }
+        }
+        self.settle(facts, room.created_at_ms).await
+    }
+
+    /// Goes to the next page and remembers it; `false` says that there is none.
+    fn step(&mut self, walk: &mut Walk, next: Option<String>) -> Result<bool, Failure> {
+        self.state.cursor.clone_from(&next);
+        let more = walk.step(next).map_err(|failure| explain(&failure, &self.api))?;
+        if more {
+            self.state.save(&self.dir)?;
+        }
+        Ok(more)
+    }
+
+    /// What is known of facts, as of now; what is missing is said, and offered if that is wanted.
+    async fn settle(&mut self, found: Facts, at_ms: Option<i64>) -> Result<(), Failure> {
+        let what = &self.state.what;
+        let mut facts = found.facts;
+        facts.retain(|fact| what.told.contains(&fact.told) && (what.since_ms..what.until_ms).contains(&fact.at_ms));
+        // In the order in which they are to be published.
+        facts.sort_by_key(|fact| (fact.at_ms, fact.told));
+        if what.publish {
+            self.wait_for_the_bridge().await?;
+        }
+        refresh(&self.desk, &mut self.known)?;
+        let what = &self.state.what;
+        let mut offers = Vec::new();
+        let mut lines = String::new();
+        for fact in &facts {
+            let counts = &mut self.state.counts;
+            let outcome = match self.known.verdict(&self.application, fact) {
+                Verdict::Told => {
+                    counts.told += 1;
+                    continue;
+                }
+                Verdict::Offered => {
+                    counts.offered += 1;
+                    continue;
+                }
+                Verdict::Unknown => {
+                    counts.unknown += 1;
+                    "not known"
+                }
+                Verdict::Missing => {
+                    *counts.missing.entry(fact.told.category().label().to_owned()).or_default() += 1;
+                    if what.publish {
+                        offers.push(self.offer(fact)?);
+                    }
+                    "missing"
+                }
+            };
+            lines += &self.line(fact, outcome);
+        }
+        self.state.counts.untold += u64::from(found.untold);
+        let queued = self.desk.offer(&offers).map_err(Failure::other)?;
+        self.state.counts.queued += queued as u64;
+        self.known.offer(offers.iter().filter_map(|offer| offer.facts.first().copied()));
+        if !lines.is_empty() {
+            self.bar.suspend(|| print(&lines))?;
+        }
+        self.show(at_ms);
+        Ok(())
+    }
+
+    /// Until there is room for offers.
+    async fn wait_for_the_bridge(&self) -> Result<(), Failure> {
+        let (mut least, mut taken) = (u64::MAX, Instant::now());
+        loop {
+            let waiting = self.desk.waiting().map_err(Failure::other)?;
+            if waiting < MOST_WAITING {
+                return Ok(());
+            }
+            if waiting < least {
+                (least, taken) = (waiting, Instant::now());
+            } else if taken.elapsed() > PATIENCE {
+                return Err(Failure::Failed(format!(
+                    "expected the bridge to take offers in, but {waiting} wait: is it running, and has its journal room?"
+                )));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn offer(&self, fact: &Fact) -> Result<Offer, Failure> {
+        let event = event(fact, self.clock.now_ms(), &self.settings)
+            .map_err(|refused| Failure::Failed(format!("{} of Sendbird's cannot be read: {refused}", fact.key)))?;
+        Ok(Offer {
+            facts: fact.ids(&self.application),
+            through: self.known.through(),
+            id: *event.id.as_bytes(),
+            key: event.key,
+            kind: event.kind,
+            payload: event.envelope,
+        })
+    }
+
+    fn line(&self, fact: &Fact, outcome: &str) -> String {
+        let at = rfc3339(fact.at_ms).unwrap_or_default();
+        let category = fact.told.category().label();
+        if self.json {
+            let line = serde_json::json!({
+                "at": at, "category": category, "key": fact.key, "participant_id": fact.participant_id,
+                "outcome": outcome,
+            });
+            return format!("{line}\n");
+        }
+        let participant = fact.participant_id.as_deref().map(|id| format!("  {id}")).unwrap_or_default();
+        format!("{at}  {outcome}  {category}  {}{participant}\n", fact.key)
+    }
+
+    /// Lists begin with what is newest, mostly.
+    fn show(&self, at_ms: Option<i64>) {
+        let counts = &self.state.counts;
+        let missing: u64 = counts.missing.values().sum();
+        self.bar.set_message(format!("{} calls, {} rooms, {missing} events missing", counts.calls, counts.rooms));
+        let back = at_ms.map(|at| self.state.what.until_ms.saturating_sub(at));
+        if let Some(back) = back.and_then(|back| u64::try_from(back).ok()) {
+            self.bar.set_position(back.min(self.bar.length().unwrap_or(back)));
+        }
+    }
+}
+
+fn add(all: &mut Facts, more: Facts) {
+    all.facts.extend(more.facts);
+    all.untold += more.untold;
+}
+
+/// Whether an id can stand in a list of ids in a URL. Those that Sendbird makes have 36 characters.
+fn can_be_asked_for(room_id: &str) -> bool {
+    const LONGEST: usize = 128;
+    room_id.len() <= LONGEST && !room_id.contains(',')
+}
+
+/// What Sendbird may say of a cursor that it no longer knows.
+fn is_of_the_cursor(failure: &api::Failure) -> bool {
+    matches!(failure, api::Failure::Refused(_) | api::Failure::NotFound(_))
+}
+
+/// The order of a list, as far as it was seen. None is documented for calls, so none is relied on before it was seen.
+#[derive(Default)]
+struct Order {
+    last: Option<i64>,
+    rises: bool,
+    falls: bool,
+}
+
+impl Order {
+    /// Whether all that a page and those after it can have is out of the time from `begin` to `until`.
+    fn is_past(&mut self, page: impl Iterator<Item = i64>, begin: i64, until: i64) -> bool {
+        for at in page {
+            if let Some(last) = self.last {
+                self.rises |= at > last;
+                self.falls |= at < last;
+            }
+            self.last = Some(at);
+        }
+        match (self.last, self.rises, self.falls) {
+            (Some(last), false, true) => last < begin,
+            (Some(last), true, false) => last >= until,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Order;
+
+    #[test]
+    fn the_order_of_a_list_is_relied_on_once_it_was_seen() {
+        let mut newest_first = Order::default();
+        assert!(!newest_first.is_past([9, 8].into_iter(), 5, 10));
+        assert!(!newest_first.is_past([6, 5].into_iter(), 5, 10));
+        assert!(newest_first.is_past([5, 4].into_iter(), 5, 10));
+
+        let mut oldest_first = Order::default();
+        assert!(!oldest_first.is_past([1, 2].into_iter(), 5, 10), "what is to come may be in time");
+        assert!(!oldest_first.is_past([6, 9].into_iter(), 5, 10));
+        assert!(oldest_first.is_past([9, 10].into_iter(), 5, 10));
+
+        let mut neither = Order::default();
+        assert!(!neither.is_past([9, 4, 12].into_iter(), 5, 10));
+        assert!(!neither.is_past([1].into_iter(), 5, 10));
+        assert!(!Order::default().is_past([4].into_iter(), 5, 10), "one has no order");
+    }
+}

@@ -1,0 +1,130 @@
+//! What Prometheus makes of the metrics, the rules and the dashboard: the real one, and its `promtool`.
+
+use std::fs;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::support::bridge::Config;
+use crate::support::broker::{Kind, Own};
+use crate::support::load::Load;
+use crate::support::process::Stdout;
+use crate::support::prometheus::{Prometheus, hastened, promtool};
+use crate::support::repository::read;
+use crate::support::samples::samples;
+use crate::support::{PATIENCE, eventually};
+
+const RULES: &str = "deploy/prometheus/rules.yaml";
+
+#[test]
+fn the_metrics_are_well_formed() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    for body in samples().values() {
+        bridge.deliver(body).stored();
+    }
+    bridge.caught_up();
+    promtool(&["check", "metrics"], &bridge.metrics().text);
+}
+
+#[test]
+fn prometheus_takes_the_rules_and_the_configuration() {
+    promtool(&["check", "rules", "rules.yaml"], "");
+    promtool(&["check", "config", "prometheus.yaml"], "");
+}
+
+#[test]
+fn each_alert_fires_over_its_limit_and_not_below() {
+    promtool(&["test", "rules", "rules.test.yaml"], "");
+}
+
+/// The queries of the dashboard, each with its panel's title and with values for its variables.
+fn queries() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row");
+    let queries = panels.flat_map(|panel| {
+        let targets = panel["targets"].as_array().filter(|targets| !targets.is_empty());
+        let targets = targets.unwrap_or_else(|| panic!("a panel without a query: {panel}"));
+        targets.iter().map(|target| {
+            let mut expression = target["expr"].as_str().unwrap().to_owned();
+            for (variable, value) in [
+                ("$job", "sendbird-bridge"),
+                ("$instance", ".+"),
+                ("$sink", ".+"),
+                ("$__rate_interval", "30s"),
+                ("$__range", "30s"),
+            ] {
+                expression = expression.replace(variable, value);
+            }
+            assert!(!expression.contains('$'), "an unknown variable in {expression}");
+            (panel["title"].as_str().unwrap().to_owned(), expression)
+        })
+    });
+    queries.collect()
+}
+
+#[test]
+fn the_dashboard_asks_nothing_that_prometheus_cannot_read() {
+    let rules: String = queries()
+        .iter()
+        .enumerate()
+        .map(|(n, (_, query))| format!("  - {{ record: 'panel:query_{n}', expr: {} }}\n", json!(query)))
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("panels.yaml");
+    fs::write(&file, format!("groups:\n- name: panels\n  rules:\n{rules}")).unwrap();
+    promtool(&["check", "rules", file.to_str().unwrap()], "");
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+    let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
+    let variables: Vec<&str> = variables.map(|variable| variable["name"].as_str().unwrap()).collect();
+    assert_eq!(variables, ["datasource", "job", "instance", "sink"]);
+}
+
+#[test]
+fn every_panel_shows_something_under_load() {
+    let bridge = Kind::Nats.place().made().sink(Config::new(), "broker").start();
+    let load = Load::start(&bridge, 1_000_000, 50);
+    let prometheus = Prometheus::scrape(bridge.admin, &read(RULES));
+    let mut empty = queries();
+    assert!(empty.len() > 30, "{empty:?}");
+    let deadline = Instant::now() + PATIENCE;
+    while !empty.is_empty() {
+        empty.retain(|(_, query)| prometheus.query(query).is_empty());
+        assert!(Instant::now() < deadline, "no data for {empty:?}");
+    }
+    let rate = prometheus.query("sum(rate(sendbird_bridge_deliveries_total[30s]))");
+    assert!(rate[0] > 0.0, "{rate:?}");
+    load.kill_9();
+}
+
+#[test]
+fn an_alert_fires_while_a_broker_is_away_and_clears() {
+    const ALERT: &str = "SendbirdBridgeSinkDisconnected";
+    let broker = Own::start(Kind::Nats);
+    let bridge = broker.place().made().sink(Config::new(), "broker").start();
+    let connected = "sendbird_bridge_sink_connected == 1";
+    eventually("the sink is connected", || bridge.metrics().value("sendbird_bridge_sink_connected", &[]) == 1.0);
+    let prometheus = Prometheus::scrape(bridge.admin, &hastened(&read(RULES)));
+    eventually("Prometheus sees the sink connected", || !prometheus.query(connected).is_empty());
+    // It has looked at the rules, and found nothing.
+    eventually("the rules were evaluated", || {
+        !prometheus.query("instance:sendbird_bridge_deliveries:rate5m").is_empty()
+    });
+    assert_eq!(prometheus.firing(ALERT), None);
+
+    broker.run("stop");
+    let mut alert = Value::Null;
+    eventually("the alert fires", || {
+        alert = prometheus.firing(ALERT).unwrap_or_default();
+        !alert.is_null()
+    });
+    assert_eq!((&alert["labels"]["sink"], &alert["labels"]["severity"]), (&"broker".into(), &"warning".into()));
+    let summary = format!("{} cannot reach the broker of sink broker", bridge.admin);
+    assert_eq!(alert["annotations"]["summary"], summary);
+    for other in ["SendbirdBridgeDown", "SendbirdBridgeNotReady", "SendbirdBridgeUnavailable"] {
+        assert_eq!(prometheus.firing(other), None, "a broker that is away is no reason for {other}");
+    }
+
+    broker.run("start");
+    eventually("the alert clears", || prometheus.firing(ALERT).is_none());
+    eventually("Prometheus sees the sink connected", || !prometheus.query(connected).is_empty());
+}
