@@ -1,6 +1,7 @@
 //! The whole bridge: opens everything, owns every task, stops everything in order.
 
 mod reload;
+mod spans;
 
 use std::io;
 use std::net::SocketAddr;
@@ -65,6 +66,15 @@ pub enum Error {
     /// Two metrics have one name.
     #[error("cannot declare the metrics")]
     Metrics(#[from] prometheus::Error),
+    /// Traces can't be set up.
+    #[cfg(feature = "otlp")]
+    #[error("cannot set up traces: traces.{key}: {fault}")]
+    Traces {
+        /// The key under `traces`.
+        key: &'static str,
+        /// What is wrong with it.
+        fault: String,
+    },
     /// A task that runs for as long as the bridge does has ended.
     #[error("the task \"{task}\" ended unasked")]
     TaskEnded {
@@ -83,6 +93,7 @@ pub struct App {
     admin: Admin,
     reload: Reload,
     path_secret: Option<Live>,
+    spans: spans::Task,
     config: Config,
 }
 
@@ -115,6 +126,7 @@ impl App {
         let (address, counts) = (config.admin.listen, Counts::unregistered()?);
         let admin_error = listen(address, "admin.listen");
         let admin_listener = Bound::to(address, admin::MAX_CONNECTIONS, counts, admin_tls).map_err(&admin_error)?;
+        let (tracer, spans) = spans::set_up(&config, &clock, &metrics)?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
         let mut forwarders = Vec::new();
@@ -130,6 +142,7 @@ impl App {
                 metrics: Arc::clone(&metrics),
                 clock: clock.clone(),
                 status,
+                publisher: tracer.publisher(sink.kind.destination(name)),
             });
         }
         let intake = Arc::new(Intake {
@@ -138,6 +151,7 @@ impl App {
             journal: journal.clone(),
             metrics: Arc::clone(&metrics),
             clock: clock.clone(),
+            tracer,
         });
         let path_secret = config.access.path_secret.clone().map(Live::new);
         let admin_token = config.admin.token.clone().map(Live::new);
@@ -159,7 +173,7 @@ impl App {
         // Last: until here a sender is refused, and tries again, instead of waiting while a journal is opened.
         let webhook = webhook.listen().map_err(webhook_error)?;
         let admin_listener = admin_listener.listen().map_err(admin_error)?;
-        Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, config })
+        Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, spans, config })
     }
 
     /// The addresses of the webhook and the admin endpoint.
@@ -181,9 +195,11 @@ impl App {
     /// # Errors
     /// [`Error::TaskEnded`], after everything was stopped.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, config } = self;
+        let Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, spans, config } =
+            self;
         let (stop_webhook, stop_sinks, stop_admin) =
             (CancellationToken::new(), CancellationToken::new(), admin.stop.clone());
+        let stop_spans = CancellationToken::new();
         let stopping = Arc::clone(&admin.stopping);
         let mut tasks = Tasks::default();
         for forwarder in forwarders {
@@ -194,6 +210,9 @@ impl App {
         let filter = webhook::filter(&config.server, path_secret, intake);
         tasks.start("webhook".into(), webhook.serve(filter, stop_webhook.clone()));
         tasks.start("reload".into(), reload.run());
+        if let Some(spans) = spans {
+            tasks.start("spans".into(), spans(stop_spans.clone()));
+        }
         tracing::info!("ready");
 
         let ended = tokio::select! {
@@ -209,6 +228,9 @@ impl App {
             tasks.finish("webhook").await;
             stop_sinks.cancel();
             tasks.finish("sink").await;
+            // Nothing makes a span any more.
+            stop_spans.cancel();
+            tasks.finish("spans").await;
             stop_admin.cancel();
             tasks.finish("admin").await;
         };
@@ -266,6 +288,7 @@ fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
     let compiled = [
         ("kafka", cfg!(feature = "kafka")),
         ("nats", cfg!(feature = "nats")),
+        ("otlp", cfg!(feature = "otlp")),
         ("rabbitmq", cfg!(feature = "rabbitmq")),
     ];
     let features: Vec<&str> = compiled.iter().filter(|(_, compiled)| *compiled).map(|(name, _)| *name).collect();

@@ -26,6 +26,7 @@ use crate::sendbird::category::{Category, event_type};
 use crate::sendbird::normalize;
 use crate::sink::settings::{Taken, Tls};
 use crate::sink::stdout;
+use crate::traces::Destination;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -44,6 +45,10 @@ pub struct Config {
     pub envelope: normalize::Settings,
     /// `sinks.<name>.*`.
     pub sinks: BTreeMap<String, SinkConfig>,
+    /// `traces.*`; none without the table.
+    #[cfg(feature = "otlp")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<crate::traces::Settings>,
     /// The files that secrets were read from.
     #[serde(skip)]
     pub secret_files: Vec<SecretFile>,
@@ -101,6 +106,20 @@ impl SinkKind {
             #[cfg(feature = "nats")]
             Self::Nats(_) => "nats",
         }
+    }
+
+    /// Where a sink of this name publishes to, as spans have it.
+    pub fn destination(&self, name: &str) -> Destination {
+        let template = match self {
+            Self::Stdout(stdout::Settings {}) => None,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(settings) => Some(settings.topic.clone()),
+            #[cfg(feature = "rabbitmq")]
+            Self::Rabbitmq(settings) => Some(format!("{}:{}", settings.exchange, settings.routing_key)),
+            #[cfg(feature = "nats")]
+            Self::Nats(settings) => Some(settings.subject.clone()),
+        };
+        Destination { sink: name.to_owned(), system: self.label(), template }
     }
 
     fn check(&self) -> Vec<(String, String)> {
@@ -325,10 +344,24 @@ struct Gather<'a> {
 
 impl Gather<'_> {
     fn config(&mut self) -> Config {
-        const SECTIONS: [&str; 7] = ["server", "admin", "access", "journal", "dedup", "envelope", "sinks"];
+        const SECTIONS: &[&str] = &[
+            "server",
+            "admin",
+            "access",
+            "journal",
+            "dedup",
+            "envelope",
+            "sinks",
+            #[cfg(feature = "otlp")]
+            "traces",
+        ];
+        #[cfg(not(feature = "otlp"))]
+        if self.tree.remove("traces").is_some() {
+            self.fault("traces", "expected a build with the feature \"otlp\", but found one without it".into());
+        }
         let unknown: Vec<String> = self.tree.keys().filter(|key| !SECTIONS.contains(&key.as_str())).cloned().collect();
         for key in unknown {
-            let message = message(&Kind::UnknownField(key.clone(), &SECTIONS), false);
+            let message = message(&Kind::UnknownField(key.clone(), SECTIONS), false);
             self.fault(&key, message);
         }
         let config = Config {
@@ -339,6 +372,8 @@ impl Gather<'_> {
             dedup: self.section("dedup"),
             envelope: self.section("envelope"),
             sinks: self.sinks(),
+            #[cfg(feature = "otlp")]
+            traces: self.section("traces"),
             secret_files: Vec::new(),
         };
         self.checked("server", config.server.check());
@@ -347,6 +382,8 @@ impl Gather<'_> {
         self.checked("journal", config.journal.check());
         self.checked("dedup", config.dedup.check());
         self.checked("envelope", config.envelope.check());
+        #[cfg(feature = "otlp")]
+        self.checked("traces", config.traces.as_ref().map(crate::traces::Settings::check).unwrap_or_default());
         config
     }
 

@@ -6,7 +6,7 @@
 //! domain, journal <- sendbird <- access, sink <- pipeline <- http <- config, app <- cli <- main
 //! ```
 //!
-//! `metrics` is a leaf, used from `pipeline` up. Read [`pipeline`] first: it is the whole story of an
+//! `metrics` is a leaf, and so is `traces`, both used from `pipeline` up. Read [`pipeline`] first: it is the whole story of an
 //! event. The modules below are in reading order, from the pure core outwards.
 
 pub mod domain;
@@ -27,6 +27,7 @@ pub mod shutdown;
 pub mod cli;
 
 pub mod metrics;
+pub mod traces;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;

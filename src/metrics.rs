@@ -191,6 +191,16 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Spans by what became of them; declared only where traces are configured. To be called once.
+    ///
+    /// # Errors
+    /// It is declared already.
+    #[cfg(feature = "otlp")]
+    pub fn declare_spans(&self) -> Result<IntCounterVec, Error> {
+        let help = "Spans of traces, by what became of them.";
+        Declare(self.registry.clone()).counters("trace_spans_total", help, &["outcome"])
+    }
+
     /// The text that Prometheus scrapes.
     ///
     /// # Errors

@@ -41,6 +41,7 @@ use crate::sendbird::category::Category;
 use crate::sendbird::normalize::Receipt;
 use crate::sendbird::{delivery, normalize};
 use crate::sink::{Fault, Reason, Sink};
+use crate::traces::{self, Publisher, Tracer};
 
 /// How long a sink may take to open a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -68,6 +69,8 @@ pub struct Intake {
     pub metrics: Arc<Metrics>,
     /// When they are received.
     pub clock: Clock,
+    /// What makes their spans.
+    pub tracer: Tracer,
 }
 
 /// Why a delivery is not taken.
@@ -112,16 +115,26 @@ impl Intake {
     }
 
     /// Checks and translates a delivery and hands it to the journal. Nothing here waits, so a sender
-    /// that hangs up can't interrupt it. `trace` is passed on and decides nothing.
+    /// that hangs up can't interrupt it. `given` is the trace that the delivery says it belongs to; it
+    /// decides nothing but what `span` is, which in turn is what goes on with the event.
     ///
     /// # Errors
     /// Any [`Refused`] but the deadline; nothing is stored then.
-    pub fn accept(&self, admitted: Admitted, body: Bytes, trace: Option<TraceParent>) -> Result<Accepting, Refused> {
+    pub fn accept(
+        &self,
+        admitted: Admitted,
+        body: Bytes,
+        given: Option<TraceParent>,
+        span: &mut traces::Delivery<'_>,
+    ) -> Result<Accepting, Refused> {
         let verified = self.access.verify(admitted, body).map_err(Refused::Denied)?;
+        // Only now: who is not let in makes no spans.
+        let trace = span.join(given);
         let delivery = delivery::parse(verified.body()).map_err(Refused::Malformed)?;
         let accepted_ms = self.clock.now_ms();
         let event =
             normalize::normalize(&delivery, Receipt { at_ms: accepted_ms, trace, reconciled: false }, &self.normalize);
+        span.is_of(event.id, event.category.label());
         self.access.check_application(event.application_id.as_deref()).map_err(Refused::Denied)?;
         self.count_unexpected(&event);
         let entry =
@@ -178,6 +191,8 @@ pub struct Forwarder {
     pub clock: Clock,
     /// What others may see of it.
     pub status: Arc<SinkStatus>,
+    /// What makes the spans of what it publishes.
+    pub publisher: Publisher,
 }
 
 impl Forwarder {

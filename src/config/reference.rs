@@ -53,7 +53,7 @@ fn make_files(tree: &Json, dir: &Path) {
                 let url = "amqps://user:password@rabbitmq.example.com:5671/%2f\n";
                 let text = match key.as_str() {
                     "url_file" => url.to_owned(),
-                    "cert_file" | "client_ca_file" => PAIR.cert.pem(),
+                    "ca_file" | "cert_file" | "client_ca_file" => PAIR.cert.pem(),
                     "key_file" => PAIR.signing_key.serialize_pem(),
                     _ => "a-secret-of-the-test\n".to_owned(),
                 };
@@ -69,7 +69,7 @@ fn tree(text: &str) -> Json {
     Figment::from(Toml::string(text)).extract().unwrap()
 }
 
-/// The text with its examples, but without the sinks that this build does not know.
+/// The text with its examples, but without the sinks and traces that this build does not know.
 fn with_examples(text: &str) -> String {
     let mut out = String::new();
     let mut known = true;
@@ -77,7 +77,7 @@ fn with_examples(text: &str) -> String {
         let line = line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' ')).unwrap_or(line);
         if line.starts_with('[') {
             let sink = line.trim_matches(['[', ']']).strip_prefix("sinks.").and_then(|path| path.split('.').next());
-            known = sink.is_none_or(|sink| TYPES.contains(&sink));
+            known = sink.is_none_or(|sink| TYPES.contains(&sink)) && (cfg!(feature = "otlp") || line != "[traces]");
         }
         if known {
             out += &format!("{line}\n");
@@ -192,6 +192,15 @@ fn the_other_files_load() {
     let production = load(&with_examples(PRODUCTION), &[]);
     assert!(production.access.has_lock() && !production.access.networks.is_empty());
     assert_eq!(production.sinks.contains_key("kafka"), cfg!(feature = "kafka"));
+}
+
+#[cfg(feature = "otlp")]
+#[test]
+fn the_example_of_the_traces_loads() {
+    const TRACES: &str = include_str!("../../docs/traces.md");
+    let example = TRACES.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let config = load(&with_examples(example), &[("SENDBIRD_BRIDGE_ACCESS__OPEN", "true")]);
+    assert_eq!(config.traces.unwrap().sample, 0.1);
 }
 
 #[test]

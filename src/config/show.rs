@@ -56,6 +56,9 @@ struct File {
     envelope: normalize::Settings,
     /// Any number of sinks, each under its name.
     sinks: std::collections::BTreeMap<String, Sink>,
+    /// Spans by OTLP; without it there are none.
+    #[cfg(feature = "otlp")]
+    traces: Option<crate::traces::Settings>,
 }
 
 #[derive(JsonSchema)]

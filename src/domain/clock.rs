@@ -1,10 +1,11 @@
 //! The one place that asks the machine for the time, so that tests can set it.
 //!
-//! Times are Unix milliseconds in an `i64`, named `*_ms` everywhere.
+//! Times are Unix milliseconds in an `i64`, named `*_ms` everywhere; but for those of spans, which are nanoseconds in a
+//! `u64`, named `*_ns`, as OTLP has them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A source of wall-clock time, cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -31,15 +32,26 @@ impl Clock {
     }
 
     /// Unix milliseconds; 0 if the machine's clock stands before 1970.
-    #[allow(clippy::disallowed_methods, reason = "this is the one clock")]
     pub fn now_ms(&self) -> i64 {
         match &self.fixed {
             Some(fixed) => fixed.load(Ordering::Relaxed),
-            None => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
+            None => i64::try_from(since_1970().as_millis()).unwrap_or(i64::MAX),
         }
     }
+
+    /// Unix nanoseconds; 0 if the clock stands before 1970.
+    #[cfg(feature = "otlp")]
+    pub fn now_ns(&self) -> u64 {
+        match &self.fixed {
+            Some(fixed) => u64::try_from(fixed.load(Ordering::Relaxed)).unwrap_or(0).saturating_mul(1_000_000),
+            None => u64::try_from(since_1970().as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "this is the one clock")]
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// RFC 3339 in UTC with milliseconds (`2026-01-01T00:02:13.789Z`), or `None` before the year 0000,

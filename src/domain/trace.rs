@@ -1,7 +1,7 @@
 //! The trace that a delivery belongs to: the header `traceparent` of [W3C Trace Context](https://www.w3.org/TR/trace-context/).
 //!
-//! The bridge makes no spans of its own. It passes on what it was given, so that a consumer's spans join those of the
-//! sender, or of the proxy in front of the bridge.
+//! What a delivery brought is passed on, so that a consumer's spans join those of the sender, or of the proxy in front of
+//! the bridge. Where the bridge makes a span of its own (`traces`), that one's name goes on instead, in the same trace.
 
 use std::fmt;
 
@@ -43,6 +43,34 @@ impl TraceParent {
                 Some(Self(kept))
             }
         }
+    }
+
+    /// The name of a span.
+    pub fn of(trace: [u8; 16], span: [u8; 8], sampled: bool) -> Option<Self> {
+        Self::parse(format!("00-{}-{}-{:02x}", hex::encode(trace), hex::encode(span), u8::from(sampled)).as_bytes())
+    }
+
+    /// The trace.
+    pub fn trace_id(&self) -> [u8; 16] {
+        self.id(3)
+    }
+
+    /// The span that whoever reads this is a child of.
+    pub fn span_id(&self) -> [u8; 8] {
+        self.id(36)
+    }
+
+    /// Whether those before have recorded the trace.
+    pub fn is_sampled(&self) -> bool {
+        let digit = char::from(self.0[54]).to_digit(16);
+        digit.is_some_and(|digit| digit & 1 == 1)
+    }
+
+    fn id<const N: usize>(&self, from: usize) -> [u8; N] {
+        let mut id = [0; N];
+        // Only hex digits were let in, and the ids have their places.
+        hex::decode_to_slice(&self.0[from..from + 2 * N], &mut id).unwrap_or_default();
+        id
     }
 
     /// The text, as it goes on.
@@ -111,11 +139,25 @@ mod tests {
         assert_eq!(parsed(&future.replace("-01", "-fe")), Some(GIVEN.replace("-01", "-00")));
     }
 
+    #[test]
+    fn ids_of_zeros_name_no_span() {
+        assert_eq!(TraceParent::of([0; 16], [1; 8], true), None);
+        assert_eq!(TraceParent::of([1; 16], [0; 8], true), None);
+    }
+
     proptest! {
         #[test]
         fn any_valid_one_is_kept(trace in 1u128.., parent in 1u64.., flags: u8) {
             let header = format!("00-{trace:032x}-{parent:016x}-{flags:02x}");
             prop_assert_eq!(parsed(&header), Some(header));
+        }
+
+        #[test]
+        fn what_is_made_of_parts_has_them(trace in 1u128.., span in 1u64.., sampled: bool) {
+            let made = TraceParent::of(trace.to_be_bytes(), span.to_be_bytes(), sampled).unwrap();
+            prop_assert_eq!(made.trace_id(), trace.to_be_bytes());
+            prop_assert_eq!(made.span_id(), span.to_be_bytes());
+            prop_assert_eq!(made.is_sampled(), sampled);
         }
 
         /// One byte of a valid one put wrong, by whatever bytes: what comes out is valid again, or nothing.

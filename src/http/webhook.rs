@@ -27,6 +27,7 @@ use crate::domain::trace::TraceParent;
 use crate::domain::units::{self, Size, Span};
 use crate::journal::AppendError;
 use crate::pipeline::{Accepted, Intake, Refused};
+use crate::traces::{self, Answer, Outcome};
 
 /// How much of a body that is too large is read and thrown away, so that its sender, still writing,
 /// gets the answer and not a reset.
@@ -146,15 +147,23 @@ impl Webhook {
         body: impl Stream<Item = Result<B, warp::Error>>,
     ) -> Response {
         let begun = Instant::now();
-        let result = self.accept(begun + self.deadline, method, path, peer, headers, body).await;
+        let mut span = self.intake.tracer.delivery(begun);
+        let result = match self.is_for_us(&method, path) {
+            Ok(()) => self.accept(begun + self.deadline, peer, headers, body, &mut span).await,
+            Err(problem) => Err(problem),
+        };
         let metrics = &self.intake.metrics;
-        let response = match result {
-            Ok(accepted) => reply::accepted(&accepted),
+        let (response, outcome) = match result {
+            Ok(accepted) => {
+                let outcome = if accepted.duplicate { Outcome::Duplicate } else { Outcome::Stored };
+                (reply::accepted(&accepted), outcome)
+            }
             Err(problem) => {
                 metrics.rejected.with_label_values(&[problem.reason()]).inc();
-                problem.into_response()
+                (problem.into_response(), Outcome::Refused(problem.reason()))
             }
         };
+        span.answered(Answer { status: response.status().as_u16(), outcome });
         metrics.answer_seconds.with_label_values(&[response.status().as_str()]).observe(begun.elapsed().as_secs_f64());
         response
     }
@@ -162,23 +171,26 @@ impl Webhook {
     async fn accept<B: Buf>(
         &self,
         deadline: Instant,
-        method: Method,
-        path: &str,
         peer: Peer,
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
+        span: &mut traces::Delivery<'_>,
     ) -> Result<Accepted, Problem> {
+        let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
+        let (body, room) = self.read(deadline, headers, body).await?;
+        let accepting = self.intake.accept(admitted, body, trace(headers), span).map_err(Problem::Refused)?;
+        drop(room);
+        self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
+    }
+
+    fn is_for_us(&self, method: &Method, path: &str) -> Result<(), Problem> {
         if !self.is_ours(path) {
             return Err(Problem::NotFound);
         }
         if method != Method::POST {
             return Err(Problem::Method { allow: "POST" });
         }
-        let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
-        let (body, room) = self.read(deadline, headers, body).await?;
-        let accepting = self.intake.accept(admitted, body, trace(headers)).map_err(Problem::Refused)?;
-        drop(room);
-        self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
+        Ok(())
     }
 
     fn is_ours(&self, path: &str) -> bool {

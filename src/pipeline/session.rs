@@ -20,6 +20,7 @@ use crate::domain::envelope::{self, View};
 use crate::journal::{AppendError, Batch, DeadLetter, Filter, Limits, Record, Resend, Resends, Resent, Row};
 use crate::sendbird::category::Category;
 use crate::sink::{Connection, Failure, Fault, Published, Reason};
+use crate::traces::{End, Publish};
 
 /// How much is read from the journal at a time.
 const AHEAD: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
@@ -88,6 +89,14 @@ struct Attempt {
     record: Record,
     category: &'static str,
     sent: Instant,
+    span: Publish,
+}
+
+/// The tries of one event that have failed.
+struct Tries {
+    failed: u32,
+    /// When the first of them began.
+    begun: Instant,
 }
 
 /// The use of one connection.
@@ -99,8 +108,8 @@ pub(super) struct Session<'a> {
     steps: FuturesUnordered<BoxFuture<'static, Step>>,
     /// How many of the steps wait for the broker; the others are pauses and dead letters under way.
     in_flight: usize,
-    /// How often an event has failed, by its place and whether it is a resend.
-    retries: HashMap<(bool, u64), u32>,
+    /// What has failed, by its place and whether it is a resend.
+    retries: HashMap<(bool, u64), Tries>,
     /// Whether anything was published over this connection.
     pub(super) published: bool,
     /// Why the last look found no connection, if it did not.
@@ -249,14 +258,17 @@ impl<'a> Session<'a> {
     }
 
     fn send(&mut self, lane: Lane, record: Record) {
-        let (publishing, category) = match View::parse(&record.payload) {
-            Ok(event) => (self.connection.publish(&event), Category::of(event.category()).label()),
+        let (publishing, category, span) = match View::parse(&record.payload) {
+            Ok(event) => {
+                let span = self.forwarder.publisher.begin(&event);
+                (self.connection.publish(&event), Category::of(event.category()).label(), span)
+            }
             Err(error) => {
                 let fault = Fault { reason: Reason::Damaged, detail: error.to_string() };
                 return self.set_aside(lane, record.position, fault);
             }
         };
-        let attempt = Attempt { lane, record, category, sent: Instant::now() };
+        let attempt = Attempt { lane, record, category, sent: Instant::now(), span };
         self.in_flight += 1;
         self.steps.push(Box::pin(async move { Step::Answered { attempt, result: publishing.await } }));
     }
@@ -286,7 +298,10 @@ impl<'a> Session<'a> {
         };
         match failure {
             Failure::Retry(fault) if !silent => self.pause(attempt, &fault),
-            Failure::Reject(fault) => self.set_aside(attempt.lane, attempt.record.position, fault),
+            Failure::Reject(fault) => {
+                self.end_span(attempt, Some(fault.reason));
+                self.set_aside(attempt.lane, attempt.record.position, fault);
+            }
             Failure::Retry(fault) | Failure::Fatal(fault) => return Err(fault),
         }
         Ok(())
@@ -305,6 +320,7 @@ impl<'a> Session<'a> {
             status.set_failure(None);
         }
         self.published = true;
+        self.end_span(attempt, None);
         match attempt.lane {
             Lane::Live => {
                 let age_ms = clock.now_ms().saturating_sub(attempt.record.accepted_ms).max(0);
@@ -316,6 +332,20 @@ impl<'a> Session<'a> {
                 self.note(lane, attempt.record.position, Resent::Published);
             }
         }
+    }
+
+    /// The broker has the event, or has refused it for good. What is cut off with its connection has no span: it goes out
+    /// again, and this session knows nothing of the next.
+    fn end_span(&self, attempt: &Attempt, refused: Option<Reason>) {
+        let tries = self.retries.get(&(attempt.lane.is_again(), attempt.record.position));
+        let end = End {
+            begun: tries.map_or(attempt.sent, |tries| tries.begun),
+            retries: tries.map_or(0, |tries| tries.failed),
+            again: attempt.lane.is_again(),
+            category: attempt.category,
+            refused: refused.map(Reason::as_str),
+        };
+        self.forwarder.publisher.end(&attempt.span, end);
     }
 
     /// The event is dealt with, and nothing about it is left to be written down.
@@ -332,9 +362,10 @@ impl<'a> Session<'a> {
     fn pause(&mut self, attempt: &Attempt, fault: &Fault) {
         self.forwarder.note_failure(fault, self.trouble);
         let (lane, position) = (attempt.lane, attempt.record.position);
-        let retries = self.retries.entry((lane.is_again(), position)).or_default();
-        let pause = BACKOFF.pause(*retries, fastrand::f64());
-        *retries = retries.saturating_add(1);
+        let first = Tries { failed: 0, begun: attempt.sent };
+        let tries = self.retries.entry((lane.is_again(), position)).or_insert(first);
+        let pause = BACKOFF.pause(tries.failed, fastrand::f64());
+        tries.failed = tries.failed.saturating_add(1);
         self.steps.push(Box::pin(async move {
             sleep(pause).await;
             Step::Due { lane, position }

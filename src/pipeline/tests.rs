@@ -89,6 +89,7 @@ struct Bench {
     broker: Broker,
     metrics: Arc<Metrics>,
     status: Arc<SinkStatus>,
+    publisher: Publisher,
 }
 
 impl Bench {
@@ -106,7 +107,8 @@ impl Bench {
         .unwrap();
         let labels = Labels { sinks: &["s"], ..Labels::default() };
         let metrics = Arc::new(Metrics::new(&labels).unwrap());
-        Self { dir, journal, broker: Broker::default(), metrics, status: Arc::default() }
+        let publisher = Publisher::default();
+        Self { dir, journal, broker: Broker::default(), metrics, status: Arc::default(), publisher }
     }
 
     /// Stores an event and returns its id.
@@ -118,6 +120,7 @@ impl Bench {
         let envelope = serde_json::json!({
             "specversion": "1.0", "id": id, "source": "s", "type": kind, "time": "t", "datacontenttype": "j",
             "dataschema": "d", "partitionkey": key, "receivedtime": "t",
+            "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             "data": { "category": format!("room:{verb}"), "application_id": null },
         });
         let payload = envelope.to_string().into_bytes();
@@ -148,6 +151,7 @@ impl Bench {
             metrics: Arc::clone(&self.metrics),
             clock: Clock::system(),
             status: Arc::clone(&self.status),
+            publisher: self.publisher.clone(),
         };
         let stop = CancellationToken::new();
         tokio::join!(forwarder.forward(stop.clone()), async {
@@ -308,6 +312,41 @@ async fn a_replay_is_marked_and_keeps_order_and_ids() {
     bench.forward(&[]).await;
     let starred = [1, 2, 4].map(|n: usize| format!("{}*", ids[n]));
     assert_eq!(bench.taken()[5..], starred);
+}
+
+#[cfg(feature = "otlp")]
+#[tokio::test]
+async fn an_event_has_one_span_when_the_sink_is_done_with_it() {
+    let (tracer, mut watched) = Tracer::watched();
+    let destination = traces::Destination { sink: "s".into(), system: "stdout", template: None };
+    let bench = Bench { publisher: tracer.publisher(destination), ..Bench::new() };
+    let good = bench.store(1, "a", "create").await;
+    let late = bench.store(2, "b", "create").await;
+    let refused = bench.store(3, "c", "create").await;
+    bench.fail(&late, &[retry, retry]);
+    // The last comes first.
+    bench.fail(&refused, &[reject, retry]);
+    bench.forward(&[]).await;
+    let mut spans = watched.publishes();
+    spans.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    let told: Vec<_> = spans.iter().map(|(id, end, _)| (id.as_str(), end.retries, end.again, end.refused)).collect();
+    let expected = [(&*good, 0, false, None), (&*late, 2, false, None), (&*refused, 1, false, Some("too_large"))];
+    assert_eq!(told, expected);
+    let shortest = BACKOFF.pause(0, 0.0) + BACKOFF.pause(1, 0.0);
+    assert!(spans[1].2 >= shortest, "from the first try on, but it took {:?}", spans[1].2);
+
+    let mut told =
+        || watched.publishes().into_iter().map(|(id, end, _)| (id, end.retries, end.again)).collect::<Vec<_>>();
+    let mut desk = bench.desk();
+    let letters = desk.dead_letters(None, None).unwrap();
+    desk.requeue(&letters).unwrap();
+    bench.forward(&[]).await;
+    assert_eq!(told(), [(refused, 0, true)]);
+    // What is cut off with its connection has a span only once it is through.
+    let cut = bench.store(4, "d", "create").await;
+    bench.fail(&cut, &[fatal]);
+    bench.forward(&[]).await;
+    assert_eq!(told(), [(cut, 0, false)]);
 }
 
 #[tokio::test]

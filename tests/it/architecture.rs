@@ -4,20 +4,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and those that it may use.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("shutdown", &[]),
+    ("traces", &["domain"]),
     ("journal", &["domain"]),
     ("sendbird", &["domain"]),
     ("access", &["domain", "sendbird"]),
     ("sink", &["domain"]),
-    ("pipeline", &["domain", "journal", "sendbird", "access", "sink", "metrics"]),
-    ("http", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline"]),
-    ("config", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http"]),
+    ("pipeline", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces"]),
+    ("http", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline"]),
+    ("config", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline", "http"]),
     // For the fuzzer and the tests alone.
     ("fuzzing", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config"]),
-    ("app", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config", "shutdown"]),
+    (
+        "app",
+        &[
+            "domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline", "http", "config",
+            "shutdown",
+        ],
+    ),
     (
         "cli",
         &[

@@ -35,6 +35,8 @@ mod machine;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network;
 mod operator;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod overload;
 mod platform;
 mod power;

@@ -5,6 +5,8 @@ pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;
 pub(crate) mod certificates;
+#[cfg(feature = "otlp")]
+pub(crate) mod collector;
 pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod load;
