@@ -159,11 +159,27 @@ fn clean(message: &str, request: &Request) -> String {
     for secret in request.secrets().filter(|secret| !secret.is_empty()) {
         line = line.replace(secret, HIDDEN);
     }
+    line = hide_urls(&line);
     let mut cut: String = line.trim().chars().take(LONGEST_MESSAGE).collect();
     if cut.len() < line.trim().len() {
         cut.push('…');
     }
     cut
+}
+
+/// Of every URL no more than the host is left: the webhook that is set now may have a secret in its path, too.
+fn hide_urls(line: &str) -> String {
+    let mut parts = line.split("://");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let ends = |c: char| c.is_whitespace() || "\"'<>),".contains(c);
+        let (url, rest) = part.split_at(part.find(ends).unwrap_or(part.len()));
+        let (host, path) = url.split_at(url.find(['/', '?', '#']).unwrap_or(url.len()));
+        let host = host.rsplit('@').next().unwrap_or_default();
+        let path = if path.len() > 1 { format!("/{HIDDEN}") } else { path.to_owned() };
+        shown += &format!("://{host}{path}{rest}");
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -244,6 +260,21 @@ mod tests {
         assert!(!failure.contains(['\n', '\u{1b}']), "{failure:?}");
         let long = format!(r#"{{"error":true,"code":400100,"message":"{}"}}"#, "é".repeat(10_000));
         assert!(sorted(400, &long).expect_err("an error").to_string().chars().count() < 400);
+    }
+
+    #[test]
+    fn of_any_url_no_more_than_its_host_is_left() {
+        for (message, expected) in [
+            (
+                "no https://h:1/w/canary?x, \"http://u:canary@i/canary\".",
+                "no https://h:1/<hidden>, \"http://i/<hidden>\".",
+            ),
+            ("see https://h/ and http://h", "see https://h/ and http://h"),
+            ("://", "://"),
+            ("none", "none"),
+        ] {
+            assert_eq!(hide_urls(message), expected);
+        }
     }
 
     #[test]
