@@ -148,7 +148,7 @@ def finish(checks, bridge, all_nine, copies):
             faults.append(f"{consumer}: {error}: {len(consumer.done())} of {len(feed)}, {consumer.program.errors[-5:]}")
     checks.report("each consumer goes on after a kill, and past a message that is no envelope", faults, len(all_nine))
     faults = [f"{consumer}: expected 0, but found {code}: {consumer.program.errors[-5:]}"
-              for consumer in all_nine if (code := consumer.program.stop())]
+              for consumer in all_nine if (code := consumer.program.stop()) != 0]
     checks.report("each consumer ends in order", faults, len(all_nine))
     judge(checks, feed, all_nine, copies)
 

@@ -75,7 +75,13 @@ class Program:
         return [line.removeprefix(start) for line in list(self.errors) if line.startswith(start)]
 
     def wait(self, limit_s=60):
-        code = self.process.wait(limit_s)
+        """Its exit status, or none if it had to be killed, because it did not end."""
+        try:
+            code = self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            code = None
         self.reader.join(limit_s)
         return code
 
