@@ -21,4 +21,5 @@ pub mod normalize;
 mod properties;
 pub mod redact;
 pub mod sample;
+pub mod schema;
 pub mod signature;
