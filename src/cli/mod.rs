@@ -160,7 +160,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             logs::start(cli.log_format, "warn");
             block_on(config::run(command, load()?))
         }
-        Command::Schema(command) => schema::run(command),
+        Command::Schema(command) => {
+            schema::run(command, || Loaded::load_to_describe(cli.config.as_deref(), std::env::vars()))
+        }
     }
 }
 
