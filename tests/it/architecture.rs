@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and those that it may use.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("shutdown", &[]),
@@ -15,13 +15,39 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("pipeline", &["domain", "journal", "sendbird", "access", "sink", "metrics"]),
     ("http", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline"]),
     ("config", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http"]),
+    ("contracts", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config"]),
     // For the fuzzer and the tests alone.
     ("fuzzing", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config"]),
-    ("app", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config", "shutdown"]),
+    (
+        "app",
+        &[
+            "domain",
+            "journal",
+            "sendbird",
+            "access",
+            "sink",
+            "metrics",
+            "pipeline",
+            "http",
+            "config",
+            "contracts",
+            "shutdown",
+        ],
+    ),
     (
         "cli",
         &[
-            "domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config", "shutdown",
+            "domain",
+            "journal",
+            "sendbird",
+            "access",
+            "sink",
+            "metrics",
+            "pipeline",
+            "http",
+            "config",
+            "contracts",
+            "shutdown",
             "app",
         ],
     ),

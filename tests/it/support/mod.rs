@@ -6,6 +6,7 @@ pub(crate) mod bridge;
 pub(crate) mod broker;
 pub(crate) mod certificates;
 pub(crate) mod flood;
+pub(crate) mod growth;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod metrics;
@@ -16,6 +17,7 @@ pub(crate) mod prometheus;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod proxy;
 pub(crate) mod samples;
+pub(crate) mod schemas;
 pub(crate) mod senders;
 pub(crate) mod shim;
 pub(crate) mod tls;
