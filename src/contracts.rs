@@ -6,6 +6,8 @@
 
 mod asyncapi;
 
+use schemars::Schema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::config::{self, Config};
@@ -14,8 +16,9 @@ use crate::http::openapi;
 use crate::sendbird::schema::Published;
 
 /// JSON Schema of an envelope or of `data`, with the `$id` that the configuration gives it.
-pub fn schema(published: Published, config: &Config) -> Value {
-    published.document(&config.envelope.schema_base)
+pub fn schema(published: Published, config: &Config) -> Schema {
+    // It is an object, so this does not fail.
+    Schema::try_from(published.document(&config.envelope.schema_base)).unwrap_or_default()
 }
 
 /// AsyncAPI 3.0 of the messages that the configured sinks publish.
@@ -28,6 +31,14 @@ pub fn openapi(config: &Config) -> Value {
     openapi::document(&openapi::Endpoints { server: &config.server, access: &config.access, admin: &config.admin })
 }
 
+/// A document as it is printed and served. A schema keeps the order of its own: what it is of first, definitions last.
+pub fn text(document: &impl Serialize) -> String {
+    // Nothing in a document can't be JSON.
+    let mut text = serde_json::to_string_pretty(document).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
 /// All documents, as the admin endpoint serves them.
 pub fn documents(config: &Config) -> Documents {
     let mut documents = Documents::default();
@@ -35,16 +46,16 @@ pub fn documents(config: &Config) -> Documents {
     for published in Published::all() {
         let document = schema(published, config);
         let path = format!("{SCHEMAS}/{}", published.name());
-        index.push(json!({ "path": path, "id": document["$id"], "title": document["title"] }));
-        documents.add(path, SCHEMA_JSON, &document);
+        index.push(json!({ "path": path, "id": document.get("$id"), "title": document.get("title") }));
+        documents.add(path, SCHEMA_JSON, text(&document));
     }
-    let document = config::schema().to_value();
+    let document = config::schema();
     let path = format!("{SCHEMAS}/{CONFIG}");
-    index.push(json!({ "path": path, "title": document["title"] }));
-    documents.add(path, SCHEMA_JSON, &document);
-    documents.add(SCHEMAS.to_owned(), "application/json", &json!({ "schemas": index }));
-    documents.add("/asyncapi.json".to_owned(), "application/json", &asyncapi(config));
-    documents.add("/openapi.json".to_owned(), "application/json", &openapi(config));
+    index.push(json!({ "path": path, "title": document.get("title") }));
+    documents.add(path, SCHEMA_JSON, text(&document));
+    documents.add(SCHEMAS.to_owned(), "application/json", text(&json!({ "schemas": index })));
+    documents.add("/asyncapi.json".to_owned(), "application/json", text(&asyncapi(config)));
+    documents.add("/openapi.json".to_owned(), "application/json", text(&openapi(config)));
     documents
 }
 

@@ -30,17 +30,17 @@ pub(super) enum Command {
 /// `load` gives the configuration, which documents are made from where they depend on it.
 pub(super) fn run(command: Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     let config = || load().map(|loaded| loaded.config);
-    let document = match command {
+    let text = match command {
         Command::Envelope { kind, object } => {
             let object = OBJECTS.into_iter().find(|known| object.as_deref() == Some(known));
             let published = kind.map(Published::Type).or(object.map(Published::Data)).unwrap_or(Published::Envelope);
-            contracts::schema(published, &config()?)
+            contracts::text(&contracts::schema(published, &config()?))
         }
-        Command::Asyncapi => contracts::asyncapi(&config()?),
-        Command::Openapi => contracts::openapi(&config()?),
-        Command::Config => crate::config::schema().to_value(),
+        Command::Asyncapi => contracts::text(&contracts::asyncapi(&config()?)),
+        Command::Openapi => contracts::text(&contracts::openapi(&config()?)),
+        Command::Config => contracts::text(&crate::config::schema()),
     };
-    print(&format!("{document:#}\n")).map(drop)
+    print(&text).map(drop)
 }
 
 fn known(text: &str) -> Result<Category, String> {

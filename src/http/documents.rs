@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
-use serde_json::Value;
 
 /// Where the schemas are.
 pub const SCHEMAS: &str = "/schemas";
@@ -30,9 +29,8 @@ pub struct Document {
 
 impl Documents {
     /// Adds a document, or replaces that at the same path.
-    pub fn add(&mut self, path: String, content_type: &'static str, document: &Value) {
-        let body = Bytes::from(format!("{document:#}\n"));
-        self.0.insert(path, Document { content_type, body });
+    pub fn add(&mut self, path: String, content_type: &'static str, text: String) {
+        self.0.insert(path, Document { content_type, body: Bytes::from(text) });
     }
 
     /// The document at this path of a request. A client may encode the colon in a schema's name.
@@ -49,9 +47,9 @@ mod tests {
     #[test]
     fn a_document_is_found_however_its_colon_is_written() {
         let mut documents = Documents::default();
-        documents.add("/schemas/room:v1".into(), SCHEMA_JSON, &serde_json::json!({ "a": 1 }));
+        documents.add("/schemas/room:v1".into(), SCHEMA_JSON, "{}".into());
         for path in ["/schemas/room:v1", "/schemas/room%3Av1", "/schemas/room%3av1"] {
-            assert_eq!(documents.get(path).map(|document| document.body.as_ref()), Some(&b"{\n  \"a\": 1\n}\n"[..]));
+            assert_eq!(documents.get(path).map(|document| document.body.as_ref()), Some(&b"{}"[..]));
         }
         for path in ["/schemas/room", "/schemas/room:v1/", "/schemas/%ff", ""] {
             assert!(documents.get(path).is_none(), "{path}");
