@@ -15,9 +15,11 @@ use tokio_util::sync::CancellationToken;
 use self::reload::{Reload, Users};
 use crate::access::Access;
 use crate::config::{Config, SinkConfig, SinkKind};
+use crate::contracts;
 use crate::domain::clock::Clock;
 use crate::domain::secret::Live;
 use crate::http::admin::{self, Admin, SinkEntry};
+use crate::http::documents::Documents;
 use crate::http::listener::{Bound, Counts, Listener};
 use crate::http::tls::{self, Certificates};
 use crate::http::{descriptors, reply, webhook};
@@ -169,10 +171,12 @@ impl App {
             stopping: Arc::new(AtomicBool::new(false)),
             stop: CancellationToken::new(),
             started: Instant::now(),
+            documents: Documents::default(),
         };
         // Last: until here a sender is refused, and tries again, instead of waiting while a journal is opened.
         let webhook = webhook.listen().map_err(webhook_error)?;
         let admin_listener = admin_listener.listen().map_err(admin_error)?;
+        let admin = Admin { documents: documents(&config, &webhook, &admin_listener), ..admin };
         Ok(Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, spans, config })
     }
 
@@ -280,6 +284,14 @@ impl Tasks {
             self.next().await;
         }
     }
+}
+
+/// The documents, with the addresses that the listeners have got.
+fn documents(config: &Config, webhook: &Listener, admin: &Listener) -> Documents {
+    let mut shown = config.clone();
+    shown.server.listen = webhook.local_addr().unwrap_or(config.server.listen);
+    shown.admin.listen = admin.local_addr().unwrap_or(config.admin.listen);
+    contracts::documents(&shown)
 }
 
 fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {

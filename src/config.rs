@@ -219,6 +219,28 @@ impl Loaded {
     /// # Errors
     /// All faults at once.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, Faults> {
+        let (loaded, faults) = Self::read(file, environment)?;
+        if faults.is_empty() { Ok(loaded) } else { Err(Faults(faults)) }
+    }
+
+    /// The same for documents, which need no token and no broker: what is missing altogether is no fault.
+    ///
+    /// # Errors
+    /// All faults of what is there, at once.
+    pub fn load_to_describe(
+        file: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, Faults> {
+        let (loaded, mut faults) = Self::read(file, environment)?;
+        faults.retain(|fault| fault.source.is_some());
+        if faults.is_empty() { Ok(loaded) } else { Err(Faults(faults)) }
+    }
+
+    /// What could be read, with all that is wrong about it.
+    fn read(
+        file: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Self, Vec<Fault>), Faults> {
         let mut faults = Vec::new();
         let figment = layers::figment(file, environment, &mut faults);
         let origin = Origin { figment };
@@ -238,7 +260,7 @@ impl Loaded {
         for fault in &mut faults {
             fault.source = fault.source.take().or_else(|| origin.of(&fault.key));
         }
-        if faults.is_empty() { Ok(Self { config, origin }) } else { Err(Faults(faults)) }
+        Ok((Self { config, origin }, faults))
     }
 
     /// The effective values as lines, each with where it came from; secrets hidden.

@@ -3,7 +3,7 @@
 //! The layers, each of which may use what stands left of it:
 //!
 //! ```text
-//! domain, journal <- sendbird <- access, sink <- pipeline <- http <- config, app <- cli <- main
+//! domain, journal <- sendbird <- access, sink <- pipeline <- http <- config <- contracts <- app <- cli <- main
 //! ```
 //!
 //! `metrics` is a leaf, and so is `traces`, both used from `pipeline` up. Read [`pipeline`] first: it is the whole story of an
@@ -22,6 +22,7 @@ pub mod http;
 
 pub mod app;
 pub mod config;
+pub mod contracts;
 pub mod shutdown;
 
 pub mod cli;

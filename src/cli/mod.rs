@@ -176,7 +176,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             block_on(config::run(command, load()?))
         }
         Command::Webhook(command) => block_on(webhook::run(command, load)),
-        Command::Schema(command) => schema::run(command),
+        Command::Schema(command) => {
+            schema::run(command, || Loaded::load_to_describe(cli.config.as_deref(), std::env::vars()))
+        }
     }
 }
 

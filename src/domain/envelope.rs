@@ -29,44 +29,85 @@ pub enum Format {
     Binary,
 }
 
-/// The attributes of an event and its data.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The attributes of an event and its data. What `schemars` is told besides is what consumers read in the published
+/// schema.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Envelope<'a, D> {
     /// Always [`SPECVERSION`].
     #[serde(borrow)]
+    #[schemars(description = "The version of CloudEvents.", extend("const" = SPECVERSION))]
     pub specversion: Cow<'a, str>,
     /// A UUIDv8, equal for every retry of a delivery.
     #[serde(borrow)]
+    #[schemars(extend(
+        "format" = "uuid",
+        "pattern" = "^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+    ))]
     pub id: Cow<'a, str>,
     /// The application's address at Sendbird.
     #[serde(borrow)]
+    #[schemars(extend(
+        "format" = "uri",
+        "pattern" = "^https://api-[A-Za-z0-9._~%-]+\\.calls\\.sendbird\\.com$",
+        "examples" = ["https://api-0A1B2C3D-1111-4222-8333-444455556666.calls.sendbird.com"]
+    ))]
     pub source: Cow<'a, str>,
     /// `com.sendbird.calls.` and the category, with dots for colons.
     #[serde(borrow)]
+    #[schemars(
+        description = "`com.sendbird.calls.` and the category, with dots for colons. An open set: a new category of \
+                       Sendbird's gives a new type.",
+        extend("pattern" = "^com\\.sendbird\\.calls\\.", "examples" = ["com.sendbird.calls.direct_call.dial"])
+    )]
     pub r#type: Cow<'a, str>,
     /// `direct_calls/{call_id}` or `rooms/{room_id}`.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        with = "Cow<'a, str>",
+        description = "`direct_calls/{call_id}` or `rooms/{room_id}`; absent where neither is known.",
+        extend("minLength" = 1, "examples" = ["direct_calls/7F0E3C52-9A41-4D0B-8C55-0D6A1E2F3B4C"])
+    )]
     pub subject: Option<Cow<'a, str>>,
     /// When it happened; RFC 3339, UTC, milliseconds.
     #[serde(borrow)]
+    #[schemars(
+        description = "When it happened; RFC 3339, UTC, milliseconds. Where the delivery doesn't say, when the bridge \
+                       accepted it.",
+        extend("format" = "date-time", "pattern" = TIME_PATTERN)
+    )]
     pub time: Cow<'a, str>,
     /// Always `application/json`.
     #[serde(borrow)]
+    #[schemars(description = "The content type of `data`.", extend("const" = "application/json"))]
     pub datacontenttype: Cow<'a, str>,
     /// Names the schema of `data` and its version.
     #[serde(borrow)]
+    #[schemars(extend("format" = "uri", "examples" = ["urn:sendbird-bridge:schema:direct_call:v1"]))]
     pub dataschema: Cow<'a, str>,
     /// What order is kept by.
     #[serde(borrow)]
+    #[schemars(
+        description = "What order is kept by: `call_id`, else `room_id`, else the application id.",
+        extend("minLength" = 1)
+    )]
     pub partitionkey: Cow<'a, str>,
     /// When the bridge accepted it.
     #[serde(borrow)]
+    #[schemars(
+        description = "When the bridge accepted it; RFC 3339, UTC, milliseconds.",
+        extend("format" = "date-time", "pattern" = TIME_PATTERN)
+    )]
     pub receivedtime: Cow<'a, str>,
     /// The trace that the delivery belongs to (the Distributed Tracing extension); absent where it named none.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Cow<'a, str>", extend(
+        "pattern" = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        "examples" = ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"]
+    ))]
     pub traceparent: Option<Cow<'a, str>>,
     /// `true` on a replay, otherwise absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool", extend("const" = true))]
     pub replayed: Option<bool>,
     /// `"true"` where nobody delivered it: it was made from what the Calls Platform API knows. Otherwise absent.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +115,9 @@ pub struct Envelope<'a, D> {
     /// Version 1 of the data.
     pub data: D,
 }
+
+/// Milliseconds and UTC, of the years 0 to 9999.
+const TIME_PATTERN: &str = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$";
 
 /// A stored event as a sink sees it.
 #[derive(Debug)]

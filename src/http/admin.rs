@@ -1,4 +1,4 @@
-//! The admin endpoint: health, metrics, status and the feed.
+//! The admin endpoint: health, metrics, status, the feed and the documents.
 //!
 //! Health and metrics are open; the rest asks for the admin token where one is set. Readiness means
 //! that the journal takes events and never depends on a broker: otherwise an outage of a broker would
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use warp::filters::path::FullPath;
@@ -18,6 +19,7 @@ use warp::http::{HeaderMap, Method, StatusCode};
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
+use super::documents::Documents;
 use super::feed;
 use super::reply::{self, Problem, respond};
 use super::tls;
@@ -32,7 +34,7 @@ use crate::pipeline::SinkStatus;
 pub const MAX_CONNECTIONS: usize = 256;
 
 /// `admin.*`: where operators look.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The address and port of the admin endpoint.
@@ -84,6 +86,8 @@ pub struct Admin {
     pub stop: CancellationToken,
     /// When the bridge started.
     pub started: Instant,
+    /// Schemas and descriptions of the endpoints and messages.
+    pub documents: Documents,
 }
 
 /// A sink as the admin endpoint knows it.
@@ -96,34 +100,55 @@ pub struct SinkEntry {
     pub status: Arc<SinkStatus>,
 }
 
-#[derive(Serialize)]
-struct Status<'a> {
+/// How the bridge is doing.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Status<'a> {
+    /// The program's version.
     version: &'static str,
+    /// Since the bridge started.
     uptime_seconds: u64,
+    /// Whether the journal takes events and the bridge is not stopping.
     ready: bool,
+    /// Whether the bridge is stopping.
     stopping: bool,
+    /// What the journal holds.
     journal: JournalStatus,
+    /// The sinks, in order of name.
     sinks: Vec<SinkReport<'a>>,
 }
 
-#[derive(Serialize)]
+/// What the journal holds, and what it may.
+#[derive(Serialize, JsonSchema)]
 struct JournalStatus {
     #[serde(flatten)]
     stats: Stats,
+    /// `journal.max_bytes`.
     max_bytes: u64,
 }
 
-#[derive(Serialize)]
+/// How a sink is doing.
+#[derive(Serialize, JsonSchema)]
 struct SinkReport<'a> {
+    /// Its name.
     name: &'a str,
+    /// Its type.
+    #[schemars(extend("examples" = ["kafka", "rabbitmq", "nats", "stdout"]))]
     r#type: &'a str,
+    /// Whether its broker can be reached and takes events.
     connected: bool,
+    /// The position up to which it has dealt with everything.
     cursor: u64,
+    /// Events after the cursor, those that the sink does not want included.
     pending_records: u64,
+    /// Since the first event after the cursor was accepted; 0 where there is none.
     oldest_pending_seconds: f64,
+    /// Events that are sent and not acknowledged.
     in_flight: u64,
+    /// Events set aside.
     dead_letters: u64,
+    /// Replays and requeued dead letters that are still to come.
     resends_pending: u64,
+    /// What went wrong last; null where nothing did since the last success.
     last_failure: Option<String>,
 }
 
@@ -153,14 +178,19 @@ impl Admin {
     ) -> Result<Response, Problem> {
         const OPEN: [&str; 4] = ["/livez", "/readyz", "/startupz", "/metrics"];
         const GUARDED: [&str; 2] = ["/status", "/events"];
+        let mut document = None;
         if !OPEN.contains(&path) {
             self.check_token(headers)?;
-            if !GUARDED.contains(&path) {
+            document = self.documents.get(path);
+            if document.is_none() && !GUARDED.contains(&path) {
                 return Err(Problem::NotFound);
             }
         }
         if method != Method::GET && method != Method::HEAD {
             return Err(Problem::Method { allow: "GET, HEAD" });
+        }
+        if let Some(document) = document {
+            return Ok(respond(StatusCode::OK, document.content_type, document.body.to_vec()));
         }
         match path {
             "/readyz" => self.ready().map(|()| ok()).map_err(|why| Problem::NotReady { why }),

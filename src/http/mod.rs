@@ -5,8 +5,10 @@
 pub mod admin;
 mod connection;
 pub mod descriptors;
+pub mod documents;
 mod feed;
 pub mod listener;
+pub mod openapi;
 pub mod reply;
 pub mod tls;
 pub mod webhook;

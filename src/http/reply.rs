@@ -2,6 +2,8 @@
 //!
 //! Errors are RFC 9457 problem documents made of constants; nothing of a request ever comes back in one.
 
+use schemars::JsonSchema;
+use serde::Deserialize;
 use warp::http::StatusCode;
 use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use warp::reply::Response;
@@ -10,6 +12,46 @@ use crate::access::Denied;
 use crate::journal::AppendError;
 use crate::pipeline::{Accepted, Refused};
 use crate::sendbird::delivery;
+
+/// The content type of a problem document.
+pub const PROBLEM: &str = "application/problem+json";
+
+/// A problem document (RFC 9457). Nothing of the request is in it.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+#[allow(dead_code, reason = "the fields are read by the derived schema and by tests")]
+pub(super) struct ProblemDocument {
+    /// Always `about:blank`: the status says what kind of problem it is.
+    #[schemars(extend("const" = "about:blank"))]
+    r#type: String,
+    /// The status in words.
+    title: String,
+    /// The status of the answer.
+    #[schemars(extend("minimum" = 400, "maximum" = 599))]
+    status: u16,
+    /// What is wrong, in words that may change.
+    detail: String,
+}
+
+/// The answer to a delivery that is durable.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "Accepted")]
+#[allow(dead_code, reason = "the fields are read by the derived schema and by tests")]
+pub(super) struct AcceptedDocument {
+    /// The event's id.
+    #[schemars(extend("format" = "uuid"))]
+    id: String,
+    /// What became of the delivery.
+    status: AcceptedStatus,
+}
+
+/// `stored` on the first delivery of an event, `duplicate` on a retry of one that is durable already.
+#[derive(Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum AcceptedStatus {
+    Stored,
+    Duplicate,
+}
 
 /// Why a request is not answered as it would like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +129,21 @@ impl Problem {
         self.facts().reason
     }
 
+    /// The status that it is answered with.
+    pub fn status(self) -> StatusCode {
+        self.facts().status
+    }
+
+    /// The problem document.
+    pub fn document(self) -> String {
+        let Facts { status, detail, .. } = self.facts();
+        let title = status.canonical_reason().unwrap_or_default();
+        format!(
+            "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}",
+            status.as_u16()
+        )
+    }
+
     fn facts(self) -> Facts {
         use StatusCode as S;
         match self {
@@ -132,13 +189,8 @@ fn refused_facts(refused: Refused) -> Facts {
 
 impl warp::Reply for Problem {
     fn into_response(self) -> Response {
-        let Facts { status, detail, .. } = self.facts();
-        let title = status.canonical_reason().unwrap_or_default();
-        let body = format!(
-            "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}",
-            status.as_u16()
-        );
-        let mut response = respond(status, "application/problem+json", body.into());
+        let status = self.status();
+        let mut response = respond(status, PROBLEM, self.document().into());
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -156,9 +208,12 @@ impl warp::Reply for Problem {
 
 /// The answer to a delivery that is durable.
 pub fn accepted(accepted: &Accepted) -> Response {
+    respond(StatusCode::OK, "application/json", accepted_document(accepted).into())
+}
+
+fn accepted_document(accepted: &Accepted) -> String {
     let status = if accepted.duplicate { "duplicate" } else { "stored" };
-    let body = format!("{{\"id\":\"{}\",\"status\":\"{status}\"}}", accepted.id);
-    respond(StatusCode::OK, "application/json", body.into())
+    format!("{{\"id\":\"{}\",\"status\":\"{status}\"}}", accepted.id)
 }
 
 /// An answer with a body.
@@ -193,6 +248,7 @@ pub const HEAD_TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\n\
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::identity::EventId;
     use warp::Reply;
 
     #[test]
@@ -228,6 +284,20 @@ mod tests {
             assert_eq!(response.headers().contains_key("retry-after"), matches!(status, 429 | 503), "{problem:?}");
             assert_eq!(response.headers().contains_key("allow"), status == 405);
         }
+    }
+
+    #[test]
+    fn answers_are_what_their_schemas_are_made_from() {
+        let problem: ProblemDocument = serde_json::from_str(&Problem::TooLarge.document()).unwrap();
+        assert_eq!((problem.r#type.as_str(), problem.status), ("about:blank", 413));
+        assert_eq!((problem.title.as_str(), problem.detail.is_empty()), ("Payload Too Large", false));
+        let accepted = |duplicate| -> AcceptedDocument {
+            let accepted = Accepted { id: EventId::of_body(b"{}"), duplicate };
+            serde_json::from_str(&accepted_document(&accepted)).unwrap()
+        };
+        assert_eq!(accepted(false).status, AcceptedStatus::Stored);
+        assert_eq!(accepted(true).status, AcceptedStatus::Duplicate);
+        assert_eq!(accepted(true).id, EventId::of_body(b"{}").to_string());
     }
 
     #[test]

@@ -192,7 +192,7 @@ pub enum OpenError {
 }
 
 /// Whether the journal takes events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// It does.
@@ -206,7 +206,7 @@ pub enum Health {
 }
 
 /// What the journal holds, at this moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct Stats {
     /// Whether it takes events.
     pub health: Health,

@@ -24,4 +24,5 @@ mod properties;
 pub mod reconcile;
 pub mod redact;
 pub mod sample;
+pub mod schema;
 pub mod signature;

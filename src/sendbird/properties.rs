@@ -1,11 +1,15 @@
 //! What holds for every body, tried on made-up ones.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::delivery::parse;
 use super::normalize::{Event, Receipt, Settings, normalize};
 use super::redact::{REDACTED, SECRET_KEYS, redact};
+use super::schema::Published;
 
 /// Keys that mean something, so that values of the wrong type come to stand in known places.
 const KEYS: [&str; 30] = [
@@ -167,6 +171,22 @@ fn without_secrets(value: &Value) -> Value {
     }
 }
 
+/// What is wrong with an envelope by the published schemas: of any envelope, of its type, of its data.
+fn faults(envelope: &Value) -> Vec<String> {
+    static SCHEMAS: LazyLock<BTreeMap<String, jsonschema::Validator>> = LazyLock::new(|| {
+        let schema = |published: Published| {
+            let schema = published.document("urn:");
+            jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema")
+        };
+        Published::all().map(|published| (published.name(), schema(published))).collect()
+    });
+    let dataschema = envelope["dataschema"].as_str().and_then(|name| name.rsplit_once("schema:")).expect("a name").1;
+    let kind = format!("{}:v1", envelope["type"].as_str().expect("a type"));
+    let judges = [("envelope:v1", envelope), (kind.as_str(), envelope), (dataschema, &envelope["data"])];
+    let judges = judges.into_iter().filter_map(|(name, value)| Some((SCHEMAS.get(name)?, value)));
+    judges.flat_map(|(schema, value)| schema.iter_errors(value).map(|error| error.to_string())).collect()
+}
+
 fn event(body: &str) -> Event {
     normalize(&parse(body.as_bytes()).expect("a delivery"), Receipt::at(0), &Settings::default())
 }
@@ -197,6 +217,12 @@ proptest! {
         }
         let at = &envelope["data"]["occurred_at_ms"];
         prop_assert_eq!(at.is_null(), envelope["time"] == envelope["receivedtime"] && at != 0);
+    }
+
+    #[test]
+    fn any_event_is_valid_by_the_published_schemas(delivery in prop_oneof![any_delivery(), telling_delivery()]) {
+        let envelope: Value = serde_json::from_slice(&event(&delivery.to_string()).envelope).expect("JSON");
+        prop_assert_eq!(faults(&envelope), [""; 0], "{}", envelope);
     }
 
     #[test]

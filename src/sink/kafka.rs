@@ -11,6 +11,7 @@
 //! runs the cluster, unless `create_topics` is set).
 
 mod client;
+mod contract;
 mod errors;
 mod properties;
 mod record;

@@ -13,6 +13,8 @@ use futures_util::future::BoxFuture;
 
 use crate::domain::envelope::View;
 
+#[cfg(any(feature = "kafka", feature = "nats", feature = "rabbitmq"))]
+pub mod contract;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "nats")]

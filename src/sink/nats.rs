@@ -9,6 +9,7 @@
 //! Leaves to others: order, retries and back-off (the pipeline); the stream's limits and its replicas (whoever
 //! made the stream, unless `create_stream` is set).
 
+mod contract;
 mod headers;
 mod health;
 mod settings;

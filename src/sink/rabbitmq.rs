@@ -13,6 +13,7 @@
 //! unless `declare` is set).
 
 mod channels;
+mod contract;
 mod dial;
 mod errors;
 mod message;

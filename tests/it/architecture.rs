@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and those that it may use.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("shutdown", &[]),
@@ -16,19 +16,43 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("pipeline", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces"]),
     ("http", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline"]),
     ("config", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline", "http"]),
+    (
+        "contracts",
+        &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline", "http", "config"],
+    ),
     // For the fuzzer and the tests alone.
     ("fuzzing", &["domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config"]),
     (
         "app",
         &[
-            "domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline", "http", "config",
+            "domain",
+            "journal",
+            "sendbird",
+            "access",
+            "sink",
+            "metrics",
+            "traces",
+            "pipeline",
+            "http",
+            "config",
+            "contracts",
             "shutdown",
         ],
     ),
     (
         "cli",
         &[
-            "domain", "journal", "sendbird", "access", "sink", "metrics", "pipeline", "http", "config", "shutdown",
+            "domain",
+            "journal",
+            "sendbird",
+            "access",
+            "sink",
+            "metrics",
+            "pipeline",
+            "http",
+            "config",
+            "contracts",
+            "shutdown",
             "app",
         ],
     ),

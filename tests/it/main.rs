@@ -16,6 +16,7 @@ mod clock;
 mod cluster;
 mod commands;
 mod config;
+mod contracts;
 mod corruption;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod crash;

@@ -11,7 +11,7 @@ use crate::domain::envelope::{Format, View};
 use crate::domain::trace::TraceParent;
 
 /// Written to disk by the broker before it confirms.
-const PERSISTENT: u8 = 2;
+pub(super) const PERSISTENT: u8 = 2;
 
 /// The properties for one event.
 ///

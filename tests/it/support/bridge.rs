@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::http::{Connection, Request, Response};
 use super::metrics::Metrics;
 use super::process::{Ended, Lines, Process, Stdout, limited, mounted, program};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, schemas};
 
 /// The token that deliveries are signed with.
 pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -322,6 +322,7 @@ impl Feed {
                 let position = id.strip_prefix("id: ").expect("an id").parse().expect("a position");
                 let line = data.strip_prefix("data: ").expect("data").to_owned();
                 let envelope = serde_json::from_str(&line).expect("an envelope");
+                schemas::judge(&envelope);
                 return Some(Event { position, line, envelope });
             }
             let chunk = self.connection.chunk().expect("a feed that ends properly")?;

@@ -8,6 +8,7 @@ pub(crate) mod certificates;
 #[cfg(feature = "otlp")]
 pub(crate) mod collector;
 pub(crate) mod flood;
+pub(crate) mod growth;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod loud;
@@ -21,6 +22,7 @@ pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod repository;
 pub(crate) mod samples;
+pub(crate) mod schemas;
 pub(crate) mod senders;
 pub(crate) mod shim;
 pub(crate) mod tls;

@@ -1,0 +1,214 @@
+//! The admin endpoint, as OpenAPI says it.
+
+use serde_json::{Map, Value, json};
+
+use super::{Components, Endpoints, SCHEMAS, answer, certificate, problems, server};
+use crate::http::admin::Status;
+use crate::http::documents::{self, SCHEMA_JSON};
+use crate::http::reply::Problem;
+use crate::metrics;
+use crate::sendbird::schema::Published;
+
+const METHOD: Problem = Problem::Method { allow: "GET, HEAD" };
+
+/// A path of the admin endpoint.
+struct Look<'a> {
+    path: &'a str,
+    id: &'a str,
+    summary: &'a str,
+    description: &'a str,
+    answer: Value,
+    problems: &'a [Problem],
+    parameters: Vec<Value>,
+    is_open: bool,
+}
+
+pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> Map<String, Value> {
+    let settings = endpoints.admin;
+    let server = server(settings.listen, settings.tls.as_ref(), "`admin.listen`");
+    let certificate = certificate(settings.tls.as_ref(), components);
+    let token = settings.token.as_ref().map(|_| {
+        let description = "`admin.token`; asked for by everything but health and metrics.";
+        components.scheme("adminToken", json!({ "type": "http", "scheme": "bearer", "description": description }))
+    });
+    let looks = health().into_iter().chain([metrics(), status(components), feed()]).chain(published());
+    looks
+        .map(|look| {
+            let token = token.as_ref().filter(|_| !look.is_open);
+            let locks: Map<String, Value> =
+                token.into_iter().chain(&certificate).map(|name| (name.clone(), json!([]))).collect();
+            let security = if locks.is_empty() { json!([]) } else { json!([locks]) };
+            let mut all = look.problems.to_vec();
+            all.push(METHOD);
+            if token.is_some() {
+                all.push(Problem::AdminToken);
+            }
+            let mut responses = problems(all);
+            responses.insert("200".into(), look.answer);
+            let item = json!({
+                "servers": [server],
+                "get": {
+                    "operationId": look.id, "tags": ["admin"], "summary": look.summary, "description": look.description,
+                    "security": security, "parameters": look.parameters, "responses": responses,
+                },
+            });
+            (look.path.to_owned(), item)
+        })
+        .collect()
+}
+
+fn health<'a>() -> [Look<'a>; 3] {
+    const NOT_READY: &[Problem] = &[Problem::NotReady { why: "the journal is full" }];
+    let look = |path, id, summary, description, problems| Look {
+        path,
+        id,
+        summary,
+        description,
+        answer: answer(summary, "text/plain; charset=utf-8", &json!({ "type": "string", "const": "ok\n" })),
+        problems,
+        parameters: Vec::new(),
+        is_open: true,
+    };
+    [
+        look("/livez", "live", "The bridge answers.", "", &[]),
+        look("/startupz", "started", "The bridge has started.", "", &[]),
+        look(
+            "/readyz",
+            "ready",
+            "The journal takes events, and the bridge is not stopping.",
+            "Never depends on a broker.",
+            NOT_READY,
+        ),
+    ]
+}
+
+fn metrics<'a>() -> Look<'a> {
+    Look {
+        path: "/metrics",
+        id: "metrics",
+        summary: "Metrics for Prometheus",
+        description: "In the text format of Prometheus.",
+        answer: answer("The metrics.", metrics::CONTENT_TYPE, &json!({ "type": "string" })),
+        problems: &[Problem::Internal],
+        parameters: Vec::new(),
+        is_open: true,
+    }
+}
+
+fn status<'a>(components: &mut Components) -> Look<'a> {
+    Look {
+        path: "/status",
+        id: "status",
+        summary: "How journal and sinks are doing",
+        description: "For people and their programs; what alerts are made of is in the metrics.",
+        answer: answer("The status.", "application/json", &components.schema::<Status<'_>>()),
+        problems: &[Problem::Internal],
+        parameters: Vec::new(),
+        is_open: false,
+    }
+}
+
+fn feed<'a>() -> Look<'a> {
+    let position = json!({ "anyOf": [{ "type": "integer", "format": "uint64", "minimum": 0 }, { "const": "end" }] });
+    let parameter = |place: &str, name: &str, schema: Value, description: &str| json!({ "name": name, "in": place, "required": false, "schema": schema, "description": description });
+    let after = "Begins after this position, which the journal must have reached, or after the newest (`end`). Without it \
+                 the feed begins with the oldest event that is kept.";
+    // Each event of the stream, as an object of its fields; OpenAPI 3.1 has no other words for it.
+    let event = json!({
+        "type": "object",
+        "properties": {
+            "id": { "type": "string", "pattern": "^[0-9]+$", "description": "The position in the journal." },
+            "data": {
+                "type": "string",
+                "description": "The structured envelope.",
+                "contentMediaType": "application/cloudevents+json",
+                "contentSchema": { "$ref": format!("{SCHEMAS}{}", Published::Envelope.subject()) },
+            },
+        },
+        "required": ["id", "data"],
+    });
+    Look {
+        path: "/events",
+        id: "events",
+        summary: "The feed",
+        description: "Server-sent events of all that is durable, published or not, in order. `id` is the position in the journal, \
+                      `data` the structured envelope on one line. A comment tells of positions that are no longer kept, or \
+                      that are damaged, and that a quiet feed is alive. Other parameters than these are refused.",
+        answer: answer("The stream; the schema is that of each of its events.", "text/event-stream", &event),
+        problems: &[
+            Problem::Parameter { expected: "expected after and Last-Event-ID to be a position or end" },
+            Problem::Internal,
+        ],
+        parameters: vec![
+            parameter("query", "after", position.clone(), after),
+            parameter("query", "key", json!({ "type": "string" }), "Only events with this `partitionkey`."),
+            parameter("query", "type", json!({ "type": "string" }), "Only events of this type, or category."),
+            parameter(
+                "query",
+                "follow",
+                json!({ "type": "boolean", "default": true }),
+                "Whether to wait for what comes, or to end at the end.",
+            ),
+            parameter(
+                "header",
+                "Last-Event-ID",
+                position,
+                "As `after`, and stronger: what a client sends that reconnects.",
+            ),
+        ],
+        is_open: false,
+    }
+}
+
+/// The documents, this one included.
+fn published<'a>() -> Vec<Look<'a>> {
+    let look = |path, id, summary, answer| Look {
+        path,
+        id,
+        summary,
+        description: "Made from the program and its configuration at the start; the same until the next.",
+        answer,
+        problems: &[],
+        parameters: Vec::new(),
+        is_open: false,
+    };
+    let object = json!({ "type": "object" });
+    let plain = |summary: &str| answer(summary, "application/json", &object);
+    let index = json!({
+        "type": "object",
+        "properties": { "schemas": { "type": "array", "items": {
+            "type": "object",
+            "properties": {
+                "path": { "type": "string", "description": "Where the schema is, on this endpoint." },
+                "id": { "type": "string", "description": "Its `$id`, where it has one." },
+                "title": { "type": "string", "description": "What it is of." },
+            },
+            "required": ["path", "title"],
+        } } },
+        "required": ["schemas"],
+    });
+    let names: Vec<String> = Published::all().map(Published::name).chain([documents::CONFIG.to_owned()]).collect();
+    vec![
+        look("/schemas", "schemas", "The list of schemas", answer("The list.", "application/json", &index)),
+        Look {
+            problems: &[Problem::NotFound],
+            parameters: vec![json!({
+                "name": "name", "in": "path", "required": true, "schema": { "type": "string", "enum": names },
+                "description": "What follows `envelope.schema_base` in the schema's `$id`, or `config`.",
+            })],
+            ..look(
+                "/schemas/{name}",
+                "schema",
+                "A schema, JSON Schema 2020-12",
+                answer("The schema.", SCHEMA_JSON, &object),
+            )
+        },
+        look(
+            "/asyncapi.json",
+            "asyncapi",
+            "AsyncAPI 3.0 of the messages that the sinks publish",
+            plain("The document."),
+        ),
+        look("/openapi.json", "openapi", "This document", plain("The document.")),
+    ]
+}

@@ -1,0 +1,153 @@
+//! The webhook, as OpenAPI says it.
+
+use serde_json::{Map, Value, json};
+
+use super::{Components, Endpoints, answer, certificate, problems, server};
+use crate::access::{Denied, Settings, SignatureMode};
+use crate::domain::trace::TraceParent;
+use crate::http::reply::{AcceptedDocument, Problem, TOO_MANY_CONNECTIONS};
+use crate::journal::AppendError;
+use crate::pipeline::Refused;
+use crate::sendbird::category::Category;
+use crate::sendbird::delivery;
+
+/// All that a delivery can be answered with but 200.
+const PROBLEMS: [Problem; 18] = [
+    Problem::Refused(Refused::Malformed(delivery::Refused::NotAnObject)),
+    Problem::Refused(Refused::Malformed(delivery::Refused::NoCategory)),
+    Problem::Interrupted,
+    Problem::Refused(Refused::Denied(Denied::SignatureMissing)),
+    Problem::Refused(Refused::Denied(Denied::SignatureWrong)),
+    Problem::Refused(Refused::Denied(Denied::Header)),
+    Problem::Refused(Refused::Denied(Denied::Network)),
+    Problem::Refused(Refused::Denied(Denied::Application)),
+    Problem::NotFound,
+    Problem::Method { allow: "POST" },
+    Problem::TooSlow,
+    Problem::TooLarge,
+    Problem::Refused(Refused::Denied(Denied::TooMany)),
+    Problem::Refused(Refused::Unavailable(AppendError::Busy)),
+    Problem::Refused(Refused::Unavailable(AppendError::Full)),
+    Problem::Refused(Refused::Unavailable(AppendError::Failed)),
+    Problem::Refused(Refused::Unavailable(AppendError::Closed)),
+    Problem::Refused(Refused::Deadline),
+];
+
+pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> Map<String, Value> {
+    let settings = endpoints.server;
+    let with_secret = endpoints.access.path_secret.is_some();
+    let path = if with_secret {
+        format!("{}/{{path_secret}}", settings.path.trim_end_matches('/'))
+    } else {
+        settings.path.clone()
+    };
+    let mut item = json!({
+        "servers": [server(settings.listen, settings.tls.as_ref(), "`server.listen`")],
+        "post": deliver(endpoints, components),
+    });
+    if with_secret {
+        item["parameters"] = json!([{
+            "name": "path_secret", "in": "path", "required": true, "schema": { "type": "string" },
+            "description": "The secret last segment; a wrong one is answered 404, like any unknown path.",
+        }]);
+    }
+    Map::from_iter([(path, item)])
+}
+
+fn deliver(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
+    let settings = endpoints.server;
+    let accepted = components.schema::<AcceptedDocument>();
+    let mut responses = problems(PROBLEMS);
+    responses.insert("200".into(), answer("The event is durable.", "application/json", &accepted));
+    responses.insert("431".into(), json!({ "description": "The head is larger than 16 KiB." }));
+    if let Some(no_connection) =
+        std::str::from_utf8(TOO_MANY_CONNECTIONS).ok().and_then(|raw| raw.split("\r\n\r\n").nth(1))
+    {
+        let document: Value = serde_json::from_str(no_connection).unwrap_or_default();
+        responses["503"]["content"]["application/problem+json"]["examples"]["connections"] =
+            json!({ "value": document });
+    }
+    let security = security(endpoints, components);
+    let body = format!(
+        "At most {}, nested at most {} levels deep. Read with tolerance: only what is no JSON object, or has no text as \
+         `category`, is refused. The content type does not matter.",
+        settings.max_body,
+        crate::sendbird::redact::DEEPEST,
+    );
+    json!({
+        "operationId": "deliver",
+        "tags": ["webhook"],
+        "summary": "Delivers an event",
+        "description": format!(
+            "Answered within {} of the end of its head. 200 means that the event is on disk; a retry of a delivery is \
+             answered 200 `duplicate`. After anything else but 400, 401, 403 and 404, try again.",
+            settings.answer_deadline
+        ),
+        "security": security,
+        "parameters": [{
+            "name": TraceParent::NAME, "in": "header", "required": false, "schema": { "type": "string" },
+            "description": "The trace that the delivery belongs to (W3C Trace Context); one that is not valid is ignored.",
+        }],
+        "requestBody": {
+            "required": true,
+            "description": body,
+            "content": { "application/json": { "schema": {
+                "type": "object",
+                "properties": { "category": {
+                    "type": "string", "minLength": 1,
+                    "description": "What the delivery tells of; an open set.",
+                    "examples": Category::ALL.map(Category::label),
+                } },
+                "required": ["category"],
+            } } },
+        },
+        "responses": responses,
+    })
+}
+
+/// All locks together; of several signature headers any one.
+fn security(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
+    let mut always = Map::new();
+    let Settings { signature, signature_headers, header, .. } = endpoints.access;
+    let mut lock = |name: String| always.insert(name, json!([]));
+    if let Some(header) = header {
+        let description = "A secret that each delivery carries.";
+        lock(components.scheme(
+            "headerLock",
+            json!({ "type": "apiKey", "in": "header", "name": header.name, "description": description }),
+        ));
+    }
+    if let Some(name) = certificate(endpoints.server.tls.as_ref(), components) {
+        lock(name);
+    }
+    let mut choices = Vec::new();
+    if *signature != SignatureMode::Off {
+        for (index, header) in signature_headers.iter().enumerate() {
+            let name = if index == 0 { "signature".to_owned() } else { format!("signature{}", index + 1) };
+            let description = "HMAC-SHA256 over the bytes of the body, keyed with the master API token; hexadecimal.";
+            let scheme = json!({ "type": "apiKey", "in": "header", "name": header, "description": description });
+            let mut choice = always.clone();
+            choice.insert(components.scheme(&name, scheme), json!([]));
+            choices.push(Value::Object(choice));
+        }
+    }
+    // Without a signature the other locks alone decide.
+    if *signature != SignatureMode::Required && !(choices.is_empty() && always.is_empty()) {
+        choices.push(Value::Object(always));
+    }
+    Value::Array(choices)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::http::reply::REASONS;
+
+    #[test]
+    fn every_reason_is_described() {
+        let described: BTreeSet<&str> = PROBLEMS.into_iter().map(Problem::reason).chain(["connections"]).collect();
+        assert_eq!(described, REASONS.iter().copied().collect());
+    }
+}
