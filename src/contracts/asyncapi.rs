@@ -79,7 +79,7 @@ struct Parts {
 impl Parts {
     #[cfg_attr(
         not(any(feature = "kafka", feature = "rabbitmq", feature = "nats")),
-        expect(unused_variables, clippy::unused_self, reason = "standard output has no broker")
+        expect(unused_variables, reason = "standard output has no broker")
     )]
     fn sink(&mut self, name: &str, sink: &SinkConfig, event: &View<'_>) {
         match &sink.kind {
