@@ -36,7 +36,7 @@ class Checks:
         self.failed += bool(faults)
         print(f"{'FAILED' if faults else 'ok    '}  {name} ({looked_at})", flush=True)
         for fault in faults[:10]:
-            print(f"          {fault}", flush=True)
+            print(f"          {fault[:500]}", flush=True)
         if len(faults) > 10:
             print(f"          and {len(faults) - 10} more", flush=True)
 

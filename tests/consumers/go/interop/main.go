@@ -60,7 +60,8 @@ func fromRabbitmq(message amqp.Delivery) (*event.Event, error) {
 			return nil, err
 		}
 	}
-	return &read, read.SetData(message.ContentType, message.Body)
+	// As bytes it would count as binary data, and be written in base64.
+	return &read, read.SetData(message.ContentType, json.RawMessage(message.Body))
 }
 
 // The binding for NATS leaves the values encoded.
