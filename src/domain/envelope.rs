@@ -111,6 +111,7 @@ pub struct Envelope<'a, D> {
     pub replayed: Option<bool>,
     /// `"true"` where nobody delivered it: it was made from what the Calls Platform API knows. Otherwise absent.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Cow<'a, str>", extend("const" = "true"))]
     pub reconciled: Option<Cow<'a, str>>,
     /// Version 1 of the data.
     pub data: D,
