@@ -73,10 +73,18 @@ impl Sink for Kafka {
         async move {
             let topics = Topics::new(self.config.clone(), self.create.clone());
             let config = self.config.clone();
-            let producer = run(move || Producer::connect(&config)).await??;
-            topics.look(&self.name, &producer, &self.topic).await?;
+            // From before there is a client: its threads wait for times of the clock from the first moment on.
+            let setback = Setback::watch(self.clock.clone());
+            let connecting = async {
+                let producer = run(move || Producer::connect(&config)).await??;
+                topics.look(&self.name, &producer, &self.topic).await?;
+                Ok::<_, Failure>(producer)
+            };
+            let producer = tokio::select! {
+                producer = connecting => producer?,
+                () = setback.noticed_by_looking() => return Err(Failure::Fatal(set_back())),
+            };
             let (topic, clock) = (self.topic.clone(), self.clock.clone());
-            let setback = Setback::watch(clock.clone());
             let shared = Shared { producer, alone: OnceCell::new(), config: self.config.clone(), topics, setback };
             Ok(Box::new(Connection { shared: Arc::new(shared), topic, format: self.format, clock })
                 as Box<dyn super::Connection>)

@@ -2,14 +2,18 @@
 //! were waiting for a moment from now is then as far away as the clock was set back.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
 
 /// Less than this a client's wait may be longer than it should, in milliseconds.
 const TOLERATED_MS: i64 = 1_000;
+
+/// How often is often. A clock that is set forward and back in less time may go unseen.
+const OFTEN: Duration = Duration::from_millis(50);
 
 /// Watches the clock from a producer's beginning on.
 #[derive(Debug)]
@@ -41,6 +45,14 @@ impl Setback {
         self.noticed.is_cancelled()
     }
 
+    /// Looks often, until it is noticed: for a time in which nothing else makes anybody look.
+    pub(super) async fn noticed_by_looking(&self) {
+        while !self.is_noticed() {
+            sleep(OFTEN).await;
+            self.look();
+        }
+    }
+
     /// Waits until it was noticed.
     pub(super) async fn noticed(&self) {
         self.noticed.cancelled().await;
@@ -64,5 +76,18 @@ mod tests {
         clock.set(NOW_MS + 3_590_000);
         setback.look();
         assert!(setback.is_noticed());
+    }
+
+    #[tokio::test]
+    async fn it_is_noticed_also_while_nobody_else_looks() {
+        const NOW_MS: i64 = 1_767_225_600_000;
+        let clock = Clock::fixed(NOW_MS);
+        let setback = Setback::watch(clock.clone());
+        let set_back = async {
+            sleep(OFTEN * 2).await;
+            clock.set(NOW_MS - 3_600_000);
+        };
+        let all = async { tokio::join!(setback.noticed_by_looking(), set_back) };
+        assert!(tokio::time::timeout(Duration::from_secs(20), all).await.is_ok());
     }
 }
