@@ -73,6 +73,7 @@ fn headers_are_those_that_are_sent() {
         "receivedtime",
         "traceparent",
         "replayed",
+        "reconciled",
     ];
     let all = attributes.map(|name| format!("cloudEvents:{name}"));
     let all = all.iter().map(String::as_str).chain(["traceparent"]).collect::<BTreeSet<_>>();
