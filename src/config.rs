@@ -3,30 +3,32 @@
 //! Each module owns its settings; this one gathers them from the file and the environment, and reports
 //! every fault at once, with its key and where the value came from.
 
+mod faults;
 mod layers;
 mod show;
+mod sinks;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use figment::Figment;
-use figment::error::{Actual, Kind};
+use figment::error::Kind;
 use figment::value::{Dict, Value};
-use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::faults::message;
+pub(crate) use self::faults::nearest;
+pub use self::faults::{Fault, Faults};
 pub use self::layers::{CONFIG_VARIABLE, SecretFile};
+use self::sinks::TYPES;
+pub use self::sinks::{ClientFile, SinkConfig, SinkKind};
 use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
 use crate::journal;
-use crate::sendbird::category::{Category, event_type};
+use crate::sendbird::category::Category;
 use crate::sendbird::normalize;
-use crate::sink::settings::{Taken, Tls};
-use crate::sink::stdout;
-use crate::traces::Destination;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -53,151 +55,6 @@ pub struct Config {
     #[serde(skip)]
     pub secret_files: Vec<SecretFile>,
 }
-
-/// One sink.
-#[derive(Clone, Debug, Serialize)]
-pub struct SinkConfig {
-    /// What every sink has.
-    #[serde(flatten)]
-    pub kind: SinkKind,
-    /// Globs over the categories that it wants; empty means all.
-    pub categories: Vec<String>,
-    /// The content mode of CloudEvents.
-    pub format: Format,
-}
-
-/// The type of a sink with its own settings.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub enum SinkKind {
-    /// Lines on standard output.
-    Stdout(stdout::Settings),
-    /// Apache Kafka.
-    #[cfg(feature = "kafka")]
-    Kafka(crate::sink::kafka::Settings),
-    /// RabbitMQ.
-    #[cfg(feature = "rabbitmq")]
-    Rabbitmq(crate::sink::rabbitmq::Settings),
-    /// NATS JetStream.
-    #[cfg(feature = "nats")]
-    Nats(crate::sink::nats::Settings),
-}
-
-/// The types that this build knows.
-const TYPES: &[&str] = &[
-    #[cfg(feature = "kafka")]
-    "kafka",
-    #[cfg(feature = "rabbitmq")]
-    "rabbitmq",
-    #[cfg(feature = "nats")]
-    "nats",
-    "stdout",
-];
-
-impl SinkKind {
-    /// The type's name.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Stdout(_) => "stdout",
-            #[cfg(feature = "kafka")]
-            Self::Kafka(_) => "kafka",
-            #[cfg(feature = "rabbitmq")]
-            Self::Rabbitmq(_) => "rabbitmq",
-            #[cfg(feature = "nats")]
-            Self::Nats(_) => "nats",
-        }
-    }
-
-    /// Where a sink of this name publishes to, as spans have it.
-    pub fn destination(&self, name: &str) -> Destination {
-        let template = match self {
-            Self::Stdout(stdout::Settings {}) => None,
-            #[cfg(feature = "kafka")]
-            Self::Kafka(settings) => Some(settings.topic.clone()),
-            #[cfg(feature = "rabbitmq")]
-            Self::Rabbitmq(settings) => Some(format!("{}:{}", settings.exchange, settings.routing_key)),
-            #[cfg(feature = "nats")]
-            Self::Nats(settings) => Some(settings.subject.clone()),
-        };
-        Destination { sink: name.to_owned(), system: self.label(), template }
-    }
-
-    fn check(&self) -> Vec<(String, String)> {
-        match self {
-            Self::Stdout(stdout::Settings {}) => Vec::new(),
-            #[cfg(feature = "kafka")]
-            Self::Kafka(settings) => settings.check(),
-            #[cfg(feature = "rabbitmq")]
-            Self::Rabbitmq(settings) => settings.check(),
-            #[cfg(feature = "nats")]
-            Self::Nats(settings) => settings.check(),
-        }
-    }
-}
-
-/// A file that a sink's client reads by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientFile {
-    /// The key that names it, with dots between levels.
-    pub key: String,
-    /// Where it is.
-    pub path: PathBuf,
-    /// When a change of it is taken.
-    pub taken: Taken,
-}
-
-impl Config {
-    /// The files that the clients of the sinks read.
-    pub fn client_files(&self) -> Vec<ClientFile> {
-        let of_sink = |(name, sink): (&String, &SinkConfig)| {
-            let (tls, taken): (Option<Tls>, Taken) = match &sink.kind {
-                SinkKind::Stdout(stdout::Settings {}) => (None, Taken::NextConnection),
-                #[cfg(feature = "kafka")]
-                SinkKind::Kafka(settings) => (settings.tls.clone(), Taken::Restart),
-                #[cfg(feature = "rabbitmq")]
-                SinkKind::Rabbitmq(settings) => (settings.tls.clone(), Taken::NextConnection),
-                #[cfg(feature = "nats")]
-                SinkKind::Nats(settings) => (settings.tls.clone(), Taken::NextConnection),
-            };
-            let file =
-                |(key, path): (_, &Path)| ClientFile { key: format!("sinks.{name}.{key}"), path: path.into(), taken };
-            tls.unwrap_or_default().files().map(file).collect::<Vec<_>>()
-        };
-        self.sinks.iter().flat_map(of_sink).collect()
-    }
-}
-
-impl SinkConfig {
-    /// The categories as globs over types of events.
-    pub fn types(&self) -> Vec<String> {
-        let all = self.categories.iter().any(|pattern| pattern == "*");
-        let globs = self.categories.iter().map(|pattern| event_type(pattern));
-        if all { Vec::new() } else { globs.collect() }
-    }
-}
-
-/// One thing wrong with the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The key, with dots between levels.
-    pub key: String,
-    /// What is wrong: expected X, but found Y.
-    pub message: String,
-    /// The file or variable that the value comes from; `None` for what is not set anywhere.
-    pub source: Option<String>,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.key, self.message)?;
-        self.source.as_ref().map_or(Ok(()), |source| write!(f, " (from {source})"))
-    }
-}
-
-/// Everything that is wrong with the configuration.
-#[derive(Debug, thiserror::Error)]
-#[error("the configuration has {} fault{}", .0.len(), if .0.len() == 1 { "" } else { "s" })]
-pub struct Faults(pub Vec<Fault>);
 
 /// A configuration that was found right, with what is needed to say where it came from.
 #[derive(Debug)]
@@ -297,64 +154,6 @@ impl Origin {
         let source = error.metadata.as_ref().and_then(|metadata| metadata.source.as_ref()).map(ToString::to_string);
         Fault { key, message: message(&error.kind, secret), source }
     }
-}
-
-/// What is wrong, without the value where that may be a secret.
-fn message(kind: &Kind, secret: bool) -> String {
-    match kind {
-        // A text in place of a table may be all that the table should have held.
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
-            if secret || in_words(expected) == "a table" =>
-        {
-            format!("expected {}, but found something else", in_words(expected))
-        }
-        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            format!("expected {}, but found {}", in_words(expected), shown(found))
-        }
-        Kind::UnknownField(name, known) => match nearest(name, known) {
-            Some(nearest) => format!("expected a known key, but found \"{name}\"; did you mean \"{nearest}\"?"),
-            None => format!("expected a known key ({}), but found \"{name}\"", known.join(", ")),
-        },
-        Kind::UnknownVariant(name, known) => {
-            let known: Vec<String> = known.iter().map(|known| format!("\"{known}\"")).collect();
-            format!("expected one of {}, but found \"{name}\"", known.join(", "))
-        }
-        Kind::MissingField(name) => format!("expected the key \"{name}\", but found none"),
-        other => other.to_string(),
-    }
-}
-
-/// What a type is called by those who write configurations.
-fn in_words(expected: &str) -> &str {
-    match expected {
-        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number, not negative",
-        "a nonzero u32" | "NonZeroU32" => "a whole number, at least 1",
-        "a boolean" => "true or false",
-        "a string" => "a text",
-        "a sequence" => "a list",
-        other if other.starts_with("struct ") => "a table",
-        other => other,
-    }
-}
-
-/// A value as it was written.
-fn shown(found: &Actual) -> String {
-    match found {
-        Actual::Bool(value) => value.to_string(),
-        Actual::Unsigned(value) => value.to_string(),
-        Actual::Signed(value) => value.to_string(),
-        Actual::Float(value) => value.to_string(),
-        Actual::Str(value) => format!("\"{value}\""),
-        Actual::Seq => "a list".to_owned(),
-        Actual::Map => "a table".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// The known word that a wrong one was probably meant to be.
-pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let scored = known.iter().map(|known| (strsim::damerau_levenshtein(word, known), *known));
-    scored.min().filter(|(distance, known)| *distance <= known.len().div_ceil(3)).map(|(_, known)| known)
 }
 
 /// Gathers the settings from the tree.

@@ -1,0 +1,86 @@
+//! What can be wrong with a configuration, in the words of those who write one.
+
+use std::fmt;
+
+use figment::error::{Actual, Kind};
+
+/// One thing wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The key, with dots between levels.
+    pub key: String,
+    /// What is wrong: expected X, but found Y.
+    pub message: String,
+    /// The file or variable that the value comes from; `None` for what is not set anywhere.
+    pub source: Option<String>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)?;
+        self.source.as_ref().map_or(Ok(()), |source| write!(f, " (from {source})"))
+    }
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} fault{}", .0.len(), if .0.len() == 1 { "" } else { "s" })]
+pub struct Faults(pub Vec<Fault>);
+
+/// What is wrong, without the value where that may be a secret.
+pub(super) fn message(kind: &Kind, secret: bool) -> String {
+    match kind {
+        // A text in place of a table may be all that the table should have held.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
+            if secret || in_words(expected) == "a table" =>
+        {
+            format!("expected {}, but found something else", in_words(expected))
+        }
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+            format!("expected {}, but found {}", in_words(expected), shown(found))
+        }
+        Kind::UnknownField(name, known) => match nearest(name, known) {
+            Some(nearest) => format!("expected a known key, but found \"{name}\"; did you mean \"{nearest}\"?"),
+            None => format!("expected a known key ({}), but found \"{name}\"", known.join(", ")),
+        },
+        Kind::UnknownVariant(name, known) => {
+            let known: Vec<String> = known.iter().map(|known| format!("\"{known}\"")).collect();
+            format!("expected one of {}, but found \"{name}\"", known.join(", "))
+        }
+        Kind::MissingField(name) => format!("expected the key \"{name}\", but found none"),
+        other => other.to_string(),
+    }
+}
+
+/// What a type is called by those who write configurations.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number, not negative",
+        "a nonzero u32" | "NonZeroU32" => "a whole number, at least 1",
+        "a boolean" => "true or false",
+        "a string" => "a text",
+        "a sequence" => "a list",
+        other if other.starts_with("struct ") => "a table",
+        other => other,
+    }
+}
+
+/// A value as it was written.
+fn shown(found: &Actual) -> String {
+    match found {
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(value) => value.to_string(),
+        Actual::Signed(value) => value.to_string(),
+        Actual::Float(value) => value.to_string(),
+        Actual::Str(value) => format!("\"{value}\""),
+        Actual::Seq => "a list".to_owned(),
+        Actual::Map => "a table".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// The known word that a wrong one was probably meant to be.
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let scored = known.iter().map(|known| (strsim::damerau_levenshtein(word, known), *known));
+    scored.min().filter(|(distance, known)| *distance <= known.len().div_ceil(3)).map(|(_, known)| known)
+}

@@ -1,0 +1,135 @@
+//! `sinks.<name>`: what every sink has, and the types that this build knows.
+
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::Config;
+use crate::domain::envelope::Format;
+use crate::sendbird::category::event_type;
+use crate::sink::settings::{Taken, Tls};
+use crate::sink::stdout;
+use crate::traces::Destination;
+
+/// One sink.
+#[derive(Clone, Debug, Serialize)]
+pub struct SinkConfig {
+    /// What every sink has.
+    #[serde(flatten)]
+    pub kind: SinkKind,
+    /// Globs over the categories that it wants; empty means all.
+    pub categories: Vec<String>,
+    /// The content mode of CloudEvents.
+    pub format: Format,
+}
+
+/// The type of a sink with its own settings.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum SinkKind {
+    /// Lines on standard output.
+    Stdout(stdout::Settings),
+    /// Apache Kafka.
+    #[cfg(feature = "kafka")]
+    Kafka(crate::sink::kafka::Settings),
+    /// RabbitMQ.
+    #[cfg(feature = "rabbitmq")]
+    Rabbitmq(crate::sink::rabbitmq::Settings),
+    /// NATS JetStream.
+    #[cfg(feature = "nats")]
+    Nats(crate::sink::nats::Settings),
+}
+
+/// The types that this build knows.
+pub(super) const TYPES: &[&str] = &[
+    #[cfg(feature = "kafka")]
+    "kafka",
+    #[cfg(feature = "rabbitmq")]
+    "rabbitmq",
+    #[cfg(feature = "nats")]
+    "nats",
+    "stdout",
+];
+
+impl SinkKind {
+    /// The type's name.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Stdout(_) => "stdout",
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => "kafka",
+            #[cfg(feature = "rabbitmq")]
+            Self::Rabbitmq(_) => "rabbitmq",
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => "nats",
+        }
+    }
+
+    /// Where a sink of this name publishes to, as spans have it.
+    pub fn destination(&self, name: &str) -> Destination {
+        let template = match self {
+            Self::Stdout(stdout::Settings {}) => None,
+            #[cfg(feature = "kafka")]
+            Self::Kafka(settings) => Some(settings.topic.clone()),
+            #[cfg(feature = "rabbitmq")]
+            Self::Rabbitmq(settings) => Some(format!("{}:{}", settings.exchange, settings.routing_key)),
+            #[cfg(feature = "nats")]
+            Self::Nats(settings) => Some(settings.subject.clone()),
+        };
+        Destination { sink: name.to_owned(), system: self.label(), template }
+    }
+
+    pub(super) fn check(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Stdout(stdout::Settings {}) => Vec::new(),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(settings) => settings.check(),
+            #[cfg(feature = "rabbitmq")]
+            Self::Rabbitmq(settings) => settings.check(),
+            #[cfg(feature = "nats")]
+            Self::Nats(settings) => settings.check(),
+        }
+    }
+}
+
+/// A file that a sink's client reads by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientFile {
+    /// The key that names it, with dots between levels.
+    pub key: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// When a change of it is taken.
+    pub taken: Taken,
+}
+
+impl Config {
+    /// The files that the clients of the sinks read.
+    pub fn client_files(&self) -> Vec<ClientFile> {
+        let of_sink = |(name, sink): (&String, &SinkConfig)| {
+            let (tls, taken): (Option<Tls>, Taken) = match &sink.kind {
+                SinkKind::Stdout(stdout::Settings {}) => (None, Taken::NextConnection),
+                #[cfg(feature = "kafka")]
+                SinkKind::Kafka(settings) => (settings.tls.clone(), Taken::Restart),
+                #[cfg(feature = "rabbitmq")]
+                SinkKind::Rabbitmq(settings) => (settings.tls.clone(), Taken::NextConnection),
+                #[cfg(feature = "nats")]
+                SinkKind::Nats(settings) => (settings.tls.clone(), Taken::NextConnection),
+            };
+            let file =
+                |(key, path): (_, &Path)| ClientFile { key: format!("sinks.{name}.{key}"), path: path.into(), taken };
+            tls.unwrap_or_default().files().map(file).collect::<Vec<_>>()
+        };
+        self.sinks.iter().flat_map(of_sink).collect()
+    }
+}
+
+impl SinkConfig {
+    /// The categories as globs over types of events.
+    pub fn types(&self) -> Vec<String> {
+        let all = self.categories.iter().any(|pattern| pattern == "*");
+        let globs = self.categories.iter().map(|pattern| event_type(pattern));
+        if all { Vec::new() } else { globs.collect() }
+    }
+}
