@@ -188,6 +188,15 @@ impl App {
         Ok((self.webhook.local_addr()?, self.admin_listener.local_addr()?))
     }
 
+    /// What says how many deliveries could not be taken so far, and were answered 503 or not at all.
+    pub fn refusals(&self) -> impl Fn() -> u64 + Send + use<> {
+        let metrics = Arc::clone(&self.admin.metrics);
+        move || {
+            let answered = metrics.answer_seconds.with_label_values(&["503"]).get_sample_count();
+            answered + metrics.rejected.with_label_values(&["connections"]).get()
+        }
+    }
+
     /// The journal, for those who watch from inside the process.
     pub fn journal(&self) -> &Journal {
         &self.journal

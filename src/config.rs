@@ -28,7 +28,7 @@ use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
 use crate::journal;
 use crate::sendbird::category::Category;
-use crate::sendbird::normalize;
+use crate::sendbird::{normalize, reconcile};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -45,6 +45,9 @@ pub struct Config {
     pub dedup: journal::DedupSettings,
     /// `envelope.*`.
     pub envelope: normalize::Settings,
+    /// `reconcile.*`; none without the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<reconcile::settings::Settings>,
     /// `sinks.<name>.*`.
     pub sinks: BTreeMap<String, SinkConfig>,
     /// `traces.*`; none without the table.
@@ -172,6 +175,7 @@ impl Gather<'_> {
             "journal",
             "dedup",
             "envelope",
+            "reconcile",
             "sinks",
             #[cfg(feature = "otlp")]
             "traces",
@@ -192,6 +196,7 @@ impl Gather<'_> {
             journal: self.section("journal"),
             dedup: self.section("dedup"),
             envelope: self.section("envelope"),
+            reconcile: self.section("reconcile"),
             sinks: self.sinks(),
             #[cfg(feature = "otlp")]
             traces: self.section("traces"),
@@ -203,6 +208,9 @@ impl Gather<'_> {
         self.checked("journal", config.journal.check());
         self.checked("dedup", config.dedup.check());
         self.checked("envelope", config.envelope.check());
+        let access::Settings { applications, api_tokens, .. } = &config.access;
+        let reconcile = config.reconcile.as_ref().map(|settings| settings.check(applications, api_tokens));
+        self.checked("reconcile", reconcile.unwrap_or_default());
         #[cfg(feature = "otlp")]
         self.checked("traces", config.traces.as_ref().map(crate::traces::Settings::check).unwrap_or_default());
         config

@@ -6,6 +6,7 @@
 
 mod others;
 mod state;
+pub(super) mod timer;
 mod walk;
 
 use std::collections::BTreeSet;
@@ -50,6 +51,11 @@ pub(super) struct Args {
     /// From then on: RFC 3339, or how long ago, as in "2h"
     #[arg(long, value_name = "TIME", value_parser = time, required_unless_present = "resume")]
     since: Option<i64>,
+
+    /// Where the journal does not keep all since --since, begin with what it keeps; and where it tells of nothing, do
+    /// nothing. Without it, that is an error
+    #[arg(long, requires = "since")]
+    or_later: bool,
 
     /// Until then, at the latest five minutes ago, which is the default: what is younger may still be delivered
     #[arg(long, value_name = "TIME", value_parser = time)]
@@ -99,7 +105,13 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
     let (known, others) = known(&desk, &args.also)?;
     let state = match args.resume {
         true => State::load(&dir)?,
-        false => State::begin(what(&args, &mut api, &known, others).await?),
+        false => match what(&args, &mut api, &known, others).await? {
+            Some(what) => State::begin(what),
+            None => {
+                eprintln!("the journal tells of nothing of that time, so nothing can be called missing");
+                return conclude(&Counts::default(), args.publish, args.output);
+            }
+        },
     };
     if state.what.others != others {
         let message = format!("of {} other bridges, as in the interrupted run, but found {others}", state.what.others);
@@ -129,7 +141,7 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
         return Err(failure);
     }
     State::done(&dir);
-    conclude(&state, args.output)
+    conclude(&state.counts, state.what.publish, args.output)
 }
 
 /// What is stored and offered here, and stored by other bridges; and how many those are.
@@ -159,11 +171,11 @@ fn refresh(desk: &Desk, known: &mut Known) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What is to be looked for, once it is sure that it makes sense.
-async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) -> Result<What, Failure> {
+/// What is to be looked for, once it is sure that it makes sense; `None` if nothing can be, and that is no error.
+async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) -> Result<Option<What>, Failure> {
     let settled_ms = Clock::system().now_ms().saturating_sub(MARGIN_MS);
     let at = |ms| rfc3339(ms).unwrap_or_else(|| format!("{ms} ms"));
-    let since_ms = args.since.ok_or_else(|| Failure::Usage("expected --since or --resume".into()))?;
+    let mut since_ms = args.since.ok_or_else(|| Failure::Usage("expected --since or --resume".into()))?;
     let until_ms = args.until.unwrap_or(settled_ms);
     if until_ms > settled_ms {
         let message = format!("expected --until {} or earlier, but found {}", at(settled_ms), at(until_ms));
@@ -173,6 +185,9 @@ async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) ->
         return Err(Failure::Usage(format!("expected --since before {}, but found {}", at(until_ms), at(since_ms))));
     }
     match known.since_ms() {
+        None if args.or_later => return Ok(None),
+        Some(first) if args.or_later && first >= until_ms => return Ok(None),
+        Some(first) if args.or_later => since_ms = since_ms.max(first),
         None => {
             return Err(Failure::Failed("the journal tells of nothing, so nothing can be called missing".into()));
         }
@@ -186,7 +201,7 @@ async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) ->
         Some(_) => {}
     }
     let told = if args.category.is_empty() { enabled(api).await? } else { named(&args.category)? };
-    Ok(What {
+    Ok(Some(What {
         application: api.application().to_string(),
         since_ms,
         until_ms,
@@ -194,7 +209,7 @@ async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) ->
         told,
         lookback_ms: args.lookback.as_millis(),
         others,
-    })
+    }))
 }
 
 /// What Sendbird delivers, of what can be found. That a participant left is told by one of two categories, and the
@@ -262,17 +277,16 @@ fn describe(what: &What) -> String {
 }
 
 /// The sums, and whether it is well.
-fn conclude(state: &State, output: Output) -> Result<(), Failure> {
-    let counts = &state.counts;
+fn conclude(counts: &Counts, publish: bool, output: Output) -> Result<(), Failure> {
     print(&match output {
         Output::Json => format!("{}\n", serde_json::json!({ "summary": counts })),
-        Output::Table => sums(counts, state.what.publish),
+        Output::Table => sums(counts, publish),
     })?;
     if counts.unknown > 0 {
         return Err(Failure::Failed(format!("of {} events it is not known whether they are missing", counts.unknown)));
     }
     let missing: u64 = counts.missing.values().sum();
-    if missing > 0 && !state.what.publish {
+    if missing > 0 && !publish {
         return Err(Failure::Failed(format!("{missing} events are missing; publish them with --publish")));
     }
     Ok(())

@@ -1,12 +1,16 @@
 //! `serve`: the bridge, until a signal.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::reconcile::timer::Timer;
 use crate::app::App;
 use crate::config::Config;
+use crate::domain::clock::Clock;
 use crate::shutdown;
 
 /// Runs with a configuration that comes from `file`, where there is one, and from the environment.
@@ -21,6 +25,8 @@ pub(super) async fn run(config: Config, file: Option<&Path>) -> Result<(), Failu
     let scheme = |tls: bool| if tls { "https" } else { "http" };
     let (webhook_scheme, admin_scheme) = (scheme(config.server.tls.is_some()), scheme(config.admin.tls.is_some()));
     let journal = config.journal.dir.clone();
+    let reconcile = config.reconcile.clone();
+    let application = reconcile.as_ref().and_then(|it| it.application(&config.access.applications)).map(str::to_owned);
     let app = App::bind(config).await.map_err(Failure::other)?;
     let (webhook, admin) = app.addresses().map_err(Failure::other)?;
     tracing::info!(
@@ -36,8 +42,24 @@ pub(super) async fn run(config: Config, file: Option<&Path>) -> Result<(), Failu
     } else {
         tracing::info!(sinks = sinks.join(", "), "publishing");
     }
+    let timer = reconcile.zip(application).map(|(settings, application)| Timer {
+        settings,
+        application,
+        config: file.map(Path::to_owned),
+        dir: journal,
+        refusals: app.refusals(),
+        clock: Clock::system(),
+    });
     tokio::select! {
         stopped = app.run(stop) => stopped.map_err(Failure::other),
         () = signalled => Ok(()),
+        never = reconcile_after_gaps(timer) => match never {},
+    }
+}
+
+async fn reconcile_after_gaps(timer: Option<Timer<impl Fn() -> u64>>) -> Infallible {
+    match timer {
+        Some(timer) => timer.run().await,
+        None => pending().await,
     }
 }

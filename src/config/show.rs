@@ -8,7 +8,7 @@ use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
 use crate::journal;
-use crate::sendbird::normalize;
+use crate::sendbird::{normalize, reconcile};
 
 /// One line a value: `key = value  # source`.
 pub(super) fn show(config: &Config, source: impl Fn(&str) -> Option<String>) -> String {
@@ -54,6 +54,8 @@ struct File {
     journal: journal::Settings,
     dedup: journal::DedupSettings,
     envelope: normalize::Settings,
+    /// What a gap lost, asked for by the bridge itself; without it never.
+    reconcile: Option<reconcile::settings::Settings>,
     /// Any number of sinks, each under its name.
     sinks: std::collections::BTreeMap<String, Sink>,
     /// Spans by OTLP; without it there are none.

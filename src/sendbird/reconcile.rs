@@ -11,6 +11,7 @@
 
 pub mod known;
 mod made;
+pub mod settings;
 
 use std::borrow::Cow;
 

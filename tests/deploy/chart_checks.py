@@ -72,6 +72,7 @@ WRONG = [
         "config.access.header.value: expected value_file",
     ),
     (["--set", "terminationGracePeriodSeconds=29"], "terminationGracePeriodSeconds: expected at least 30"),
+    (["--set", "replicas=2,config.reconcile.every=10m"], "config.reconcile: expected replicas=1"),
     (["--set", "autoscaling.enabled=true,journal.volume=emptyDir"], "autoscaling.enabled: expected journal.volume=claim"),
     (["--set", "autoscaling.enabled=true,autoscaling.maxReplicas=1"], "autoscaling.maxReplicas: expected at least"),
     (["--set", "tls.server.clientCaKey=ca.crt"], "tls.server.clientCaKey: expected tls.server.secretName"),

@@ -2,6 +2,7 @@
 //! marked, also when it is interrupted, run twice, or the delivery comes after all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::read_to_string;
 
 use sendbird_bridge::domain::clock::{Clock, rfc3339};
 use sendbird_bridge::journal::{DedupSettings, Entry, Journal, Options, Settings};
@@ -9,10 +10,11 @@ use sendbird_bridge::sendbird::normalize::{self, Receipt, normalize};
 use sendbird_bridge::sendbird::{delivery, reconcile};
 use serde_json::{Value, json};
 
-use crate::support::bridge::{Bridge, Config};
+use crate::support::bridge::{Bridge, Config, TOKEN};
 use crate::support::eventually;
 use crate::support::platform::{API_TOKEN, APPLICATION, Fault, Platform};
 use crate::support::process::{Ended, Process, Stdout, program};
+use crate::support::shim::{ALWAYS, EIO, Shim};
 
 const HOUR: i64 = 3_600_000;
 
@@ -405,6 +407,53 @@ fn what_another_bridge_has_stored_is_not_missing() {
         assert_eq!(ended.code(), Some(64), "{}", ended.stderr());
         assert!(ended.stderr().contains("events of a bridge"), "{}", ended.stderr());
     }
+}
+
+#[test]
+fn a_bridge_that_is_to_reconciles_by_itself_after_a_gap_and_only_then() {
+    const MINUTE: i64 = 60_000;
+    let platform = platform();
+    let config = config()
+        .set("access.api_tokens", &format!("['{API_TOKEN}', '{TOKEN}']"))
+        .set("access.applications", &format!("['{APPLICATION}']"))
+        .set("reconcile.every", "'1s'")
+        .set("reconcile.api_url", &format!("'{}'", platform.url()));
+    let (shim, config) = Shim::under(config);
+    let until = config.dir().join("journal/reconciled-until");
+    let bridge = config.start();
+    eventually("it has seen that all is well", || until.exists());
+    let ended = bridge.stop();
+    assert!(!ended.stderr().contains("a gap"), "{}", ended.stderr());
+
+    // It was away for two hours.
+    shim.set_clock_ahead(2 * HOUR);
+    let now = Clock::system().now_ms();
+    platform.add_call(call("while away", now + HOUR));
+    let bridge = config.start();
+    let log = bridge.log();
+    let ends = || log.so_far().iter().filter(|line| line.contains("\"a gap is reconciled\"")).count();
+    shim.set_clock_ahead(2 * HOUR + 10 * MINUTE);
+    eventually("what it missed is published", || reconciled(&bridge).len() == 3 && ends() == 1);
+
+    // It is there, but its disk is not.
+    shim.fail_syncs(EIO, ALWAYS);
+    bridge.deliver(&call_body("dial", "refused", now + 2 * HOUR + 10 * MINUTE)).problem(503);
+    shim.heal();
+    eventually("it is ready again", || bridge.is_ready());
+    platform.add_call(call("refused", now + 2 * HOUR + 10 * MINUTE));
+    let mut ahead = 2 * HOUR + 10 * MINUTE;
+    eventually("what it refused is published", || {
+        ahead += MINUTE / 10;
+        shim.set_clock_ahead(ahead);
+        reconciled(&bridge).len() == 6 && ends() == 2
+    });
+
+    // Without a gap nobody is asked.
+    let (asked, well) = (platform.asked().len(), read_to_string(&until).unwrap());
+    eventually("it goes on looking", || read_to_string(&until).unwrap() > well);
+    assert_eq!((platform.asked().len(), ends()), (asked, 2));
+    assert!(told(&bridge).values().all(|events| *events == 1));
+    assert!(!bridge.stop().stderr().contains(API_TOKEN));
 }
 
 #[test]

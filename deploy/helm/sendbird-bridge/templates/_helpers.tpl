@@ -142,6 +142,9 @@ for the user's name. Argument: a list of a map and its path.
 {{- if lt $grace (int $least) -}}
 {{- fail (printf "terminationGracePeriodSeconds: expected at least %d (preStopSeconds, 20 s in which the bridge stops, 5 s to close the journal), but found %d" $least $grace) -}}
 {{- end -}}
+{{- if and $v.config.reconcile (or $v.autoscaling.enabled (gt (int $v.replicas) 1)) -}}
+{{- fail "config.reconcile: expected replicas=1 without autoscaling with it, because each of several bridges would publish what the others have stored, but found more" -}}
+{{- end -}}
 {{- if and $v.autoscaling.enabled (eq $v.journal.volume "emptyDir") -}}
 {{- fail "autoscaling.enabled: expected journal.volume=claim with it, but found emptyDir: what a removed replica has not yet published would be lost" -}}
 {{- end -}}
