@@ -27,6 +27,7 @@ use futures_util::future::BoxFuture;
 use rdkafka::ClientConfig;
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 pub use settings::{CreateTopics, Mechanism, Sasl, Settings};
 
@@ -140,14 +141,22 @@ impl super::Connection for Connection {
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
         let shared = Arc::clone(&self.shared);
         async move {
-            let until = Instant::now() + limit;
-            // Only a courtesy: what is unacknowledged after it has an unknown outcome, as after a crash.
-            let _best_effort = run(move || {
-                for producer in shared.producers() {
+            let (until, flushed) = (Instant::now() + limit, Arc::clone(&shared));
+            let flushing = run(move || {
+                for producer in flushed.producers() {
                     producer.flush(until.saturating_duration_since(Instant::now()));
                 }
-            })
-            .await;
+            });
+            // Only a courtesy: what is unacknowledged after it has an unknown outcome, as after a crash. The client counts
+            // its limit by the clock, and would wait on if that is set back.
+            let courtesy = async {
+                tokio::select! {
+                    biased;
+                    () = shared.setback.noticed_by_looking() => {}
+                    _best_effort = flushing => {}
+                }
+            };
+            let _too_long = timeout(limit, courtesy).await;
             drop(self);
         }
         .boxed()
