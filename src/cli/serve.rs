@@ -29,6 +29,16 @@ pub(super) async fn run(config: Config, file: Option<&Path>) -> Result<(), Failu
     let application = reconcile.as_ref().and_then(|it| it.application(&config.access.applications)).map(str::to_owned);
     let app = App::bind(config).await.map_err(Failure::other)?;
     let (webhook, admin) = app.addresses().map_err(Failure::other)?;
+    let clock = Clock::system();
+    let timer = reconcile.zip(application).map(|(settings, application)| Timer {
+        settings,
+        application,
+        config: file.map(Path::to_owned),
+        dir: journal.clone(),
+        refusals: app.refusals(),
+        begun_ms: clock.now_ms(),
+        clock,
+    });
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         webhook = format!("{webhook_scheme}://{webhook}{path}{secret}"),
@@ -42,14 +52,6 @@ pub(super) async fn run(config: Config, file: Option<&Path>) -> Result<(), Failu
     } else {
         tracing::info!(sinks = sinks.join(", "), "publishing");
     }
-    let timer = reconcile.zip(application).map(|(settings, application)| Timer {
-        settings,
-        application,
-        config: file.map(Path::to_owned),
-        dir: journal,
-        refusals: app.refusals(),
-        clock: Clock::system(),
-    });
     tokio::select! {
         stopped = app.run(stop) => stopped.map_err(Failure::other),
         () = signalled => Ok(()),

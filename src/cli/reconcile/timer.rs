@@ -35,6 +35,8 @@ pub(in crate::cli) struct Timer<R> {
     pub(in crate::cli) dir: PathBuf,
     /// How many deliveries were answered 503 so far.
     pub(in crate::cli) refusals: R,
+    /// When this bridge was about to listen, until when it may have been away, in Unix milliseconds.
+    pub(in crate::cli) begun_ms: i64,
     pub(in crate::cli) clock: Clock,
 }
 
@@ -54,9 +56,8 @@ struct Told {
 impl<R: Fn() -> u64> Timer<R> {
     /// Looks every now and then, for ever.
     pub(in crate::cli) async fn run(self) -> Infallible {
-        let begun_ms = self.clock.now_ms();
-        let mut gap = self.well_until().await.map(|from_ms| Gap { from_ms, to_ms: begun_ms });
-        let (mut refused, mut looked_ms) = (0, begun_ms);
+        let mut gap = self.well_until().await.map(|from_ms| Gap { from_ms, to_ms: self.begun_ms });
+        let (mut refused, mut looked_ms) = (0, self.begun_ms);
         loop {
             let now_ms = self.clock.now_ms();
             let refusals = (self.refusals)();
