@@ -6,14 +6,15 @@
 //! domain, journal <- sendbird <- access, sink <- pipeline <- http <- config <- contracts <- app <- cli <- main
 //! ```
 //!
-//! `metrics` is a leaf, and so is `traces`, both used from `pipeline` up. Read [`pipeline`] first: it is the whole story of an
-//! event. The modules below are in reading order, from the pure core outwards.
+//! `metrics` is a leaf, and so is `traces`, both used from `pipeline` up; `outbound` is one below `sink`, `traces` and `cli`.
+//! Read [`pipeline`] first: it is the whole story of an event. The modules below are in reading order, from the pure core outwards.
 
 pub mod domain;
 pub mod journal;
 pub mod sendbird;
 
 pub mod access;
+pub mod outbound;
 pub mod sink;
 
 pub mod pipeline;

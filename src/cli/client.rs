@@ -1,27 +1,16 @@
 //! The HTTP client of `send`, `demo`, `tail` and the commands that ask Sendbird.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::Uri;
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_rustls::ConfigBuilderExt;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::Failure;
 use crate::domain::secret::Secret;
-
-/// How long a connection may take to come about, without TLS.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
-/// Speaks HTTP/1.1, with TLS where the URL says so, and keeps connections alive as Sendbird does.
-pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+use crate::outbound::{self, HttpClient};
 
 /// Whom an https URL is believed by, and who the client says it is.
 #[derive(Debug, Default, clap::Args)]
@@ -78,13 +67,7 @@ fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Failure {
 }
 
 pub(super) fn new(tls: &TlsArgs) -> Result<HttpClient, Failure> {
-    let mut tcp = HttpConnector::new();
-    tcp.set_nodelay(true);
-    tcp.enforce_http(false);
-    tcp.set_connect_timeout(Some(CONNECT_WITHIN));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls.config()?).https_or_http().enable_http1().wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector))
+    Ok(outbound::client(tls.config()?))
 }
 
 /// An absolute http or https URL.

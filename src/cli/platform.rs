@@ -3,7 +3,6 @@
 //! Owns the transport of [`crate::sendbird::api`] and the arguments that all commands share which ask Sendbird. What is
 //! not given on the command line comes from the configuration, and it is said so. Never says a token.
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,11 +13,12 @@ use hyper::header::RETRY_AFTER;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Failure;
-use super::client::{self, HttpClient, TlsArgs};
+use super::client::{self, TlsArgs};
 use crate::config::{Faults, Loaded};
 use crate::domain::secret::Secret;
 use crate::domain::units::Span;
 use crate::http::webhook::Settings as Server;
+use crate::outbound::{HttpClient, causes};
 use crate::sendbird::api::{self, Answer, Api, ApplicationId, Lost, Request, Target, Transport};
 
 /// The largest answer that is read. A page of 100 rooms with all their participants has less.
@@ -184,18 +184,4 @@ impl Http {
         })?;
         Ok(Answer { status, retry_after, body: body.to_bytes().to_vec() })
     }
-}
-
-/// An error with what caused it, each said once.
-fn causes(error: &dyn Error) -> String {
-    let mut said: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if !said.iter().any(|known| known.contains(&text)) {
-            said.push(text);
-        }
-        next = error.source();
-    }
-    said.join(": ")
 }

@@ -21,12 +21,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::client::{self, HttpClient, TlsArgs};
+use super::client::{self, TlsArgs};
 use super::latency::Latencies;
 use super::record::Record;
 use super::{Failure, print};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Secret;
+use crate::outbound::HttpClient;
 use crate::sendbird::category::Category;
 use crate::sendbird::sample::{Sample, Sampler};
 use crate::sendbird::signature::sign;

@@ -11,9 +11,10 @@ use hyper::header::AUTHORIZATION;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::sleep;
 
-use super::client::{self, HttpClient, TlsArgs};
+use super::client::{self, TlsArgs};
 use super::{Failure, print};
 use crate::domain::secret::Secret;
+use crate::outbound::HttpClient;
 
 /// Pause before the feed is asked again after it ended.
 const BEFORE_AGAIN: Duration = Duration::from_secs(1);

@@ -20,8 +20,19 @@ const DEEPEST: usize = 8;
 
 /// The last parts of keys that hold secrets. From the environment they are taken as they are, never as
 /// numbers; each can also be given as `<key>_file`.
-const SECRETS: [&str; 9] =
-    ["api_tokens", "path_secret", "value", "token", "url", "password", "nkey_seed", "creds", "username"];
+const SECRETS: [&str; 11] = [
+    "api_tokens",
+    "path_secret",
+    "value",
+    "token",
+    "url",
+    "password",
+    "nkey_seed",
+    "creds",
+    "username",
+    "client_id",
+    "client_secret",
+];
 
 /// The last parts of keys that hold lists, which a variable may write with commas.
 const LISTS: [&str; 8] = [

@@ -15,11 +15,13 @@ mod contract;
 mod errors;
 mod properties;
 mod record;
+mod sasl;
 mod setback;
 mod settings;
+mod token;
 mod topics;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -29,7 +31,8 @@ use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-pub use settings::{CreateTopics, Mechanism, Sasl, Settings};
+pub use sasl::{Mechanism, Sasl};
+pub use settings::{CreateTopics, Settings};
 
 use super::settings::Faults;
 use super::{Failure, Fault, Published, Reason, Sink};
@@ -39,8 +42,14 @@ use crate::domain::template::Template;
 use client::Producer;
 use errors::{failure, of_the_whole_batch};
 use record::Record;
+use sasl::Source;
 use setback::Setback;
+use token::Tokens;
 use topics::Topics;
+
+/// How long brokers may refuse a token before the connection is given up: longer than what passes by itself, as where one
+/// token follows another too soon for them.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 
 /// A Kafka cluster.
 #[derive(Debug)]
@@ -48,6 +57,7 @@ pub struct Kafka {
     name: String,
     config: ClientConfig,
     topic: Template,
+    tokens: Option<Source>,
     create: Option<CreateTopics>,
     format: Format,
     clock: Clock,
@@ -59,13 +69,13 @@ impl Kafka {
     /// # Errors
     /// All faults of the settings.
     pub fn new(name: &str, settings: Settings, format: Format, clock: Clock) -> Result<Self, Faults> {
-        let topic = settings.parse()?;
+        let (topic, tokens) = settings.parse()?;
         // Before the first client: OpenSSL then does not tidy up at exit, while threads of clients may still be in it. Once
         // a bridge with clients in failing handshakes ended by a signal; this is the likely cause, not a proven one.
         openssl_sys::init();
         let config = properties::all(name, &settings);
         let create = settings.create_topics.as_option().cloned();
-        Ok(Self { name: name.to_owned(), config, topic, create, format, clock })
+        Ok(Self { name: name.to_owned(), config, topic, tokens, create, format, clock })
     }
 }
 
@@ -77,20 +87,33 @@ impl Sink for Kafka {
             // From before there is a client: its threads wait for times of the clock from the first moment on.
             let setback = Setback::watch(self.clock.clone());
             let connecting = async {
-                let producer = run(move || Producer::connect(&config)).await??;
+                let tokens = self.tokens().await?;
+                let given = tokens.clone();
+                let producer = run(move || Producer::connect(&config, given)).await??;
                 topics.look(&self.name, &producer, &self.topic).await?;
-                Ok::<_, Failure>(producer)
+                Ok::<_, Failure>((producer, tokens))
             };
-            let producer = tokio::select! {
-                producer = connecting => producer?,
+            let (producer, tokens) = tokio::select! {
+                connected = connecting => connected?,
                 () = setback.noticed_by_looking() => return Err(Failure::Fatal(set_back())),
             };
             let (topic, clock) = (self.topic.clone(), self.clock.clone());
-            let shared = Shared { producer, alone: OnceCell::new(), config: self.config.clone(), topics, setback };
+            let config = self.config.clone();
+            let (alone, refused_since) = (OnceCell::new(), Mutex::default());
+            let shared = Shared { producer, alone, config, tokens, refused_since, topics, setback };
             Ok(Box::new(Connection { shared: Arc::new(shared), topic, format: self.format, clock })
                 as Box<dyn super::Connection>)
         }
         .boxed()
+    }
+}
+
+impl Kafka {
+    /// Where this connection has its tokens from, if it needs any.
+    async fn tokens(&self) -> Result<Option<Arc<Tokens>>, Failure> {
+        let Some(source) = &self.tokens else { return Ok(None) };
+        let tokens = Tokens::open(&self.name, source, self.clock.clone()).await.map_err(Failure::Retry)?;
+        Ok(Some(Arc::new(tokens)))
     }
 }
 
@@ -111,6 +134,8 @@ struct Shared {
     /// Sends each record in a batch of its own; made when it is first needed.
     alone: OnceCell<Producer>,
     config: ClientConfig,
+    tokens: Option<Arc<Tokens>>,
+    refused_since: Mutex<Option<Instant>>,
     topics: Topics,
     setback: Setback,
 }
@@ -135,7 +160,15 @@ impl super::Connection for Connection {
         if self.shared.setback.is_noticed() {
             return Err(Failure::Fatal(set_back()));
         }
-        if self.shared.producer.reachable() { Ok(()) } else { Err(Failure::Retry(self.shared.producer.unreachable())) }
+        if let Some(lack) = self.shared.tokens.as_ref().and_then(|tokens| tokens.lack()) {
+            return Err(Failure::retry(Reason::NotAuthorized, lack));
+        }
+        if self.shared.producer.reachable() {
+            self.shared.refused_since.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return Ok(());
+        }
+        let fault = self.shared.producer.unreachable();
+        if self.shared.is_refused(&fault) { Err(Failure::Fatal(fault)) } else { Err(Failure::Retry(fault)) }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
@@ -180,6 +213,17 @@ impl Shared {
         std::iter::once(&self.producer).chain(self.alone.get())
     }
 
+    /// Whether the brokers have refused a token for so long that another connection, with another token, is better. The
+    /// client would show this one until it is old.
+    fn is_refused(&self, fault: &Fault) -> bool {
+        let mut since = self.refused_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.tokens.is_none() || fault.reason != Reason::NotAuthorized {
+            *since = None;
+            return false;
+        }
+        since.get_or_insert_with(Instant::now).elapsed() >= REFUSED_FOR
+    }
+
     async fn publish(&self, record: &Record) -> Result<Published, Failure> {
         self.topics.ensure(&self.producer, &record.topic).await?;
         let error = match self.producer.send(record).await {
@@ -198,8 +242,8 @@ impl Shared {
     async fn alone(&self) -> Result<&Producer, Failure> {
         self.alone
             .get_or_try_init(|| async {
-                let config = properties::alone(&self.config);
-                run(move || Producer::new(&config)).await?
+                let (config, tokens) = (properties::alone(&self.config), self.tokens.clone());
+                run(move || Producer::new(&config, tokens)).await?
             })
             .await
     }

@@ -2,31 +2,25 @@
 //!
 //! Leaves to others: how long it may take, and what is done about a failure (`export`).
 
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use warp::http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use warp::http::{HeaderName, HeaderValue, Request, Response, Uri};
 
 use super::Settings;
+use crate::outbound::{self, HttpClient, causes};
 
 /// How much of an answer is read.
 const ANSWER: usize = 64 * 1024;
 
 /// Where spans are sent.
 pub(super) struct Collector {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpClient,
     url: Uri,
     header: Option<(HeaderName, HeaderValue)>,
 }
@@ -48,13 +42,7 @@ impl Collector {
         let url = settings.url().map_err(|fault| ("endpoint", fault))?;
         let header = settings.header()?;
         let tls = tls(settings).map_err(|fault| ("ca_file", fault))?;
-        let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { client, url, header })
+        Ok(Self { client: outbound::client(tls), url, header })
     }
 
     /// Sends once; how many spans the collector has refused.
@@ -66,7 +54,7 @@ impl Collector {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(body)).map_err(|error| Failure::Refused(error.to_string()))?;
-        let failed = |error: &dyn std::error::Error| Failure::Retry(chain(error), Duration::ZERO);
+        let failed = |error: &dyn std::error::Error| Failure::Retry(causes(error), Duration::ZERO);
         let response = self.client.request(request).await.map_err(|error| failed(&error))?;
         let (status, wait) = (response.status(), wait(&response));
         let body = Limited::new(response.into_body(), ANSWER).collect().await;
@@ -80,34 +68,12 @@ impl Collector {
     }
 }
 
-/// Whom a collector is believed by. The process has one TLS provider, and this is it.
+/// Whom a collector is believed by.
 ///
 /// # Errors
 /// No authority can be had.
 pub(super) fn tls(settings: &Settings) -> Result<ClientConfig, String> {
-    let builder = ClientConfig::builder();
-    let roots = match &settings.ca_file {
-        Some(file) => authorities(file)?,
-        None if settings.endpoint.starts_with("https:") => {
-            let builder = builder.with_native_roots().map_err(|error| {
-                format!("expected a file because the platform has no authorities, but found none: {error}")
-            })?;
-            return Ok(builder.with_no_client_auth());
-        }
-        None => RootCertStore::empty(),
-    };
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
-}
-
-fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let pem = std::fs::read(file)
-        .map_err(|error| format!("expected a readable file, but found {}: {error}", file.display()))?;
-    let mut roots = RootCertStore::empty();
-    let unusable = || format!("expected certificates (PEM), but found none that can be used in {}", file.display());
-    for authority in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(authority.map_err(|_no_pem| unusable())?).map_err(|_no_certificate| unusable())?;
-    }
-    if roots.is_empty() { Err(unusable()) } else { Ok(roots) }
+    outbound::believing(settings.ca_file.as_deref(), settings.endpoint.starts_with("https:"))
 }
 
 /// How many spans a collector says that it has refused, in an answer that is otherwise a yes.
@@ -120,15 +86,4 @@ fn refused(answer: &[u8]) -> u64 {
 fn wait<B>(response: &Response<B>) -> Duration {
     let seconds = response.headers().get(RETRY_AFTER).and_then(|seconds| seconds.to_str().ok()?.parse().ok());
     seconds.map_or(Duration::ZERO, Duration::from_secs)
-}
-
-/// An error with what is behind it, which is where a client of HTTP says what happened.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text += &format!(": {error}");
-        next = error.source();
-    }
-    text
 }

@@ -107,6 +107,15 @@ quietly() {
     return "$status"
 }
 
+# npm_ci NODE DIR: installs what the lock file in DIR names, with the npm that came with this Node, or that of the machine.
+# Scripts of packages are not run: all that is wanted here is plain JavaScript.
+npm_ci() {
+    local npm=(npm) own
+    own="$(dirname "$1")/../lib/node_modules/npm/bin/npm-cli.js"
+    [[ ! -f $own ]] || npm=("$1" "$own")
+    (cd "$2" && PATH="$(dirname "$1"):$PATH" quietly "npm ci" "${npm[@]}" ci --ignore-scripts --no-audit --no-fund)
+}
+
 # apt_install PACKAGE...: installs what apt has to give, as root or through sudo that asks nothing.
 apt_install() {
     local root=()

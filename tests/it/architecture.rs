@@ -4,15 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and those that it may use.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("metrics", &[]),
+    ("outbound", &[]),
     ("shutdown", &[]),
-    ("traces", &["domain"]),
+    ("traces", &["domain", "outbound"]),
     ("journal", &["domain"]),
     ("sendbird", &["domain"]),
     ("access", &["domain", "sendbird"]),
-    ("sink", &["domain"]),
+    ("sink", &["domain", "outbound"]),
     ("pipeline", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces"]),
     ("http", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline"]),
     ("config", &["domain", "journal", "sendbird", "access", "sink", "metrics", "traces", "pipeline", "http"]),
@@ -46,6 +47,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "journal",
             "sendbird",
             "access",
+            "outbound",
             "sink",
             "metrics",
             "pipeline",

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use nkeys::KeyPair;
 use sendbird_bridge::domain::clock::Clock;
 use serde_json::{Value, json};
@@ -26,14 +27,14 @@ const FAULTS: [(&str, Fault, &str, &str); 4] = [
     ("certificate", Fault::Certificate, "not_authorized", "does not take the client's certificate"),
 ];
 
-fn last_failure(bridge: &Bridge, name: &str) -> String {
+pub(crate) fn last_failure(bridge: &Bridge, name: &str) -> String {
     let status = bridge.status();
     let sinks = status["sinks"].as_array().unwrap();
     let sink = sinks.iter().find(|sink| sink["name"] == name).unwrap_or_else(|| panic!("no {name} in {status}"));
     sink["last_failure"].as_str().unwrap_or_default().to_owned()
 }
 
-fn is_connected(bridge: &Bridge, name: &str) -> bool {
+pub(crate) fn is_connected(bridge: &Bridge, name: &str) -> bool {
     bridge.metric("sendbird_bridge_sink_connected", &[("sink", name)]) > 0.0
 }
 
@@ -215,16 +216,7 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: Value) -> String {
         "sub": subject.public_key(), "nats": claims,
     });
     let head = json!({ "typ": "JWT", "alg": "ed25519-nkey" });
-    let signed = [head, body].map(|part| base64url(part.to_string().as_bytes())).join(".");
-    let signature = base64url(&issuer.sign(signed.as_bytes()).unwrap());
+    let signed = [head, body].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part.to_string())).join(".");
+    let signature = BASE64_URL_SAFE_NO_PAD.encode(issuer.sign(signed.as_bytes()).unwrap());
     format!("{signed}.{signature}")
-}
-
-fn base64url(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let chunks = bytes.chunks(3).flat_map(|chunk| {
-        let word = (0..3).fold(0_u32, |word, at| word << 8 | u32::from(*chunk.get(at).unwrap_or(&0)));
-        (0..=chunk.len()).map(move |at| char::from(DIGITS[(word >> (18 - 6 * at) & 63) as usize]))
-    });
-    chunks.collect()
 }

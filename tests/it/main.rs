@@ -52,6 +52,8 @@ mod shutdown;
 mod sinks;
 mod steps;
 mod tls;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod tokens;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod topology;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]

@@ -91,6 +91,8 @@ fn as_text(attribute: &Value) -> Value {
 fn server(server: &Server) -> Value {
     let security = server.security.iter().map(|kind| match *kind {
         "apiKey" => json!({ "type": kind, "in": "password" }),
+        // Where a consumer has its tokens from is the issuer's affair, not this bridge's.
+        "oauth2" => json!({ "type": kind, "flows": {} }),
         kind => json!({ "type": kind }),
     });
     let mut value = json!({ "host": server.host, "protocol": server.protocol });

@@ -1,10 +1,11 @@
 //! The client library's producer, with its callbacks, its waits and its end.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rdkafka::client::Client;
+use rdkafka::client::{Client, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::future_producer::FutureProducerContext;
@@ -14,7 +15,8 @@ use rdkafka::{ClientConfig, ClientContext};
 
 use super::errors::{connecting, creating, locked_out};
 use super::record::Record;
-use crate::sink::{Failure, Fault};
+use super::token::Tokens;
+use crate::sink::{Failure, Fault, Reason};
 
 /// For a first answer of the cluster.
 const CONNECT: Duration = Duration::from_secs(8);
@@ -34,9 +36,28 @@ pub(super) struct Seen {
 
 /// The client's callbacks.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Events(Arc<Seen>);
+pub(super) struct Events {
+    seen: Arc<Seen>,
+    tokens: Option<Arc<Tokens>>,
+}
 
 impl ClientContext for Events {
+    /// Only a client of OAUTHBEARER asks.
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn generate_oauth_token(&self, _config: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        let tokens = self.tokens.as_ref().ok_or("expected a source of tokens, but found none")?;
+        let token = tokens.current()?;
+        // What the brokers said of the one before is no longer of interest.
+        *self.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(OAuthToken {
+            token: token.text.expose().to_owned(),
+            // Whose it is the brokers read in the token itself.
+            principal_name: env!("CARGO_PKG_NAME").to_owned(),
+            lifetime_ms: token.until_ms,
+        })
+    }
+
     /// Debug for all levels: what matters comes back as an error, and a cluster that is down would be
     /// reported at error level for every attempt of every broker.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -45,16 +66,16 @@ impl ClientContext for Events {
 
     fn stats(&self, statistics: Statistics) {
         if statistics.brokers.values().any(|broker| broker.state == "UP") {
-            self.0.reachable.store(true, Ordering::Relaxed);
+            self.seen.reachable.store(true, Ordering::Relaxed);
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         if code == RDKafkaErrorCode::AllBrokersDown {
-            self.0.reachable.store(false, Ordering::Relaxed);
+            self.seen.reachable.store(false, Ordering::Relaxed);
         } else {
-            *self.0.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
+            *self.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
         }
         tracing::debug!(target: "librdkafka", ?code, "{reason}");
     }
@@ -62,16 +83,20 @@ impl ClientContext for Events {
 
 impl Producer {
     /// A producer, not yet connected. Reads certificates and starts threads.
-    pub(super) fn new(config: &ClientConfig) -> Result<Self, Failure> {
-        let events = Events::default();
-        let seen = Arc::clone(&events.0);
+    pub(super) fn new(config: &ClientConfig, tokens: Option<Arc<Tokens>>) -> Result<Self, Failure> {
+        let events = Events { seen: Arc::default(), tokens };
+        let seen = Arc::clone(&events.seen);
         let inner = config.create_with_context(events).map_err(|error| creating(&error))?;
         Ok(Self { inner: Some(inner), seen })
     }
 
     /// A producer whose cluster has answered. Blocks for seconds.
-    pub(super) fn connect(config: &ClientConfig) -> Result<Self, Failure> {
-        let producer = Self::new(config)?;
+    pub(super) fn connect(config: &ClientConfig, tokens: Option<Arc<Tokens>>) -> Result<Self, Failure> {
+        // The client would say so only after its time.
+        if let Some(Err(none)) = tokens.as_ref().map(|tokens| tokens.current()) {
+            return Err(Failure::retry(Reason::NotAuthorized, none));
+        }
+        let producer = Self::new(config, tokens)?;
         let answered = producer.client().is_some_and(|client| client.fetch_cluster_id(CONNECT).is_some());
         if !answered {
             let last = producer.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();

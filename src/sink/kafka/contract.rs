@@ -18,6 +18,7 @@ impl Settings {
             Mechanism::Plain => "plain",
             Mechanism::ScramSha256 => "scramSha256",
             Mechanism::ScramSha512 => "scramSha512",
+            Mechanism::OauthBearer => "oauth2",
         });
         let certificate = tls.and_then(|tls| tls.cert_file.as_ref()).map(|_| "X509");
         let server = |broker: &String| Server {

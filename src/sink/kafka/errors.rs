@@ -33,10 +33,7 @@ pub(super) fn of_the_whole_batch(error: &KafkaError) -> bool {
 /// What a cluster that did not answer means, given the client's last error.
 pub(super) fn connecting(last: Option<(Code, String)>, limit: Duration) -> Failure {
     match last {
-        Some((code, text)) => match tls::explained(&text) {
-            Some(fault) => Failure::Retry(fault),
-            None => Failure::retry(sorted(code).fault().reason, text),
-        },
+        Some((code, text)) => Failure::Retry(said(code, &text)),
         None => Failure::retry(Reason::Timeout, format!("no answer of the cluster within {limit:?}")),
     }
 }
@@ -44,8 +41,16 @@ pub(super) fn connecting(last: Option<(Code, String)>, limit: Duration) -> Failu
 /// What the last error says about certificates and passwords, if it is about them; the client tries on by itself.
 pub(super) fn locked_out(last: Option<&(Code, String)>) -> Option<Fault> {
     let (code, text) = last?;
-    let fault = tls::explained(text).unwrap_or_else(|| Fault { detail: text.clone(), ..sorted(*code).fault().clone() });
+    let fault = said(*code, text);
     (*code == Code::SSL || fault.reason == Reason::NotAuthorized).then_some(fault)
+}
+
+fn said(code: Code, text: &str) -> Fault {
+    // Why there is no token is already in words for people.
+    if let Some(none) = text.strip_prefix("Failed to acquire SASL OAUTHBEARER token: ") {
+        return Fault { reason: Reason::NotAuthorized, detail: none.to_owned() };
+    }
+    tls::explained(text).unwrap_or_else(|| Fault { reason: sorted(code).fault().reason, detail: text.to_owned() })
 }
 
 /// What a client that can't be made means. Never echoes a property's value.
@@ -176,6 +181,11 @@ mod tests {
         let limit = Duration::from_secs(1);
         let denied = connecting(Some((Code::Authentication, "bad password".into())), limit);
         assert_eq!(denied, Failure::retry(Reason::NotAuthorized, "bad password"));
+        let none = connecting(
+            Some((Code::Authentication, "Failed to acquire SASL OAUTHBEARER token: certificate verify failed".into())),
+            limit,
+        );
+        assert_eq!(none, Failure::retry(Reason::NotAuthorized, "certificate verify failed"), "not the broker's");
         assert_eq!(connecting(None, limit).fault().reason, Reason::Timeout);
     }
 }

@@ -83,8 +83,9 @@ fn secure(config: &mut ClientConfig, settings: &Settings) {
     }
     if let Some(sasl) = &settings.sasl {
         config.set("sasl.mechanism", sasl.mechanism.as_str());
-        config.set("sasl.username", &sasl.username);
-        config.set("sasl.password", sasl.password.expose());
+        if let (Some(username), Some(password)) = (&sasl.username, &sasl.password) {
+            config.set("sasl.username", username).set("sasl.password", password.expose());
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::properties::refusal;
-use crate::domain::secret::Secret;
+use super::sasl::{Mechanism, Sasl, Source};
 use crate::domain::template::{Place, Template};
 use crate::sink::settings::{Create, Faults, Tls, fault, template};
 
@@ -51,44 +51,6 @@ impl Default for Settings {
     }
 }
 
-/// Who the bridge is to the brokers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sasl {
-    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; default `SCRAM-SHA-512`.
-    pub mechanism: Mechanism,
-    /// The user's name; required.
-    pub username: String,
-    /// The user's password; required.
-    pub password: Secret,
-}
-
-/// A SASL mechanism.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-pub enum Mechanism {
-    /// The password itself; only with `tls`.
-    #[serde(rename = "PLAIN")]
-    Plain,
-    /// A proof of the password, with SHA-256.
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    /// A proof of the password, with SHA-512.
-    #[default]
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
-}
-
-impl Mechanism {
-    /// As the client calls it.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "PLAIN",
-            Self::ScramSha256 => "SCRAM-SHA-256",
-            Self::ScramSha512 => "SCRAM-SHA-512",
-        }
-    }
-}
-
 /// How to create a missing topic. Everything else is as the brokers have it by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -107,7 +69,8 @@ impl Settings {
         self.parse().err().unwrap_or_default()
     }
 
-    pub(super) fn parse(&self) -> Result<Template, Faults> {
+    /// The parts that need parsing: the topic, and where tokens come from.
+    pub(super) fn parse(&self) -> Result<(Template, Option<Source>), Faults> {
         let mut faults = Faults::new();
         if self.brokers.is_empty() {
             faults.push(fault("brokers", "expected at least one host:port, but found none"));
@@ -122,14 +85,21 @@ impl Settings {
         let topic = topic.map_err(|fault| faults.push(fault)).ok();
         faults.extend(self.client.iter().filter_map(|(key, value)| property(key, value)));
         faults.extend(self.tls.iter().flat_map(Tls::check));
-        if let Some(sasl) = &self.sasl {
-            for (key, empty) in
-                [("username", sasl.username.is_empty()), ("password", sasl.password.expose().is_empty())]
-            {
-                if empty {
-                    faults.push(fault(format!("sasl.{key}"), format!("expected a {key}, but found none")));
-                }
+        let tokens = match self.sasl.as_ref().map(Sasl::parse) {
+            None => None,
+            Some(Ok(tokens)) => tokens,
+            Some(Err(found)) => {
+                faults.extend(found);
+                None
             }
+        };
+        let has_tokens = self.sasl.as_ref().is_some_and(|sasl| sasl.mechanism == Mechanism::OauthBearer);
+        if has_tokens && self.create_topics.as_option().is_some() {
+            // The client library makes them over a connection that its callback for tokens does not reach
+            // (fede1024/rust-rdkafka#757).
+            let message = "expected false because sasl.mechanism is \"OAUTHBEARER\", with which the client can create none, \
+                           but found something else";
+            faults.push(fault("create_topics", message));
         }
         if let Some(create) = self.create_topics.as_option() {
             let zeros = [
@@ -141,7 +111,7 @@ impl Settings {
             }
         }
         match topic {
-            Some(topic) if faults.is_empty() => Ok(topic),
+            Some(topic) if faults.is_empty() => Ok((topic, tokens)),
             _ => Err(faults),
         }
     }

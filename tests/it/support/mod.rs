@@ -10,6 +10,8 @@ pub(crate) mod collector;
 pub(crate) mod flood;
 pub(crate) mod growth;
 pub(crate) mod http;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod issuer;
 pub(crate) mod load;
 pub(crate) mod loud;
 pub(crate) mod metrics;

@@ -96,14 +96,14 @@ is null. Works on the map in place. Argument: a map.
 
 {{/*
 Refuses secrets that are written down: they would lie in a ConfigMap. The names are those of src/config/layers.rs, but
-for the user's name. Argument: a list of a map and its path.
+for the names of users and clients. Argument: a list of a map and its path.
 */}}
 {{- define "bridge.refuseSecrets" -}}
 {{- $path := index . 1 -}}
 {{- range $key, $value := index . 0 -}}
 {{- if kindIs "map" $value -}}
 {{- include "bridge.refuseSecrets" (list $value (printf "%s.%s" $path $key)) -}}
-{{- else if and (has $key (list "api_tokens" "path_secret" "value" "token" "url" "password" "nkey_seed" "creds")) $value -}}
+{{- else if and (has $key (list "api_tokens" "path_secret" "value" "token" "url" "password" "nkey_seed" "creds" "client_secret")) $value -}}
 {{- fail (printf "%s.%s: expected %s_file, the path of a file from a Secret (%s/KEY), but found the secret itself, which would lie in a ConfigMap" $path $key $key (include "bridge.secretDir" $)) -}}
 {{- end -}}
 {{- end -}}

@@ -6,11 +6,15 @@ use std::path::Path;
 use super::{Kind, Own, Place, block_on};
 use crate::support::bridge::{Bridge, Config};
 use crate::support::certificates::{Authority, Files};
+use crate::support::issuer::{AUDIENCE, Issuer, NAME};
 
 /// What opens each of them.
 pub(crate) const PASSWORD: &str = "canary-right";
 /// What opens none.
 pub(crate) const WRONG: &str = "canary-wrong";
+
+/// Where a broker has the keys of its issuer.
+const KEYS: &str = "kafka.jwks";
 
 /// What is wrong with a sink's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +47,17 @@ impl Locked {
 
     /// One that is known by this name.
     pub(crate) fn start_as(kind: Kind, host: &'static str) -> Self {
-        let broker = Own::to_be_locked(kind);
+        Self::lock(Own::to_be_locked(kind), kind, host)
+    }
+
+    /// A Kafka that also lets in who shows a token of this issuer, and wants a new one every two seconds.
+    pub(crate) fn start_believing(issuer: &Issuer) -> Self {
+        let broker = Own::to_be_locked(Kind::Kafka);
+        std::fs::copy(issuer.keys(), broker.dir().join(KEYS)).unwrap();
+        Self::lock(broker, Kind::Kafka, "127.0.0.1")
+    }
+
+    fn lock(broker: Own, kind: Kind, host: &'static str) -> Self {
         let authority = Authority::new(&broker.dir().join("certificates"));
         let other = Authority::new(&broker.dir().join("other"));
         let (server, client) = (authority.issue_for(&["127.0.0.1", host]), authority.issue("bridge"));
@@ -80,7 +94,7 @@ impl Locked {
 
     fn kafka(&self, server: &Files) -> String {
         let pem = |file| read_to_string(file).unwrap().trim().replace("\r\n", "\n").replace('\n', "\\n");
-        let security = "org.apache.kafka.common.security";
+        let (security, tokens) = ("org.apache.kafka.common.security", self.tokens());
         let scram = ["256", "512"].map(|bits| {
             format!(
                 "listener.name.sasl_ssl.scram-sha-{bits}.sasl.jaas.config={security}.scram.ScramLoginModule required;\n"
@@ -89,13 +103,33 @@ impl Locked {
         format!(
             "ssl.keystore.type=PEM\nssl.truststore.type=PEM\nssl.keystore.certificate.chain={}\n\
              ssl.keystore.key={}\nssl.truststore.certificates={}\nlistener.name.ssl.ssl.client.auth=required\n\
-             listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n{}\
+             listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512{}\n{}\
              listener.name.sasl_ssl.plain.sasl.jaas.config={security}.plain.PlainLoginModule required \
-             user_bridge=\"{PASSWORD}\";\n",
+             user_bridge=\"{PASSWORD}\";\n{tokens}",
             pem(&server.cert_file),
             pem(&server.key_file),
             pem(&self.authority.ca_file),
+            if tokens.is_empty() { "" } else { ",OAUTHBEARER" },
             scram.concat(),
+        )
+    }
+
+    /// How Kafka takes the tokens of its issuer, if it has one.
+    fn tokens(&self) -> String {
+        let keys = self.broker.dir().join(KEYS);
+        if !keys.exists() {
+            return String::new();
+        }
+        let (ours, oauth) =
+            ("listener.name.sasl_ssl.oauthbearer", "org.apache.kafka.common.security.oauthbearer.OAuthBearer");
+        format!(
+            "{ours}.sasl.jaas.config={oauth}LoginModule required;\n\
+             {ours}.sasl.server.callback.handler.class={oauth}ValidatorCallbackHandler\n\
+             {ours}.sasl.oauthbearer.jwks.endpoint.url=file://{}\n\
+             {ours}.sasl.oauthbearer.expected.audience={AUDIENCE}\n\
+             {ours}.sasl.oauthbearer.expected.issuer={NAME}\n\
+             {ours}.connections.max.reauth.ms=2000\n",
+            keys.display()
         )
     }
 

@@ -1,0 +1,81 @@
+//! HTTP to others: the client of whatever here asks somebody by itself, a token endpoint, a collector of spans, the
+//! commands.
+//!
+//! Owns: HTTP/1.1 with the one TLS provider of the process, and whose certificates are believed. Leaves to others: what
+//! is asked, how long an answer may take, and what a failure means.
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// How long a connection may take to come about, without TLS.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Speaks HTTP/1.1, with TLS where the URL says so, and keeps connections alive.
+pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// A client; nothing is connected yet.
+pub fn client(tls: ClientConfig) -> HttpClient {
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(CONNECT_WITHIN));
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+    Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector)
+}
+
+/// Believes the authorities in a PEM file, or without one those of the platform; these are looked for only if `https` is
+/// to be spoken at all. Shows no certificate.
+///
+/// # Errors
+/// No authority can be had.
+pub fn believing(ca_file: Option<&Path>, https: bool) -> Result<ClientConfig, String> {
+    let builder = ClientConfig::builder();
+    let roots = match ca_file {
+        Some(file) => authorities(file)?,
+        None if https => {
+            let builder = builder.with_native_roots().map_err(|error| {
+                format!("expected a file because the platform has no authorities, but found none: {error}")
+            })?;
+            return Ok(builder.with_no_client_auth());
+        }
+        None => RootCertStore::empty(),
+    };
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn authorities(file: &Path) -> Result<RootCertStore, String> {
+    let pem = std::fs::read(file)
+        .map_err(|error| format!("expected a readable file, but found {}: {error}", file.display()))?;
+    let mut roots = RootCertStore::empty();
+    let unusable = || format!("expected certificates (PEM), but found none that can be used in {}", file.display());
+    for authority in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(authority.map_err(|_no_pem| unusable())?).map_err(|_no_certificate| unusable())?;
+    }
+    if roots.is_empty() { Err(unusable()) } else { Ok(roots) }
+}
+
+/// An error with what caused it, which is where a client of HTTP says what happened; each said once.
+pub fn causes(error: &dyn Error) -> String {
+    let mut said: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !said.iter().any(|known| known.contains(&text)) {
+            said.push(text);
+        }
+        next = error.source();
+    }
+    said.join(": ")
+}
