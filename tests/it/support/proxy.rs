@@ -198,6 +198,10 @@ impl State {
                     }
                     std::thread::sleep(LOOK_EVERY);
                 }
+                // What was held when it was cut is lost, also if no more is to be held by now.
+                if self.is_cut(number) {
+                    return;
+                }
             }
             if rate > 0 {
                 std::thread::sleep(Duration::from_secs_f64(count as f64 / rate as f64));
