@@ -2,7 +2,8 @@
 //! marked, also when it is interrupted, run twice, or the delivery comes after all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::read_to_string;
+use std::fs::{read_to_string, write};
+use std::time::{Duration, Instant};
 
 use sendbird_bridge::domain::clock::{Clock, rfc3339};
 use sendbird_bridge::journal::{DedupSettings, Entry, Journal, Options, Settings};
@@ -454,6 +455,38 @@ fn a_bridge_that_is_to_reconciles_by_itself_after_a_gap_and_only_then() {
     assert_eq!((platform.asked().len(), ends()), (asked, 2));
     assert!(told(&bridge).values().all(|events| *events == 1));
     assert!(!bridge.stop().stderr().contains(API_TOKEN));
+}
+
+#[test]
+fn a_gap_that_cannot_be_reconciled_is_tried_again_after_longer_and_longer() {
+    let platform = platform();
+    let config = config();
+    let file = config.dir().join("tokens");
+    write(&file, "another-token\n").unwrap();
+    let config = config
+        .unset("access.api_tokens")
+        .set("access.api_tokens_file", &format!("'{}'", file.display()))
+        .set("access.applications", &format!("['{APPLICATION}']"))
+        .set("reconcile.every", "'1s'")
+        .set("reconcile.api_url", &format!("'{}'", platform.url()));
+    let (shim, config) = Shim::under(config);
+    let until = config.dir().join("journal/reconciled-until");
+    let bridge = config.start();
+    eventually("it has seen that all is well", || until.exists());
+    bridge.stop();
+
+    shim.set_clock_ahead(2 * HOUR);
+    let bridge = config.start();
+    shim.set_clock_ahead(3 * HOUR);
+    let log = bridge.log();
+    let said = |what: &str| log.so_far().iter().filter(|line| line.contains(what)).count();
+    eventually("it is refused", || said("a gap cannot be reconciled") == 1);
+    let begun = Instant::now();
+    eventually("it tries again", || said("a gap cannot be reconciled") >= 4);
+    // At least 1, 2 and 4 s between them.
+    assert!(begun.elapsed() > Duration::from_millis(6_500), "{:?}", begun.elapsed());
+    write(&file, format!("{API_TOKEN}\n")).unwrap();
+    eventually("it is reconciled once it can be", || said("\"a gap is reconciled\"") == 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::fs;
@@ -15,6 +16,7 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use super::state::Counts;
+use crate::domain::backoff::Backoff;
 use crate::domain::clock::{Clock, rfc3339};
 use crate::sendbird::reconcile::known::MARGIN_MS;
 use crate::sendbird::reconcile::settings::Settings;
@@ -24,6 +26,9 @@ const FILE: &str = "reconciled-until";
 
 /// So long before a gap something may have happened whose delivery fell into it; Sendbird's tries take seconds.
 const BEFORE_MS: i64 = 60_000;
+
+/// Pauses after a gap could not be reconciled, if they are longer than those between two looks.
+const BACKOFF: Backoff = Backoff { first: Duration::from_secs(2), longest: Duration::from_secs(900) };
 
 /// What makes a bridge reconcile.
 pub(in crate::cli) struct Timer<R> {
@@ -58,6 +63,7 @@ impl<R: Fn() -> u64> Timer<R> {
     pub(in crate::cli) async fn run(self) -> Infallible {
         let mut gap = self.well_until().await.map(|from_ms| Gap { from_ms, to_ms: self.begun_ms });
         let (mut refused, mut looked_ms) = (0, self.begun_ms);
+        let mut failed = 0;
         loop {
             let now_ms = self.clock.now_ms();
             let refusals = (self.refusals)();
@@ -70,7 +76,11 @@ impl<R: Fn() -> u64> Timer<R> {
                 Some(found) if now_ms.saturating_sub(found.to_ms) > MARGIN_MS => {
                     if self.reconcile(found).await {
                         self.is_well(found.to_ms).await;
-                        gap = None;
+                        (gap, failed) = (None, 0);
+                    } else {
+                        let pause = BACKOFF.pause(failed, fastrand::f64());
+                        sleep(pause.saturating_sub(self.settings.every.0)).await;
+                        failed = failed.saturating_add(1);
                     }
                 }
                 Some(_) => {}
