@@ -1,8 +1,8 @@
 //! The accept loop: warp's filters on hyper, with the limits that `warp::serve` has not.
 //!
-//! A connection costs a permit, and without one it is answered 503 and closed at once. Stopping takes what the system
-//! has accepted for us, closes the socket, lets every request that has begun be answered and gives up after a limit.
-//! What happens inside a connection is in [`connection`].
+//! A connection costs a permit, and without one it is answered 503 and closed at once. Stopping refuses who comes, takes
+//! what the system has accepted for us, closes the socket, lets every request that has begun be answered and gives up
+//! after a limit. What happens inside a connection is in [`connection`].
 
 use std::convert::Infallible;
 use std::io;

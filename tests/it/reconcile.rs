@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{read_to_string, write};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sendbird_bridge::domain::clock::{Clock, rfc3339};
@@ -410,21 +411,31 @@ fn what_another_bridge_has_stored_is_not_missing() {
     }
 }
 
+/// Has the bridge look for gaps every second; it was there once, and all was well.
+fn looking_for_gaps(config: Config, platform: &Platform) -> Config {
+    let config = config
+        .set("access.applications", &format!("['{APPLICATION}']"))
+        .set("reconcile.every", "'1s'")
+        .set("reconcile.api_url", &format!("'{}'", platform.url()));
+    let bridge = config.start();
+    eventually("it has seen that all is well", || until(&config).exists());
+    let ended = bridge.stop();
+    assert!(!ended.stderr().contains("a gap"), "{}", ended.stderr());
+    config
+}
+
+/// Where a bridge notes until when there was no gap.
+fn until(config: &Config) -> PathBuf {
+    config.dir().join("journal/reconciled-until")
+}
+
 #[test]
 fn a_bridge_that_is_to_reconciles_by_itself_after_a_gap_and_only_then() {
     const MINUTE: i64 = 60_000;
     let platform = platform();
-    let config = config()
-        .set("access.api_tokens", &format!("['{API_TOKEN}', '{TOKEN}']"))
-        .set("access.applications", &format!("['{APPLICATION}']"))
-        .set("reconcile.every", "'1s'")
-        .set("reconcile.api_url", &format!("'{}'", platform.url()));
-    let (shim, config) = Shim::under(config);
-    let until = config.dir().join("journal/reconciled-until");
-    let bridge = config.start();
-    eventually("it has seen that all is well", || until.exists());
-    let ended = bridge.stop();
-    assert!(!ended.stderr().contains("a gap"), "{}", ended.stderr());
+    let (shim, config) = Shim::under(config().set("access.api_tokens", &format!("['{API_TOKEN}', '{TOKEN}']")));
+    let config = looking_for_gaps(config, &platform);
+    let until = until(&config);
 
     // It was away for two hours.
     shim.set_clock_ahead(2 * HOUR);
@@ -463,17 +474,9 @@ fn a_gap_that_cannot_be_reconciled_is_tried_again_after_longer_and_longer() {
     let config = config();
     let file = config.dir().join("tokens");
     write(&file, "another-token\n").unwrap();
-    let config = config
-        .unset("access.api_tokens")
-        .set("access.api_tokens_file", &format!("'{}'", file.display()))
-        .set("access.applications", &format!("['{APPLICATION}']"))
-        .set("reconcile.every", "'1s'")
-        .set("reconcile.api_url", &format!("'{}'", platform.url()));
+    let config = config.unset("access.api_tokens").set("access.api_tokens_file", &format!("'{}'", file.display()));
     let (shim, config) = Shim::under(config);
-    let until = config.dir().join("journal/reconciled-until");
-    let bridge = config.start();
-    eventually("it has seen that all is well", || until.exists());
-    bridge.stop();
+    let config = looking_for_gaps(config, &platform);
 
     shim.set_clock_ahead(2 * HOUR);
     let bridge = config.start();
