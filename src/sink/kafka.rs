@@ -12,6 +12,7 @@
 
 mod client;
 mod contract;
+mod destination;
 mod errors;
 mod properties;
 mod record;
@@ -35,12 +36,12 @@ pub use sasl::{Mechanism, Sasl};
 pub use settings::{CreateTopics, Settings};
 
 use super::settings::Faults;
-use super::{Failure, Fault, Published, Reason, Sink};
+use super::{About, Failure, Fault, Published, Reason, Sink, Target};
 use crate::domain::clock::Clock;
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 use client::Producer;
-use errors::{failure, of_the_whole_batch};
+use errors::of_the_whole_batch;
 use record::Record;
 use sasl::Source;
 use setback::Setback;
@@ -50,6 +51,10 @@ use topics::Topics;
 /// How long brokers may refuse a token before the connection is given up: longer than what passes by itself, as where one
 /// token follows another too soon for them.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
+
+/// How many records may be left with the client without an answer, as for a partition without a leader. Together with
+/// the window they are half of what its queue holds.
+const UNANSWERED: usize = 4096;
 
 /// A Kafka cluster.
 #[derive(Debug)]
@@ -112,7 +117,9 @@ impl Kafka {
     /// Where this connection has its tokens from, if it needs any.
     async fn tokens(&self) -> Result<Option<Arc<Tokens>>, Failure> {
         let Some(source) = &self.tokens else { return Ok(None) };
-        let tokens = Tokens::open(&self.name, source, self.clock.clone()).await.map_err(Failure::Retry)?;
+        let tokens = Tokens::open(&self.name, source, self.clock.clone())
+            .await
+            .map_err(|fault| Failure::Retry(About::EveryEvent, fault))?;
         Ok(Some(Arc::new(tokens)))
     }
 }
@@ -140,19 +147,38 @@ struct Shared {
     setback: Setback,
 }
 
-impl super::Connection for Connection {
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+impl Connection {
+    /// Builds the record, and publishes it as soon as the future is polled.
+    fn begin(&self, event: &View<'_>, alone: bool) -> BoxFuture<'static, Result<Published, Failure>> {
         let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
         // The clock that the record is handed over by: it may be set back before the next look of every second.
         shared.setback.look();
         async move {
             tokio::select! {
-                result = shared.publish(&record) => result,
+                result = shared.publish(&record, alone) => result.map(|()| Published::default()),
                 () = shared.setback.noticed() => Err(Failure::Fatal(set_back())),
             }
         }
         .boxed()
+    }
+}
+
+impl super::Connection for Connection {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        self.begin(event, false)
+    }
+
+    fn publish_alone(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        self.begin(event, true)
+    }
+
+    fn target(&self, event: &View<'_>) -> Target {
+        self.shared.producer.destination(&self.topic.render(&event.values()), event.key()).target()
+    }
+
+    fn unanswered(&self) -> usize {
+        UNANSWERED
     }
 
     fn state(&self) -> Result<(), Failure> {
@@ -161,14 +187,18 @@ impl super::Connection for Connection {
             return Err(Failure::Fatal(set_back()));
         }
         if let Some(lack) = self.shared.tokens.as_ref().and_then(|tokens| tokens.lack()) {
-            return Err(Failure::retry(Reason::NotAuthorized, lack));
+            return Err(Failure::every_event(Reason::NotAuthorized, lack));
         }
         if self.shared.producer.reachable() {
             self.shared.refused_since.lock().unwrap_or_else(PoisonError::into_inner).take();
             return Ok(());
         }
         let fault = self.shared.producer.unreachable();
-        if self.shared.is_refused(&fault) { Err(Failure::Fatal(fault)) } else { Err(Failure::Retry(fault)) }
+        if self.shared.is_refused(&fault) {
+            Err(Failure::Fatal(fault))
+        } else {
+            Err(Failure::Retry(About::EveryEvent, fault))
+        }
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
@@ -224,19 +254,22 @@ impl Shared {
         since.get_or_insert_with(Instant::now).elapsed() >= REFUSED_FOR
     }
 
-    async fn publish(&self, record: &Record) -> Result<Published, Failure> {
+    async fn publish(&self, record: &Record, alone: bool) -> Result<(), Failure> {
         self.topics.ensure(&self.producer, &record.topic).await?;
-        let error = match self.producer.send(record).await {
-            Ok(()) => return Ok(Published::default()),
-            Err(error) => error,
+        let failure = if alone {
+            self.alone().await?.send(record).await
+        } else {
+            match self.producer.send(record).await {
+                // The broker judges a batch as a whole, and one bad record must not condemn its neighbours.
+                Err((error, _)) if of_the_whole_batch(&error) => self.alone().await?.send(record).await,
+                result => result,
+            }
         };
-        // The broker judges a batch as a whole, and one bad record must not condemn its neighbours.
-        if !of_the_whole_batch(&error) {
-            return Err(failure(&error, self.producer.fatal()));
+        let Err((_, failure)) = failure else { return Ok(()) };
+        if failure.fault().reason == Reason::NotFound {
+            self.topics.forget(&record.topic);
         }
-        let alone = self.alone().await?;
-        alone.send(record).await.map_err(|error| failure(&error, alone.fatal()))?;
-        Ok(Published::default())
+        Err(failure)
     }
 
     async fn alone(&self) -> Result<&Producer, Failure> {

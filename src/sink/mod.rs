@@ -7,6 +7,7 @@
 //! given.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -40,14 +41,37 @@ pub trait Sink: Send + Sync + 'static {
 /// An open connection to a broker.
 pub trait Connection: Send + Sync {
     /// Sends one event. The message is built before this returns; the future resolves when the broker
-    /// has acknowledged it as durably as the broker can, and always resolves in bounded time unless the
-    /// client itself keeps trying and keeps the event's place (Kafka).
+    /// has acknowledged it as durably as the broker can. A publish to a target that stays silent may never
+    /// resolve: see [`Connection::unanswered`]. Dropping the future leaves the outcome unknown.
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>>;
+
+    /// Publishes an event whose tries have ended the connection several times, apart from all others: on a channel
+    /// or by a producer of its own, where the client has such.
+    fn publish_alone(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        self.publish(event)
+    }
+
+    /// Where this event would go, as far as that is known before it is sent. Waits for nothing.
+    fn target(&self, event: &View<'_>) -> Target;
 
     /// How many publishes may wait for their acknowledgement at once. What waits inside the client can no
     /// longer be overtaken by an older event, so no more than the client makes use of.
     fn window(&self) -> usize {
         1024
+    }
+
+    /// How many publishes, beyond the window, may be left without an answer for longer than 10 s. None, where the
+    /// client fails each publish within that time.
+    fn unanswered(&self) -> usize {
+        0
+    }
+
+    /// Whether the future of a publish without an answer may be dropped and the event be sent once more on this
+    /// connection, and nothing is lost with a connection that answers nothing. `false` where the client keeps what it was
+    /// given and goes on trying by itself: the connection then ends only if there are more publishes without an answer
+    /// than [`Connection::unanswered`].
+    fn can_abandon(&self) -> bool {
+        false
     }
 
     /// Whether the broker can be reached and takes events, as far as the client knows; if not, why.
@@ -72,11 +96,45 @@ pub struct Published {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// May succeed later, on this connection, unchanged.
-    Retry(Fault),
+    Retry(About, Fault),
     /// This event will never be taken: set it aside and go on.
     Reject(Fault),
     /// This connection is of no more use: open another; what was in flight has an unknown outcome.
     Fatal(Fault),
+}
+
+/// What a failure that may pass is about. Only the last two can make an event stuck.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum About {
+    /// Any event would have failed now: an alarm, a full client queue or stream, no connection.
+    EveryEvent,
+    /// Any event for this target would have failed now: a missing topic, a subject without a stream, a full queue.
+    Target(Target),
+    /// This event alone, as far as is known.
+    Event,
+}
+
+/// Where an event goes, in words for people: a topic and its partition, a routing key at an exchange, a subject.
+/// Two events go to the same place if, and only if, their targets are equal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Target(Arc<str>);
+
+impl Target {
+    /// A target by its words.
+    pub fn new(words: impl Into<Arc<str>>) -> Self {
+        Self(words.into())
+    }
+
+    /// The words.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// What went wrong: a reason from a closed set, for metrics, and a sentence for people.
@@ -156,9 +214,14 @@ impl fmt::Display for Reason {
 }
 
 impl Failure {
-    /// May succeed later.
-    pub fn retry(reason: Reason, detail: impl fmt::Display) -> Self {
-        Self::Retry(Fault { reason, detail: detail.to_string() })
+    /// May succeed later, as may whatever else it is about.
+    pub fn retry(about: About, reason: Reason, detail: impl fmt::Display) -> Self {
+        Self::Retry(about, Fault { reason, detail: detail.to_string() })
+    }
+
+    /// May succeed later; nothing does now.
+    pub fn every_event(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self::retry(About::EveryEvent, reason, detail)
     }
 
     /// Never will.
@@ -171,11 +234,36 @@ impl Failure {
         Self::Fatal(Fault { reason, detail: detail.to_string() })
     }
 
+    /// The same, and its detail begins with what it is about: a target, or where this event was to go.
+    #[must_use]
+    pub fn naming(mut self, destination: &Target) -> Self {
+        let (target, fault) = match &mut self {
+            Self::Retry(About::Target(target), fault) => (&*target, fault),
+            Self::Retry(About::Event, fault) | Self::Reject(fault) => (destination, fault),
+            Self::Retry(About::EveryEvent, _) | Self::Fatal(_) => return self,
+        };
+        fault.detail = format!("{target}: {}", fault.detail);
+        self
+    }
+
     /// What went wrong, whatever is to be done about it.
     pub fn fault(&self) -> &Fault {
         match self {
-            Self::Retry(fault) | Self::Reject(fault) | Self::Fatal(fault) => fault,
+            Self::Retry(_, fault) | Self::Reject(fault) | Self::Fatal(fault) => fault,
         }
+    }
+
+    /// What is to be done and what it is about, in a word each: for the tests of the tables.
+    #[cfg(test)]
+    pub(crate) fn sorted(&self) -> (&'static str, Reason) {
+        let kind = match self {
+            Self::Retry(About::EveryEvent, _) => "every event",
+            Self::Retry(About::Target(_), _) => "target",
+            Self::Retry(About::Event, _) => "event",
+            Self::Reject(_) => "reject",
+            Self::Fatal(_) => "fatal",
+        };
+        (kind, self.fault().reason)
     }
 }
 
@@ -189,5 +277,21 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_what_it_is_about() {
+        let (topic, partition) = (Target::new("topic \"t\""), Target::new("topic \"t\" partition 2"));
+        let detail = |failure: Failure| failure.naming(&partition).fault().detail.clone();
+        assert_eq!(detail(Failure::retry(About::Target(topic), Reason::NotFound, "no")), "topic \"t\": no");
+        assert_eq!(detail(Failure::retry(About::Event, Reason::Other, "no")), "topic \"t\" partition 2: no");
+        assert_eq!(detail(Failure::reject(Reason::TooLarge, "no")), "topic \"t\" partition 2: no");
+        assert_eq!(detail(Failure::every_event(Reason::QueueFull, "no")), "no");
+        assert_eq!(detail(Failure::fatal(Reason::Connection, "no")), "no");
     }
 }

@@ -30,7 +30,7 @@ use health::{Health, Waiting};
 pub use settings::{CreateStream, Credentials, Settings, Storage};
 
 use super::settings::Faults;
-use super::{Failure, Published, Reason, Sink, tls};
+use super::{About, Failure, Published, Reason, Sink, Target, tls};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -90,7 +90,7 @@ impl Nats {
     /// One client on the first server that answers. Each server is tried apart, so that the client's limit
     /// of attempts can be one: that is what ends it after the connection broke.
     async fn dial(&self, health: &Arc<Health>) -> Result<Client, Failure> {
-        let mut last = Failure::retry(Reason::Connection, "no server to connect to");
+        let mut last = Failure::every_event(Reason::Connection, "no server to connect to");
         let mut servers = self.servers.clone();
         fastrand::shuffle(&mut servers);
         for server in servers {
@@ -100,7 +100,7 @@ impl Nats {
                     client
                         .set_server_pool(NOWHERE)
                         .await
-                        .map_err(|error| Failure::retry(Reason::Connection, format!("{address}: {error}")))?;
+                        .map_err(|error| Failure::every_event(Reason::Connection, format!("{address}: {error}")))?;
                     return Ok(client);
                 }
                 Err(error) => last = refused(error.kind(), &format!("{address}: {error}")),
@@ -148,7 +148,7 @@ impl Sink for Nats {
             match opened.await {
                 Ok(Ok(connection)) => Ok(Box::new(connection) as Box<dyn super::Connection>),
                 Ok(Err(failure)) => Err(failure),
-                Err(_) => Err(Failure::retry(Reason::Timeout, format!("no connection within {CONNECT:?}"))),
+                Err(_) => Err(Failure::every_event(Reason::Timeout, format!("no connection within {CONNECT:?}"))),
             }
         }
         .boxed()
@@ -175,7 +175,7 @@ impl super::Connection for Connection {
             if health.broken.is_cancelled() {
                 return Err(lost());
             }
-            let waiting = Waiting::new(&health, &subject);
+            let (target, waiting) = (target(&subject), Waiting::new(&health, &subject));
             let acknowledged = async { context.send_publish(subject, message).await?.await };
             tokio::select! {
                 biased;
@@ -184,13 +184,17 @@ impl super::Connection for Connection {
                         health.denied.store(false, Ordering::Relaxed);
                         Ok(Published { duplicate: ack.duplicate })
                     }
-                    Err(error) => Err(failure(&error, health.denied.load(Ordering::Relaxed))),
+                    Err(error) => Err(failure(&error, &target, health.denied.load(Ordering::Relaxed)).naming(&target)),
                 },
-                () = waiting.refused.cancelled() => Err(denied()),
+                () = waiting.refused.cancelled() => Err(denied(&target).naming(&target)),
                 () = health.broken.cancelled() => Err(lost()),
             }
         }
         .boxed()
+    }
+
+    fn target(&self, event: &View<'_>) -> Target {
+        target(&self.subject.render(&event.values()))
     }
 
     fn state(&self) -> Result<(), Failure> {
@@ -220,8 +224,13 @@ fn lost() -> Failure {
     Failure::fatal(Reason::Connection, "the connection to the server broke")
 }
 
-fn denied() -> Failure {
-    Failure::retry(Reason::NotAuthorized, "no acknowledgement, and the server reports a permissions violation")
+fn target(subject: &str) -> Target {
+    Target::new(format!("subject \"{subject}\""))
+}
+
+fn denied(target: &Target) -> Failure {
+    let detail = "no acknowledgement, and the server reports a permissions violation";
+    Failure::retry(About::Target(target.clone()), Reason::NotAuthorized, detail)
 }
 
 /// What a failed connect means. Nothing here is for ever: servers and credentials change.
@@ -236,37 +245,41 @@ fn refused(kind: ConnectErrorKind, detail: &str) -> Failure {
         | ConnectErrorKind::MaxReconnects => Reason::Connection,
     };
     match tls::explained(detail) {
-        Some(fault) => Failure::Retry(fault),
-        None => Failure::retry(reason, detail),
+        Some(fault) => Failure::Retry(About::EveryEvent, fault),
+        None => Failure::every_event(reason, detail),
     }
 }
 
-/// What a failed publish means.
-fn failure(error: &PublishError, denied: bool) -> Failure {
+/// What a failed publish to this target means; `denied` is whether the server has refused one since its last
+/// acknowledgement.
+fn failure(error: &PublishError, target: &Target, denied: bool) -> Failure {
+    let about_target = || About::Target(target.clone());
     match error.kind() {
         // Nobody listens on the subject: no such stream, or its leader is being elected.
-        PublishErrorKind::StreamNotFound => Failure::retry(Reason::NotFound, "no stream takes the subject now"),
-        PublishErrorKind::TimedOut if denied => self::denied(),
+        PublishErrorKind::StreamNotFound => {
+            Failure::retry(about_target(), Reason::NotFound, "no stream takes the subject now")
+        }
+        PublishErrorKind::TimedOut if denied => self::denied(target),
         PublishErrorKind::TimedOut => {
-            Failure::retry(Reason::Timeout, format!("no acknowledgement within {ACKNOWLEDGE:?}"))
+            Failure::retry(about_target(), Reason::Timeout, format!("no acknowledgement within {ACKNOWLEDGE:?}"))
         }
         PublishErrorKind::BrokenPipe => lost(),
-        PublishErrorKind::MaxAckPending => Failure::retry(Reason::QueueFull, error),
+        PublishErrorKind::MaxAckPending => Failure::every_event(Reason::QueueFull, error),
         PublishErrorKind::MaxPayloadExceeded => Failure::reject(Reason::TooLarge, error),
         // Only asked for by headers that are never sent.
         PublishErrorKind::WrongLastMessageId | PublishErrorKind::WrongLastSequence => {
-            Failure::retry(Reason::Other, error)
+            Failure::retry(About::Event, Reason::Other, error)
         }
-        PublishErrorKind::Other => other(error),
+        PublishErrorKind::Other => other(error, target),
     }
 }
 
 /// The errors that the client doesn't name: the stream's answer, or the client's own end.
-fn other(error: &PublishError) -> Failure {
+fn other(error: &PublishError, target: &Target) -> Failure {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if let Some(answer) = cause.downcast_ref::<jetstream::Error>() {
-            return answered(answer.error_code(), answer.code(), answer);
+            return answered(answer.error_code(), answer.code(), &answer.to_string(), About::Target(target.clone()));
         }
         if cause.is::<async_nats::SubjectError>() {
             return Failure::reject(Reason::Invalid, error);
@@ -274,14 +287,15 @@ fn other(error: &PublishError) -> Failure {
         source = cause.source();
     }
     // Its text could hold the command, and so the event.
-    Failure::retry(Reason::Other, "the client could not send the message or read the answer")
+    Failure::retry(About::Event, Reason::Other, "the client could not send the message or read the answer")
 }
-
-/// What an error that JetStream answered means; `status` is its HTTP-like class.
-fn answered(code: ErrorCode, status: usize, detail: &impl std::fmt::Display) -> Failure {
-    let reason = match code {
+/// What an error that JetStream answered means; `status` is its HTTP-like class, `asked` what was asked about.
+fn answered(code: ErrorCode, status: usize, detail: &str, asked: About) -> Failure {
+    let (about, reason) = match code {
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => return Failure::reject(Reason::TooLarge, detail),
-        ErrorCode::STREAM_NOT_FOUND | ErrorCode::STREAM_NOT_MATCH => Reason::NotFound,
+        ErrorCode::STREAM_NOT_FOUND | ErrorCode::STREAM_NOT_MATCH => (asked, Reason::NotFound),
+        // The limits of each subject have no code of their own.
+        ErrorCode::STREAM_STORE_FAILED if detail.contains("per subject") => (asked, Reason::Unavailable),
         // Stream full with `discard: new`, disk or account limits: somebody makes room, then it goes on.
         ErrorCode::STREAM_STORE_FAILED
         | ErrorCode::INSUFFICIENT_RESOURCES
@@ -289,12 +303,12 @@ fn answered(code: ErrorCode, status: usize, detail: &impl std::fmt::Display) -> 
         | ErrorCode::STORAGE_RESOURCES_EXCEEDED
         | ErrorCode::CLUSTER_NOT_AVAILABLE
         | ErrorCode::JETSTREAM_NOT_ENABLED
-        | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => Reason::Unavailable,
-        _ if status == 503 => Reason::Unavailable,
-        _ if status == 404 => Reason::NotFound,
-        _ => Reason::Other,
+        | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => (About::EveryEvent, Reason::Unavailable),
+        _ if status == 503 => (About::EveryEvent, Reason::Unavailable),
+        _ if status == 404 => (asked, Reason::NotFound),
+        _ => (About::Event, Reason::Other),
     };
-    Failure::retry(reason, detail)
+    Failure::retry(about, reason, detail)
 }
 
 #[cfg(test)]
@@ -302,38 +316,29 @@ mod tests {
     use super::*;
 
     fn publish(kind: PublishErrorKind, denied: bool) -> Failure {
-        failure(&PublishError::new(kind), denied)
+        failure(&PublishError::new(kind), &target("s"), denied)
     }
 
-    fn answer(code: u64, status: usize) -> Failure {
-        let json = format!(r#"{{"code":{status},"err_code":{code},"description":"d"}}"#);
+    fn answer(code: u64, status: usize, description: &str) -> Failure {
+        let json = format!(r#"{{"code":{status},"err_code":{code},"description":"{description}"}}"#);
         let error: jetstream::Error = serde_json::from_str(&json).expect("an error");
-        failure(&PublishError::with_source(PublishErrorKind::Other, error), false)
-    }
-
-    fn sorted(failure: &Failure) -> (&'static str, Reason) {
-        let kind = match failure {
-            Failure::Retry(_) => "retry",
-            Failure::Reject(_) => "reject",
-            Failure::Fatal(_) => "fatal",
-        };
-        (kind, failure.fault().reason)
+        failure(&PublishError::with_source(PublishErrorKind::Other, error), &target("s"), false)
     }
 
     #[test]
     fn publish_errors_are_sorted() {
         for (kind, denied, expected) in [
-            (PublishErrorKind::StreamNotFound, false, ("retry", Reason::NotFound)),
-            (PublishErrorKind::TimedOut, false, ("retry", Reason::Timeout)),
-            (PublishErrorKind::TimedOut, true, ("retry", Reason::NotAuthorized)),
+            (PublishErrorKind::StreamNotFound, false, ("target", Reason::NotFound)),
+            (PublishErrorKind::TimedOut, false, ("target", Reason::Timeout)),
+            (PublishErrorKind::TimedOut, true, ("target", Reason::NotAuthorized)),
             (PublishErrorKind::BrokenPipe, false, ("fatal", Reason::Connection)),
-            (PublishErrorKind::MaxAckPending, false, ("retry", Reason::QueueFull)),
+            (PublishErrorKind::MaxAckPending, false, ("every event", Reason::QueueFull)),
             (PublishErrorKind::MaxPayloadExceeded, false, ("reject", Reason::TooLarge)),
-            (PublishErrorKind::WrongLastMessageId, false, ("retry", Reason::Other)),
-            (PublishErrorKind::WrongLastSequence, false, ("retry", Reason::Other)),
-            (PublishErrorKind::Other, false, ("retry", Reason::Other)),
+            (PublishErrorKind::WrongLastMessageId, false, ("event", Reason::Other)),
+            (PublishErrorKind::WrongLastSequence, false, ("event", Reason::Other)),
+            (PublishErrorKind::Other, false, ("event", Reason::Other)),
         ] {
-            assert_eq!(sorted(&publish(kind, denied)), expected, "{kind:?}");
+            assert_eq!(publish(kind, denied).sorted(), expected, "{kind:?}");
         }
     }
 
@@ -341,26 +346,29 @@ mod tests {
     fn answers_are_sorted() {
         for (code, status, expected) in [
             (10_054, 400, ("reject", Reason::TooLarge)),
-            (10_059, 404, ("retry", Reason::NotFound)),
-            (10_060, 400, ("retry", Reason::NotFound)),
-            (10_077, 503, ("retry", Reason::Unavailable)),
-            (10_023, 503, ("retry", Reason::Unavailable)),
-            (10_002, 400, ("retry", Reason::Unavailable)),
-            (10_047, 500, ("retry", Reason::Unavailable)),
-            (10_008, 503, ("retry", Reason::Unavailable)),
-            (10_076, 503, ("retry", Reason::Unavailable)),
-            (10_039, 503, ("retry", Reason::Unavailable)),
-            (99_999, 503, ("retry", Reason::Unavailable)),
-            (99_999, 400, ("retry", Reason::Other)),
+            (10_059, 404, ("target", Reason::NotFound)),
+            (10_060, 400, ("target", Reason::NotFound)),
+            (10_077, 503, ("every event", Reason::Unavailable)),
+            (10_023, 503, ("every event", Reason::Unavailable)),
+            (10_002, 400, ("every event", Reason::Unavailable)),
+            (10_047, 500, ("every event", Reason::Unavailable)),
+            (10_008, 503, ("every event", Reason::Unavailable)),
+            (10_076, 503, ("every event", Reason::Unavailable)),
+            (10_039, 503, ("every event", Reason::Unavailable)),
+            (99_999, 503, ("every event", Reason::Unavailable)),
+            (99_999, 404, ("target", Reason::NotFound)),
+            (99_999, 400, ("event", Reason::Other)),
         ] {
-            assert_eq!(sorted(&answer(code, status)), expected, "{code}");
+            assert_eq!(answer(code, status, "d").sorted(), expected, "{code}");
         }
+        let full = answer(10_077, 503, "maximum messages per subject exceeded");
+        assert_eq!(full.sorted(), ("target", Reason::Unavailable));
     }
 
     #[test]
     fn an_invalid_subject_is_the_events_fault() {
         let error = PublishError::with_source(PublishErrorKind::Other, async_nats::SubjectError::InvalidFormat);
-        assert_eq!(sorted(&failure(&error, false)), ("reject", Reason::Invalid));
+        assert_eq!(failure(&error, &target("s"), false).sorted(), ("reject", Reason::Invalid));
     }
 
     #[test]
@@ -373,7 +381,7 @@ mod tests {
             (ConnectErrorKind::Tls, Reason::Connection),
             (ConnectErrorKind::Dns, Reason::Connection),
         ] {
-            assert_eq!(refused(kind, "x"), Failure::retry(reason, "x"));
+            assert_eq!(refused(kind, "x"), Failure::every_event(reason, "x"));
         }
     }
 }

@@ -20,30 +20,34 @@ mod message;
 mod settings;
 mod topology;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::SemaphorePermit;
 use tokio::time::{sleep, timeout};
 
 use channels::Channels;
-use errors::{blocked, confirmed, failure, lost};
+use errors::{blocked, confirmed, connecting, failure, lost};
 pub use settings::{Declare, Queue, QueueType, Settings};
 
 use super::settings::Faults;
-use super::{Failure, Published, Reason, Sink};
+use super::{About, Failure, Published, Reason, Sink, Target};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
 /// For a whole `connect`: TCP, TLS, the handshake and the look at the exchange.
 const CONNECT: Duration = Duration::from_secs(10);
-/// For one confirmation. Longer than the heartbeat needs to find a dead peer; after it the outcome is unknown.
-const CONFIRM: Duration = Duration::from_secs(30);
+/// For one confirmation, before the publish gives its place in the pool to another and waits on beside it. Half of
+/// what the pipeline waits for, so that what had to wait for a channel is not counted as unanswered as well. A dead
+/// connection is found by the heartbeat.
+const CONFIRM: Duration = Duration::from_secs(5);
 
 /// Between an exchange's declaration and the binding of its queue.
 const BINDING: Duration = Duration::from_millis(500);
@@ -75,13 +79,11 @@ impl RabbitMq {
         // Reads files, so not on an async thread; anew each time, because certificates are rotated.
         let tls = tokio::task::spawn_blocking(move || encrypted.then(|| dial::tls(tls.as_ref())).transpose())
             .await
-            .map_err(|error| Failure::retry(Reason::Other, error))?
-            .map_err(|error| Failure::retry(Reason::Connection, error))?;
-        let (connection, hangup) =
-            dial::dial(&self.uri, tls, &self.name).await.map_err(|error| failure(&error, false))?;
-        topology::check(&connection, &self.exchange, self.settings.declare.as_option())
-            .await
-            .map_err(|error| failure(&error, true))?;
+            .map_err(|error| Failure::every_event(Reason::Other, error))?
+            .map_err(|error| Failure::every_event(Reason::Connection, error))?;
+        let unconnected = |error| Failure::Retry(About::EveryEvent, connecting(&error));
+        let (connection, hangup) = dial::dial(&self.uri, tls, &self.name).await.map_err(unconnected)?;
+        topology::check(&connection, &self.exchange, self.settings.declare.as_option()).await.map_err(unconnected)?;
         Ok(Connection {
             channels: Arc::new(Channels::new(connection)),
             hangup,
@@ -97,8 +99,8 @@ impl Sink for RabbitMq {
         async move {
             match timeout(CONNECT, self.open()).await {
                 Ok(Ok(connection)) => Ok(Box::new(connection) as Box<dyn super::Connection>),
-                Ok(Err(failure)) => Err(Failure::Retry(failure.fault().clone())),
-                Err(_) => Err(Failure::retry(Reason::Timeout, format!("no connection within {CONNECT:?}"))),
+                Ok(Err(failure)) => Err(failure),
+                Err(_) => Err(Failure::every_event(Reason::Timeout, format!("no connection within {CONNECT:?}"))),
             }
         }
         .boxed()
@@ -113,15 +115,17 @@ struct Connection {
     format: Format,
 }
 
-impl super::Connection for Connection {
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
-        let message = Message::build(event, self.format, &self.exchange, &self.routing_key);
+impl Connection {
+    fn begin(&self, event: &View<'_>, kind: ChannelKind) -> BoxFuture<'static, Result<Published, Failure>> {
+        let routing_key = self.routing_key.render(&event.values());
+        let target = target(&self.exchange, &routing_key);
+        let message = Message::build(event, self.format, &self.exchange, routing_key, target.clone());
         let channels = Arc::clone(&self.channels);
         async move {
             let message = message?;
             tokio::select! {
                 biased;
-                result = send_until_routed(&channels, &message) => {
+                result = send_until_routed(&channels, &message, kind) => {
                     if matches!(result, Err(Failure::Fatal(_))) {
                         channels.broken.cancel();
                     }
@@ -130,11 +134,35 @@ impl super::Connection for Connection {
                 () = channels.broken.cancelled() => Err(lost()),
             }
         }
+        .map(move |result| result.map_err(|failure| failure.naming(&target)))
         .boxed()
+    }
+}
+
+impl super::Connection for Connection {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        self.begin(event, ChannelKind::Pool)
+    }
+
+    fn publish_alone(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+        self.begin(event, ChannelKind::Own)
+    }
+
+    fn target(&self, event: &View<'_>) -> Target {
+        target(&self.exchange, &self.routing_key.render(&event.values()))
     }
 
     fn window(&self) -> usize {
         channels::WINDOW
+    }
+
+    fn unanswered(&self) -> usize {
+        self.channels.most_unanswered
+    }
+
+    fn can_abandon(&self) -> bool {
+        // Its channel is closed with it.
+        true
     }
 
     fn state(&self) -> Result<(), Failure> {
@@ -162,63 +190,98 @@ impl Drop for Connection {
     }
 }
 
+/// On which channel a message goes.
+#[derive(Clone, Copy)]
+enum ChannelKind {
+    /// One of the pool's.
+    Pool,
+    /// One that is opened for it.
+    Own,
+}
+
+fn target(exchange: &ShortString, routing_key: &str) -> Target {
+    Target::new(format!("exchange \"{exchange}\", routing key \"{routing_key}\""))
+}
+
 /// All that goes to the broker for one event.
 struct Message {
     exchange: ShortString,
     routing_key: ShortString,
     properties: BasicProperties,
     body: Bytes,
+    target: Target,
 }
 
 impl Message {
-    fn build(event: &View<'_>, format: Format, exchange: &ShortString, key: &Template) -> Result<Self, Failure> {
+    fn build(
+        event: &View<'_>,
+        format: Format,
+        exchange: &ShortString,
+        routing_key: String,
+        target: Target,
+    ) -> Result<Self, Failure> {
         let invalid = |error| Failure::reject(Reason::Invalid, error);
         Ok(Self {
             exchange: exchange.clone(),
-            routing_key: ShortString::try_new(key.render(&event.values())).map_err(invalid)?,
+            routing_key: ShortString::try_new(routing_key).map_err(invalid)?,
             properties: message::properties(event, format).map_err(invalid)?,
             body: event.body(format),
+            target,
         })
+    }
+
+    async fn publish_on(&self, channel: &Channel) -> lapin::Result<Confirmation> {
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let (exchange, routing_key) = (self.exchange.clone(), self.routing_key.clone());
+        channel.basic_publish(exchange, routing_key, options, &self.body, self.properties.clone()).await?.await
     }
 }
 
 /// An exchange and its bindings can't be made in one step, so what no queue took is sent once more before
 /// it counts as unroutable. Meanwhile it holds no channel.
-async fn send_until_routed(channels: &Channels, message: &Message) -> Result<Published, Failure> {
-    match send(channels, message).await {
+async fn send_until_routed(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Published, Failure> {
+    match send(channels, message, kind).await {
         Err(Failure::Reject(fault)) if fault.reason == Reason::Unroutable => {
             sleep(BINDING).await;
-            send(channels, message).await
+            send(channels, message, kind).await
         }
         result => result,
     }
 }
 
-async fn send(channels: &Channels, message: &Message) -> Result<Published, Failure> {
-    let alive = || channels.connection.status().connected();
-    let slot = channels.take().await?;
-    let options = BasicPublishOptions { mandatory: true, immediate: false };
-    let confirmation = timeout(CONFIRM, async {
-        slot.channel()
-            .basic_publish(
-                message.exchange.clone(),
-                message.routing_key.clone(),
-                options,
-                &message.body,
-                message.properties.clone(),
-            )
-            .await?
-            .await
-    });
-    match confirmation.await {
-        // Only now is the channel known to be clean; in every other case it goes with the slot.
-        Ok(Ok(confirmation)) => {
-            slot.put_back();
-            confirmed(confirmation, message.properties.message_id().as_ref())
-        }
-        Ok(Err(error)) => Err(failure(&error, alive())),
-        // The broker does not read while it is blocked, and does when it is done: nothing is broken.
-        Err(_) if channels.connection.status().blocked() => Err(blocked()),
-        Err(_) => Err(Failure::fatal(Reason::Timeout, format!("no confirmation within {CONFIRM:?}"))),
+async fn send(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Published, Failure> {
+    let (channel, permit) = match kind {
+        ChannelKind::Pool => channels.take(&message.target).await?,
+        ChannelKind::Own => (channels.open(&message.target).await?, None),
+    };
+    let confirmation = confirmation(channels, message, &channel, permit).await?;
+    // Only now is the channel known to be clean; in every other case it is closed here.
+    if matches!(kind, ChannelKind::Pool) {
+        channels.put_back(channel);
     }
+    confirmed(confirmation, message.properties.message_id().as_ref(), &message.target)
+}
+
+/// Waits for as long as it takes, but only at first with the permit of the pool: a silent queue must not keep other
+/// publishes from a channel, unless too many are silent.
+async fn confirmation(
+    channels: &Channels,
+    message: &Message,
+    channel: &Channel,
+    permit: Option<SemaphorePermit<'_>>,
+) -> Result<Confirmation, Failure> {
+    let mut confirming = pin!(message.publish_on(channel));
+    let confirmation = match timeout(CONFIRM, &mut confirming).await {
+        Ok(confirmation) => confirmation,
+        // The broker does not read while it is blocked, and does when it is done: nothing is broken.
+        Err(_) if channels.is_blocked() => return Err(blocked()),
+        Err(_) => tokio::select! {
+            confirmation = &mut confirming => confirmation,
+            _unanswered = channels.unanswered.acquire() => {
+                drop(permit);
+                confirming.await
+            }
+        },
+    };
+    confirmation.map_err(|error| failure(&error, channels.is_connected(), &message.target))
 }

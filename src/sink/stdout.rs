@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Failure, Published, Reason, Sink};
+use super::{Connection, Failure, Published, Reason, Sink, Target};
 use crate::domain::envelope::{Format, View};
 
 /// Standard output has nothing to configure.
@@ -51,10 +51,14 @@ impl Connection for Lines {
             tokio::task::spawn_blocking(move || write_line(&body))
                 .await
                 .map_err(|error| Failure::fatal(Reason::Other, error))?
-                .map_err(|error| Failure::retry(Reason::Connection, error))?;
+                .map_err(|error| Failure::every_event(Reason::Connection, error))?;
             Ok(Published::default())
         }
         .boxed()
+    }
+
+    fn target(&self, _: &View<'_>) -> Target {
+        Target::new("standard output")
     }
 
     fn state(&self) -> Result<(), Failure> {

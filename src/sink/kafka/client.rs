@@ -8,12 +8,14 @@ use std::time::Duration;
 use rdkafka::client::{Client, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
 use rdkafka::producer::future_producer::FutureProducerContext;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _, PurgeConfig};
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientConfig, ClientContext};
 
-use super::errors::{connecting, creating, locked_out};
+use super::destination::{Destination, Partitions};
+use super::errors::{connecting, creating, failure, locked_out};
 use super::record::Record;
 use super::token::Tokens;
 use crate::sink::{Failure, Fault, Reason};
@@ -31,6 +33,7 @@ pub(super) struct Producer {
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     reachable: AtomicBool,
+    partitions: Partitions,
     last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
@@ -68,6 +71,7 @@ impl ClientContext for Events {
         if statistics.brokers.values().any(|broker| broker.state == "UP") {
             self.seen.reachable.store(true, Ordering::Relaxed);
         }
+        self.seen.partitions.update(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -94,7 +98,7 @@ impl Producer {
     pub(super) fn connect(config: &ClientConfig, tokens: Option<Arc<Tokens>>) -> Result<Self, Failure> {
         // The client would say so only after its time.
         if let Some(Err(none)) = tokens.as_ref().map(|tokens| tokens.current()) {
-            return Err(Failure::retry(Reason::NotAuthorized, none));
+            return Err(Failure::every_event(Reason::NotAuthorized, none));
         }
         let producer = Self::new(config, tokens)?;
         let answered = producer.client().is_some_and(|client| client.fetch_cluster_id(CONNECT).is_some());
@@ -106,9 +110,26 @@ impl Producer {
         Ok(producer)
     }
 
-    /// Hands the record over and waits for the report on it.
-    pub(super) async fn send(&self, record: &Record) -> Result<(), KafkaError> {
-        let inner = self.inner.as_ref().ok_or(KafkaError::Canceled)?;
+    /// Hands the record over and waits for the report on it. A failure comes with the error that it was made of.
+    pub(super) async fn send(&self, record: &Record) -> Result<(), (KafkaError, Failure)> {
+        let (error, partition) = match self.deliver(record).await {
+            Ok(()) => {
+                self.seen.reachable.store(true, Ordering::Relaxed);
+                self.seen.partitions.note(&record.topic, false);
+                return Ok(());
+            }
+            Err(failed) => failed,
+        };
+        let failure = failure(&error, self.fatal(), &Destination { topic: &record.topic, partition });
+        let topic = Destination::topic(&record.topic).about_topic();
+        if matches!(&failure, Failure::Retry(about, _) if *about == topic) {
+            self.seen.partitions.note(&record.topic, true);
+        }
+        Err((error, failure))
+    }
+
+    async fn deliver(&self, record: &Record) -> Result<(), (KafkaError, Option<i32>)> {
+        let inner = self.inner.as_ref().ok_or((KafkaError::Canceled, None))?;
         let message = FutureRecord {
             topic: &record.topic,
             partition: None,
@@ -118,15 +139,18 @@ impl Producer {
             headers: Some(record.headers.clone()),
         };
         // Not `send`: that waits and retries by itself when the queue is full, and so changes the order.
-        let report = inner.send_result::<str, [u8]>(message).map_err(|(error, _)| error)?;
+        let report = inner.send_result::<str, [u8]>(message).map_err(|(error, _)| (error, None))?;
         match report.await {
-            Ok(Ok(_)) => {
-                self.seen.reachable.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(Err((error, _))) => Err(error),
-            Err(_canceled) => Err(KafkaError::Canceled),
+            Ok(Ok(_)) => Ok(()),
+            // A record that was given up on before it had a partition has a negative one.
+            Ok(Err((error, message))) => Err((error, Some(message.partition()).filter(|number| *number >= 0))),
+            Err(_canceled) => Err((KafkaError::Canceled, None)),
         }
+    }
+
+    /// Where a record of this topic with this key would go.
+    pub(super) fn destination<'a>(&self, topic: &'a str, key: &str) -> Destination<'a> {
+        self.seen.partitions.destination(topic, key)
     }
 
     pub(super) fn reachable(&self) -> bool {

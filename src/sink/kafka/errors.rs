@@ -5,19 +5,21 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use crate::sink::{Failure, Fault, Reason, tls};
+use super::destination::Destination;
+use crate::sink::{About, Failure, Fault, Reason, tls};
 
 /// What a failed publish means; `fatal` is why the producer can't produce any more, if it can't.
-pub(super) fn failure(error: &KafkaError, fatal: Option<(Code, String)>) -> Failure {
+pub(super) fn failure(error: &KafkaError, fatal: Option<(Code, String)>, destination: &Destination<'_>) -> Failure {
     if let Some((code, text)) = fatal {
-        return Failure::fatal(sorted(code).fault().reason, format!("the producer failed for good: {text} ({code:?})"));
+        return Failure::fatal(reason(code), format!("the producer failed for good: {text} ({code:?})"));
     }
-    match error.rdkafka_error_code() {
-        Some(code) => sorted(code),
+    let failure = match error.rdkafka_error_code() {
+        Some(code) => sorted(code, destination),
         None if matches!(error, KafkaError::Canceled) => Failure::fatal(Reason::Connection, "the producer was closed"),
         // Its text could hold a part of the record.
-        None => Failure::retry(Reason::Other, "the client could not take the record"),
-    }
+        None => Failure::retry(About::Event, Reason::Other, "the client could not take the record"),
+    };
+    failure.naming(&destination.target())
 }
 
 /// Whether the broker's answer was about a batch, in which only one record may be at fault.
@@ -33,8 +35,8 @@ pub(super) fn of_the_whole_batch(error: &KafkaError) -> bool {
 /// What a cluster that did not answer means, given the client's last error.
 pub(super) fn connecting(last: Option<(Code, String)>, limit: Duration) -> Failure {
     match last {
-        Some((code, text)) => Failure::Retry(said(code, &text)),
-        None => Failure::retry(Reason::Timeout, format!("no answer of the cluster within {limit:?}")),
+        Some((code, text)) => Failure::Retry(About::EveryEvent, said(code, &text)),
+        None => Failure::every_event(Reason::Timeout, format!("no answer of the cluster within {limit:?}")),
     }
 }
 
@@ -50,7 +52,7 @@ fn said(code: Code, text: &str) -> Fault {
     if let Some(none) = text.strip_prefix("Failed to acquire SASL OAUTHBEARER token: ") {
         return Fault { reason: Reason::NotAuthorized, detail: none.to_owned() };
     }
-    tls::explained(text).unwrap_or_else(|| Fault { reason: sorted(code).fault().reason, detail: text.to_owned() })
+    tls::explained(text).unwrap_or_else(|| Fault { reason: reason(code), detail: text.to_owned() })
 }
 
 /// What a client that can't be made means. Never echoes a property's value.
@@ -59,16 +61,19 @@ pub(super) fn creating(error: &KafkaError) -> Failure {
         KafkaError::ClientConfig(_, text, key, _) => format!("{key}: {text}"),
         other => other.to_string(),
     };
-    Failure::retry(Reason::Other, detail)
+    Failure::every_event(Reason::Other, detail)
 }
 
-/// What a code means for one record alone.
-pub(super) fn sorted(code: Code) -> Failure {
-    let reason = match code {
+/// The reason alone, where no record is concerned.
+pub(super) fn reason(code: Code) -> Reason {
+    sorted(code, &Destination::topic("")).fault().reason
+}
+
+/// What a code means for one record, given where it was to go.
+fn sorted(code: Code, destination: &Destination<'_>) -> Failure {
+    let (about, reason) = match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => return Failure::reject(Reason::TooLarge, code),
         Code::InvalidRecord => return Failure::reject(Reason::Invalid, code),
-        // The time is ours: somebody's clock is wrong, and will be put right.
-        Code::InvalidTimestamp => Reason::Invalid,
         // The producer, or its place in the broker's books, is gone.
         Code::Fatal
         | Code::GaplessGuarantee
@@ -80,91 +85,101 @@ pub(super) fn sorted(code: Code) -> Failure {
         Code::PurgeQueue | Code::PurgeInflight | Code::BrokerDestroy => {
             return Failure::fatal(Reason::Connection, code);
         }
-        Code::QueueFull => Reason::QueueFull,
+        Code::QueueFull => (About::EveryEvent, Reason::QueueFull),
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::InvalidTopic => {
-            Reason::NotFound
+            (destination.about_topic(), Reason::NotFound)
         }
-        Code::TopicAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
+        Code::TopicAuthorizationFailed => (destination.about_topic(), Reason::NotAuthorized),
+        Code::ClusterAuthorizationFailed
         | Code::Authentication
         | Code::SaslAuthenticationFailed
         | Code::UnsupportedSASLMechanism
         | Code::IllegalSASLState
-        | Code::SecurityDisabled => Reason::NotAuthorized,
+        | Code::SecurityDisabled => (About::EveryEvent, Reason::NotAuthorized),
         Code::MessageTimedOut | Code::RequestTimedOut | Code::OperationTimedOut | Code::TimedOutQueue => {
-            Reason::Timeout
+            (destination.about_partition(), Reason::Timeout)
         }
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve | Code::SSL | Code::NetworkException => {
-            Reason::Connection
+            (About::EveryEvent, Reason::Connection)
         }
+        Code::BrokerNotAvailable
+        | Code::CoordinatorLoadInProgress
+        | Code::CoordinatorNotAvailable
+        | Code::ThrottlingQuotaExceeded => (About::EveryEvent, Reason::Unavailable),
         Code::LeaderNotAvailable
         | Code::NotLeaderForPartition
-        | Code::BrokerNotAvailable
         | Code::ReplicaNotAvailable
         | Code::NotEnoughReplicas
         | Code::NotEnoughReplicasAfterAppend
         | Code::ISRInsufficient
-        | Code::KafkaStorageError
-        | Code::CoordinatorLoadInProgress
-        | Code::CoordinatorNotAvailable
-        | Code::ThrottlingQuotaExceeded => Reason::Unavailable,
+        | Code::KafkaStorageError => (destination.about_partition(), Reason::Unavailable),
+        // The time is ours: somebody's clock is wrong, and will be put right.
+        Code::InvalidTimestamp => (About::Event, Reason::Invalid),
         // Among them a damaged or policy-refused batch: open, so tried again.
-        _ => Reason::Other,
+        _ => (About::Event, Reason::Other),
     };
-    Failure::retry(reason, code)
+    Failure::retry(about, reason, code)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(code: Code) -> (&'static str, Reason) {
-        match failure(&KafkaError::MessageProduction(code), None) {
-            Failure::Retry(fault) => ("retry", fault.reason),
-            Failure::Reject(fault) => ("reject", fault.reason),
-            Failure::Fatal(fault) => ("fatal", fault.reason),
-        }
+    const HERE: Destination<'static> = Destination { topic: "t", partition: Some(2) };
+
+    fn publish(error: &KafkaError) -> Failure {
+        failure(error, None, &HERE)
     }
 
     #[test]
     fn codes_are_sorted() {
         for (code, expected) in [
-            (Code::QueueFull, ("retry", Reason::QueueFull)),
+            (Code::QueueFull, ("every event", Reason::QueueFull)),
             (Code::MessageSizeTooLarge, ("reject", Reason::TooLarge)),
             (Code::MessageBatchTooLarge, ("reject", Reason::TooLarge)),
             (Code::InvalidRecord, ("reject", Reason::Invalid)),
-            (Code::InvalidTimestamp, ("retry", Reason::Invalid)),
-            (Code::InvalidDifferentRecord, ("retry", Reason::Other)),
-            (Code::InvalidMessage, ("retry", Reason::Other)),
-            (Code::UnknownTopic, ("retry", Reason::NotFound)),
-            (Code::UnknownTopicOrPartition, ("retry", Reason::NotFound)),
-            (Code::TopicAuthorizationFailed, ("retry", Reason::NotAuthorized)),
-            (Code::Authentication, ("retry", Reason::NotAuthorized)),
-            (Code::MessageTimedOut, ("retry", Reason::Timeout)),
-            (Code::BrokerTransportFailure, ("retry", Reason::Connection)),
-            (Code::NotEnoughReplicas, ("retry", Reason::Unavailable)),
-            (Code::PolicyViolation, ("retry", Reason::Other)),
+            (Code::InvalidTimestamp, ("event", Reason::Invalid)),
+            (Code::InvalidDifferentRecord, ("event", Reason::Other)),
+            (Code::InvalidMessage, ("event", Reason::Other)),
+            (Code::UnknownTopic, ("target", Reason::NotFound)),
+            (Code::UnknownTopicOrPartition, ("target", Reason::NotFound)),
+            (Code::TopicAuthorizationFailed, ("target", Reason::NotAuthorized)),
+            (Code::ClusterAuthorizationFailed, ("every event", Reason::NotAuthorized)),
+            (Code::Authentication, ("every event", Reason::NotAuthorized)),
+            (Code::MessageTimedOut, ("target", Reason::Timeout)),
+            (Code::BrokerTransportFailure, ("every event", Reason::Connection)),
+            (Code::NotEnoughReplicas, ("target", Reason::Unavailable)),
+            (Code::ThrottlingQuotaExceeded, ("every event", Reason::Unavailable)),
+            (Code::PolicyViolation, ("event", Reason::Other)),
             (Code::PurgeInflight, ("fatal", Reason::Connection)),
             (Code::PurgeQueue, ("fatal", Reason::Connection)),
             (Code::Fatal, ("fatal", Reason::Other)),
             (Code::UnknownProducerId, ("fatal", Reason::Other)),
-            (Code::Unknown, ("retry", Reason::Other)),
+            (Code::Unknown, ("event", Reason::Other)),
         ] {
-            assert_eq!(of(code), expected, "{code:?}");
+            assert_eq!(publish(&KafkaError::MessageProduction(code)).sorted(), expected, "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_failure_names_the_topic_or_the_partition() {
+        let detail = |code| publish(&KafkaError::MessageProduction(code)).fault().detail.clone();
+        assert!(detail(Code::UnknownTopicOrPartition).starts_with("topic \"t\": UnknownTopicOrPartition"));
+        assert!(detail(Code::NotEnoughReplicas).starts_with("topic \"t\" partition 2: NotEnoughReplicas"));
+        assert!(detail(Code::MessageSizeTooLarge).starts_with("topic \"t\" partition 2: MessageSizeTooLarge"));
     }
 
     #[test]
     fn a_failed_producer_makes_every_error_fatal() {
         let fatal = Some((Code::ClusterAuthorizationFailed, "no idempotent write".to_owned()));
-        let failure = failure(&KafkaError::MessageProduction(Code::QueueFull), fatal);
-        assert!(matches!(&failure, Failure::Fatal(fault) if fault.reason == Reason::NotAuthorized), "{failure:?}");
+        let failure = failure(&KafkaError::MessageProduction(Code::QueueFull), fatal, &HERE);
+        assert_eq!(failure.sorted(), ("fatal", Reason::NotAuthorized), "{failure:?}");
     }
 
     #[test]
     fn errors_without_a_code_are_sorted() {
-        assert!(matches!(failure(&KafkaError::Canceled, None), Failure::Fatal(_)));
-        assert!(matches!(failure(&KafkaError::Seek("x".into()), None), Failure::Retry(_)));
+        assert_eq!(publish(&KafkaError::Canceled).sorted(), ("fatal", Reason::Connection));
+        assert_eq!(publish(&KafkaError::Seek("x".into())).sorted(), ("event", Reason::Other));
     }
 
     #[test]
@@ -180,12 +195,12 @@ mod tests {
     fn a_silent_cluster_is_explained_by_the_last_error() {
         let limit = Duration::from_secs(1);
         let denied = connecting(Some((Code::Authentication, "bad password".into())), limit);
-        assert_eq!(denied, Failure::retry(Reason::NotAuthorized, "bad password"));
+        assert_eq!(denied, Failure::every_event(Reason::NotAuthorized, "bad password"));
         let none = connecting(
             Some((Code::Authentication, "Failed to acquire SASL OAUTHBEARER token: certificate verify failed".into())),
             limit,
         );
-        assert_eq!(none, Failure::retry(Reason::NotAuthorized, "certificate verify failed"), "not the broker's");
+        assert_eq!(none, Failure::every_event(Reason::NotAuthorized, "certificate verify failed"), "not the broker's");
         assert_eq!(connecting(None, limit).fault().reason, Reason::Timeout);
     }
 }

@@ -68,6 +68,14 @@ impl Mechanism {
             Self::OauthBearer => "OAUTHBEARER",
         }
     }
+
+    /// Whether it sends the secret itself, so that whoever reads the connection has it.
+    pub(super) fn sends_secret(self) -> bool {
+        match self {
+            Self::Plain | Self::OauthBearer => true,
+            Self::ScramSha256 | Self::ScramSha512 => false,
+        }
+    }
 }
 
 /// Where tokens come from.

@@ -93,6 +93,13 @@ impl Settings {
                 None
             }
         };
+        if let Some(Sasl { mechanism, .. }) = self.sasl.as_ref().filter(|sasl| sasl.mechanism.sends_secret())
+            && self.tls.is_none()
+        {
+            let (mechanism, why) = (mechanism.as_str(), "which sends the secret itself");
+            let message = format!("expected it because sasl.mechanism is \"{mechanism}\", {why}, but found none");
+            faults.push(fault("tls", message));
+        }
         let has_tokens = self.sasl.as_ref().is_some_and(|sasl| sasl.mechanism == Mechanism::OauthBearer);
         if has_tokens && self.create_topics.as_option().is_some() {
             // The client library makes them over a connection that its callback for tokens does not reach
@@ -269,6 +276,29 @@ mod tests {
             ]
         );
         assert!(faults.iter().all(|(_, message)| message.starts_with("expected") && !message.contains("canary")));
+    }
+
+    #[test]
+    fn a_mechanism_that_sends_its_secret_is_only_for_tls() {
+        let faults = |mechanism: &str, tls: bool| {
+            let mut json = serde_json::json!({ "brokers": ["a:1"], "sasl": { "mechanism": mechanism } });
+            let sasl = &mut json["sasl"];
+            if mechanism == "OAUTHBEARER" {
+                sasl["token_endpoint"] = "file:///t".into();
+            } else {
+                (sasl["username"], sasl["password"]) = ("u".into(), "p".into());
+            }
+            if tls {
+                json["tls"] = serde_json::json!({});
+            }
+            settings(json).check().into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        for mechanism in ["PLAIN", "OAUTHBEARER"] {
+            assert_eq!((faults(mechanism, false), faults(mechanism, true)), (vec!["tls".to_owned()], vec![]));
+        }
+        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            assert_eq!(faults(mechanism, false), Vec::<String>::new(), "{mechanism}");
+        }
     }
 
     #[test]

@@ -1,22 +1,25 @@
 //! Topics: the look at those that are known ahead, and their creation, if that is allowed.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::RDKafkaErrorCode as Code;
-use rdkafka::producer::Producer as _;
+use rdkafka::producer::{FutureProducer, Producer as _};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
 
 use super::client::{Events, Producer};
-use super::errors::{creating, failure, sorted};
+use super::destination::Destination;
+use super::errors::{creating, failure, reason};
 use super::run;
 use super::settings::CreateTopics;
 use crate::domain::template::{Template, Values};
-use crate::sink::Failure;
+use crate::sink::{About, Failure};
 
 /// For one answer about topics.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -25,10 +28,14 @@ const DOCUMENTED: [&str; 2] = ["direct_call", "room"];
 /// What `{object}` is for the rest.
 const REST: &str = "other";
 
+/// What ends when a topic exists; all who publish to it wait for the same.
+type Creation = Shared<BoxFuture<'static, Result<(), Failure>>>;
+
 pub(super) struct Topics {
     config: ClientConfig,
     create: Option<CreateTopics>,
-    existing: Mutex<HashSet<String>>,
+    /// What this connection has created, found, or is creating.
+    existing: Mutex<HashMap<String, Creation>>,
 }
 
 impl Topics {
@@ -42,29 +49,50 @@ impl Topics {
         let rest = self.create.as_ref().map(|_| REST);
         for topic in known(template, DOCUMENTED.into_iter().chain(rest)) {
             if self.create.is_some() {
-                self.ensure(producer, &topic).await?;
-            } else if !exists(producer, &topic).await? {
+                match self.ensure(producer, &topic).await {
+                    Err(Failure::Retry(About::Target(_), fault)) => {
+                        tracing::warn!(sink, detail = fault.detail, "cannot create a topic; events for it wait");
+                    }
+                    result => result?,
+                }
+            } else if !exists(producer.handle(), &topic).await? {
                 tracing::warn!(sink, topic, "topic does not exist; events for it wait");
             }
         }
         Ok(())
     }
 
-    /// Creates a topic that this connection has not seen yet, if that is allowed.
+    /// Creates a topic that this connection has not seen yet, if that is allowed. Holds up nobody but those who publish
+    /// to this topic.
     pub(super) async fn ensure(&self, producer: &Producer, topic: &str) -> Result<(), Failure> {
         let Some(create) = &self.create else { return Ok(()) };
-        // Held while creating, so that many events for a new topic create it once.
-        let mut existing = self.existing.lock().await;
-        if existing.contains(topic) {
-            return Ok(());
+        let creation = self
+            .existing()
+            .entry(topic.to_owned())
+            .or_insert_with(|| {
+                create_missing(producer.handle(), self.config.clone(), create.clone(), topic.to_owned())
+                    .boxed()
+                    .shared()
+            })
+            .clone();
+        let created = creation.clone().await;
+        if created.is_err() {
+            // Unless somebody has begun to create it anew.
+            let mut existing = self.existing();
+            if existing.get(topic).is_some_and(|other| other.ptr_eq(&creation)) {
+                existing.remove(topic);
+            }
         }
-        if !exists(producer, topic).await? {
-            let (config, create, name) = (self.config.clone(), create.clone(), topic.to_owned());
-            run(move || make(&config, &create, &name)).await??;
-            tracing::info!(topic, "created the topic");
-        }
-        existing.insert(topic.to_owned());
-        Ok(())
+        created
+    }
+
+    /// The topic is gone, and may be created when somebody publishes to it.
+    pub(super) fn forget(&self, topic: &str) {
+        self.existing().remove(topic);
+    }
+
+    fn existing(&self) -> MutexGuard<'_, HashMap<String, Creation>> {
+        self.existing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,11 +107,28 @@ fn known<'a>(template: &Template, objects: impl Iterator<Item = &'a str>) -> Vec
     topics
 }
 
-async fn exists(producer: &Producer, topic: &str) -> Result<bool, Failure> {
-    let (producer, topic) = (producer.handle(), topic.to_owned());
+async fn create_missing(
+    producer: Option<FutureProducer<Events>>,
+    config: ClientConfig,
+    create: CreateTopics,
+    topic: String,
+) -> Result<(), Failure> {
+    if !exists(producer, &topic).await? {
+        let name = topic.clone();
+        run(move || make(&config, &create, &name)).await??;
+        tracing::info!(topic, "created the topic");
+    }
+    Ok(())
+}
+
+async fn exists(producer: Option<FutureProducer<Events>>, topic: &str) -> Result<bool, Failure> {
+    let topic = topic.to_owned();
     run(move || {
         let Some(producer) = producer else { return Ok(false) };
-        let metadata = producer.client().fetch_metadata(Some(&topic), ANSWER).map_err(|error| failure(&error, None))?;
+        let metadata = producer
+            .client()
+            .fetch_metadata(Some(&topic), ANSWER)
+            .map_err(|error| failure(&error, None, &Destination::topic(&topic)))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         match found.and_then(|found| found.error()).map(Code::from) {
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(false),
@@ -96,6 +141,7 @@ async fn exists(producer: &Producer, topic: &str) -> Result<bool, Failure> {
 
 /// Blocks for seconds.
 fn make(config: &ClientConfig, create: &CreateTopics, topic: &str) -> Result<(), Failure> {
+    let destination = Destination::topic(topic);
     let admin = AdminClient::from_config_and_context(config, Events::default()).map_err(|error| creating(&error))?;
     let new = NewTopic::new(
         topic,
@@ -104,12 +150,13 @@ fn make(config: &ClientConfig, create: &CreateTopics, topic: &str) -> Result<(),
     );
     let options = AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
     let results = Handle::current().block_on(admin.create_topics([&new], &options));
-    for result in results.map_err(|error| failure(&error, None))? {
+    for result in results.map_err(|error| failure(&error, None, &destination))? {
         match result {
             Ok(_) | Err((_, Code::TopicAlreadyExists)) => {}
+            // Whatever it is, other topics may exist.
             Err((_, code)) => {
-                let reason = sorted(code).fault().reason;
-                return Err(Failure::retry(reason, format!("creating topic {topic}: {code}")));
+                let failure = Failure::retry(destination.about_topic(), reason(code), format!("creating it: {code}"));
+                return Err(failure.naming(&destination.target()));
             }
         }
     }

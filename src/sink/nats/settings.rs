@@ -164,7 +164,7 @@ impl Settings {
             Credentials { token: Some(token), .. } => options.token(token.expose().to_owned()),
             Credentials { nkey_seed: Some(seed), .. } => options.nkey(seed.expose().to_owned()),
             Credentials { creds: Some(creds), .. } => options.credentials(creds.expose()).map_err(|_unechoed| {
-                Failure::retry(Reason::NotAuthorized, "expected a user JWT and a seed in credentials.creds")
+                Failure::every_event(Reason::NotAuthorized, "expected a user JWT and a seed in credentials.creds")
             })?,
             _ => options,
         })

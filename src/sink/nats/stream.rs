@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use super::answered;
 use super::settings::{CreateStream, Settings, Storage};
 use crate::domain::template::Template;
-use crate::sink::{Failure, Reason};
+use crate::sink::{About, Failure, Reason};
 
 /// After an outage the bridge sends again what was unacknowledged. A window shorter than the outage lets those
 /// copies through, so the expectation is the bridge's own default for deduplication.
@@ -27,19 +27,19 @@ pub(super) async fn open(context: &Context, settings: &Settings, subject: &Templ
             }
             (GetStreamErrorKind::JetStream(answer), _) => {
                 let detail = format!("stream {name}: {answer}");
-                return Err(answered(answer.error_code(), answer.code(), &detail));
+                return Err(answered(answer.error_code(), answer.code(), &detail, About::EveryEvent));
             }
             (
                 GetStreamErrorKind::Request | GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName,
                 _,
-            ) => return Err(Failure::retry(Reason::Unavailable, format!("stream {name}: {error}"))),
+            ) => return Err(Failure::every_event(Reason::Unavailable, format!("stream {name}: {error}"))),
         },
     };
     let (refusals, warnings) = judge(&config, &pattern);
     if refusals.is_empty() {
         Ok(warnings)
     } else {
-        Err(Failure::retry(Reason::Invalid, format!("stream {name}: {}", refusals.join("; "))))
+        Err(Failure::every_event(Reason::Invalid, format!("stream {name}: {}", refusals.join("; "))))
     }
 }
 
@@ -53,12 +53,12 @@ async fn make(context: &Context, config: Config) -> Result<Config, Failure> {
         Err(error) => match error.kind() {
             CreateStreamErrorKind::JetStream(answer) => {
                 let detail = format!("creating stream {name}: {answer}");
-                Err(answered(answer.error_code(), answer.code(), &detail))
+                Err(answered(answer.error_code(), answer.code(), &detail, About::EveryEvent))
             }
             CreateStreamErrorKind::TimedOut => {
-                Err(Failure::retry(Reason::Timeout, format!("creating stream {name}: {error}")))
+                Err(Failure::every_event(Reason::Timeout, format!("creating stream {name}: {error}")))
             }
-            _ => Err(Failure::retry(Reason::Unavailable, format!("creating stream {name}: {error}"))),
+            _ => Err(Failure::every_event(Reason::Unavailable, format!("creating stream {name}: {error}"))),
         },
     }
 }

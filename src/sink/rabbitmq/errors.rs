@@ -6,18 +6,26 @@ use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
 use lapin::{Confirmation, ErrorKind};
 
-use crate::sink::{Failure, Published, Reason, tls};
+use crate::sink::{About, Failure, Fault, Published, Reason, Target, tls};
 
-/// What a confirmation says about the message with this id.
-pub(super) fn confirmed(confirmation: Confirmation, id: Option<&ShortString>) -> Result<Published, Failure> {
+/// What a confirmation says about the message with this id, published to this target.
+pub(super) fn confirmed(
+    confirmation: Confirmation,
+    id: Option<&ShortString>,
+    target: &Target,
+) -> Result<Published, Failure> {
     match confirmation {
         Confirmation::Ack(None) => Ok(Published::default()),
         // A returned message is confirmed as well, although nobody has it.
         Confirmation::Ack(Some(message)) => {
             let returned = message.delivery.properties.message_id().as_ref();
-            Err(returned_as(message.reply_code, message.reply_text.as_str(), returned == id))
+            Err(returned_as(message.reply_code, message.reply_text.as_str(), returned == id, target))
         }
-        Confirmation::Nack(_) => Err(Failure::retry(Reason::Unavailable, "the broker refused the message (nack)")),
+        // A queue that is full or has no quorum; the broker does not say which.
+        Confirmation::Nack(_) => {
+            let detail = "the broker refused the message (nack)";
+            Err(Failure::retry(About::Target(target.clone()), Reason::Unavailable, detail))
+        }
         Confirmation::NotRequested => {
             Err(Failure::fatal(Reason::Other, "bug: the channel is not in confirm mode, so nothing is confirmed"))
         }
@@ -25,11 +33,14 @@ pub(super) fn confirmed(confirmation: Confirmation, id: Option<&ShortString>) ->
 }
 
 /// What a returned message means, if it is ours.
-fn returned_as(code: u16, text: &str, ours: bool) -> Failure {
+fn returned_as(code: u16, text: &str, ours: bool, target: &Target) -> Failure {
     match code {
         _ if !ours => Failure::fatal(Reason::Other, "bug: expected the message that was sent back, but found another"),
         312 => Failure::reject(Reason::Unroutable, format!("{text}: no queue is bound for the routing key")),
-        _ => Failure::retry(Reason::Unavailable, format!("the broker sent the message back: {text} ({code})")),
+        _ => {
+            let detail = format!("the broker sent the message back: {text} ({code})");
+            Failure::retry(About::Target(target.clone()), Reason::Unavailable, detail)
+        }
     }
 }
 
@@ -38,21 +49,26 @@ pub(super) fn lost() -> Failure {
 }
 
 pub(super) fn blocked() -> Failure {
-    Failure::retry(Reason::Unavailable, "the broker blocks publishers (memory or disk alarm)")
+    Failure::every_event(Reason::Unavailable, "the broker blocks publishers (memory or disk alarm)")
 }
 
-/// What an error of the client means, given whether the connection itself is alive.
-pub(super) fn failure(error: &lapin::Error, alive: bool) -> Failure {
+/// What an error of the client means when it connects or looks at the exchange.
+pub(super) fn connecting(error: &lapin::Error) -> Fault {
+    failure(error, false, &Target::new("")).fault().clone()
+}
+
+/// What an error of the client means for a publish to this target, given whether the connection itself is alive.
+pub(super) fn failure(error: &lapin::Error, alive: bool, target: &Target) -> Failure {
     match error.kind() {
         ErrorKind::ProtocolError(answer) => match answer.kind() {
-            AMQPErrorKind::Soft(kind) => soft(kind, answer.get_message().as_str()),
+            AMQPErrorKind::Soft(kind) => soft(kind, answer.get_message().as_str(), target),
             AMQPErrorKind::Hard(kind) => hard(kind, answer.get_message()),
         },
         // One channel is gone, or all of them are because the connection is.
         ErrorKind::InvalidChannel(_) | ErrorKind::InvalidChannelState(..) if alive => {
-            Failure::retry(Reason::Connection, error)
+            Failure::retry(About::Event, Reason::Connection, error)
         }
-        ErrorKind::ChannelsLimitReached if alive => Failure::retry(Reason::Unavailable, error),
+        ErrorKind::ChannelsLimitReached if alive => Failure::every_event(Reason::Unavailable, error),
         ErrorKind::InvalidChannel(_)
         | ErrorKind::InvalidChannelState(..)
         | ErrorKind::ChannelsLimitReached
@@ -70,21 +86,26 @@ pub(super) fn failure(error: &lapin::Error, alive: bool) -> Failure {
         | ErrorKind::FutureCompleted
         | ErrorKind::NoDefaultRuntime => Failure::fatal(Reason::Other, error),
         // The client may add kinds.
-        _ => Failure::retry(Reason::Other, error),
+        _ => Failure::retry(About::Event, Reason::Other, error),
     }
 }
 
 /// The broker ended one channel, for the one message on it.
-fn soft(kind: &AMQPSoftError, text: &str) -> Failure {
+fn soft(kind: &AMQPSoftError, text: &str, target: &Target) -> Failure {
+    let about_target = About::Target(target.clone());
     match kind {
         AMQPSoftError::CONTENTTOOLARGE => Failure::reject(Reason::TooLarge, text),
         // The broker has no code of its own for this one.
         AMQPSoftError::PRECONDITIONFAILED if text.contains("larger than") => Failure::reject(Reason::TooLarge, text),
-        AMQPSoftError::PRECONDITIONFAILED => Failure::retry(Reason::Other, text),
-        AMQPSoftError::ACCESSREFUSED => Failure::retry(Reason::NotAuthorized, text),
-        AMQPSoftError::NOTFOUND => Failure::retry(Reason::NotFound, text),
+        AMQPSoftError::PRECONDITIONFAILED => Failure::retry(About::Event, Reason::Other, text),
+        // Of the exchange, or of the routing key where the broker checks that as well.
+        AMQPSoftError::ACCESSREFUSED => Failure::retry(about_target, Reason::NotAuthorized, text),
+        // The exchange, which is the same for all.
+        AMQPSoftError::NOTFOUND => Failure::every_event(Reason::NotFound, text),
         AMQPSoftError::NOROUTE => Failure::reject(Reason::Unroutable, text),
-        AMQPSoftError::NOCONSUMERS | AMQPSoftError::RESOURCELOCKED => Failure::retry(Reason::Unavailable, text),
+        AMQPSoftError::NOCONSUMERS | AMQPSoftError::RESOURCELOCKED => {
+            Failure::retry(about_target, Reason::Unavailable, text)
+        }
     }
 }
 
@@ -110,18 +131,13 @@ mod tests {
     use lapin::protocol::AMQPError;
     use lapin::{ChannelState, ConnectionState};
 
-    fn sorted(failure: &Failure) -> (&'static str, Reason) {
-        let kind = match failure {
-            Failure::Retry(_) => "retry",
-            Failure::Reject(_) => "reject",
-            Failure::Fatal(_) => "fatal",
-        };
-        (kind, failure.fault().reason)
+    fn target() -> Target {
+        Target::new("t")
     }
 
     fn answer(code: u16, text: &str) -> Failure {
         let kind = AMQPErrorKind::from_id(code).expect("a code");
-        failure(&ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into(), true)
+        failure(&ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into(), true, &target())
     }
 
     #[test]
@@ -129,11 +145,11 @@ mod tests {
         for (code, text, expected) in [
             (311, "", ("reject", Reason::TooLarge)),
             (312, "", ("reject", Reason::Unroutable)),
-            (313, "", ("retry", Reason::Unavailable)),
-            (403, "", ("retry", Reason::NotAuthorized)),
-            (404, "", ("retry", Reason::NotFound)),
-            (405, "", ("retry", Reason::Unavailable)),
-            (406, "PRECONDITION_FAILED - inequivalent arg", ("retry", Reason::Other)),
+            (313, "", ("target", Reason::Unavailable)),
+            (403, "", ("target", Reason::NotAuthorized)),
+            (404, "", ("every event", Reason::NotFound)),
+            (405, "", ("target", Reason::Unavailable)),
+            (406, "PRECONDITION_FAILED - inequivalent arg", ("event", Reason::Other)),
             (
                 406,
                 "PRECONDITION_FAILED - message size 134217729 is larger than configured max size 134217728",
@@ -147,7 +163,7 @@ mod tests {
             (530, "", ("fatal", Reason::NotAuthorized)),
             (541, "", ("fatal", Reason::Unavailable)),
         ] {
-            assert_eq!(sorted(&answer(code, text)), expected, "{code}");
+            assert_eq!(answer(code, text).sorted(), expected, "{code}");
         }
     }
 
@@ -156,30 +172,30 @@ mod tests {
         let io = || ErrorKind::IOError(std::sync::Arc::new(std::io::Error::other("cut")));
         for (kind, alive, expected) in [
             (io(), true, ("fatal", Reason::Connection)),
-            (ErrorKind::InvalidChannel(1), true, ("retry", Reason::Connection)),
-            (ErrorKind::InvalidChannelState(ChannelState::Error, ""), true, ("retry", Reason::Connection)),
+            (ErrorKind::InvalidChannel(1), true, ("event", Reason::Connection)),
+            (ErrorKind::InvalidChannelState(ChannelState::Error, ""), true, ("event", Reason::Connection)),
             (ErrorKind::InvalidChannelState(ChannelState::Error, ""), false, ("fatal", Reason::Connection)),
             (ErrorKind::InvalidConnectionState(ConnectionState::Closed), true, ("fatal", Reason::Connection)),
-            (ErrorKind::ChannelsLimitReached, true, ("retry", Reason::Unavailable)),
+            (ErrorKind::ChannelsLimitReached, true, ("every event", Reason::Unavailable)),
             (ErrorKind::MissingHeartbeatError, true, ("fatal", Reason::Timeout)),
             (ErrorKind::FutureCompleted, true, ("fatal", Reason::Other)),
         ] {
-            assert_eq!(sorted(&failure(&kind.clone().into(), alive)), expected, "{kind:?} {alive}");
+            assert_eq!(failure(&kind.clone().into(), alive, &target()).sorted(), expected, "{kind:?} {alive}");
         }
     }
 
     #[test]
     fn confirmations_are_sorted() {
-        assert_eq!(confirmed(Confirmation::Ack(None), None), Ok(Published::default()));
-        let of = |confirmation| sorted(&confirmed(confirmation, None).expect_err("a failure"));
-        assert_eq!(of(Confirmation::Nack(None)), ("retry", Reason::Unavailable));
+        assert_eq!(confirmed(Confirmation::Ack(None), None, &target()), Ok(Published::default()));
+        let of = |confirmation| confirmed(confirmation, None, &target()).expect_err("a failure").sorted();
+        assert_eq!(of(Confirmation::Nack(None)), ("target", Reason::Unavailable));
         assert_eq!(of(Confirmation::NotRequested), ("fatal", Reason::Other));
         for (code, ours, expected) in [
             (312, true, ("reject", Reason::Unroutable)),
-            (313, true, ("retry", Reason::Unavailable)),
+            (313, true, ("target", Reason::Unavailable)),
             (312, false, ("fatal", Reason::Other)),
         ] {
-            assert_eq!(sorted(&returned_as(code, "NO_ROUTE", ours)), expected, "{code} {ours}");
+            assert_eq!(returned_as(code, "NO_ROUTE", ours, &target()).sorted(), expected, "{code} {ours}");
         }
     }
 }

@@ -173,7 +173,9 @@ fn uri(text: &str) -> Result<AMQPUri, String> {
     if uri.vhost.is_empty() {
         uri.vhost = "/".into();
     }
-    uri.query.heartbeat.get_or_insert(HEARTBEAT);
+    if *uri.query.heartbeat.get_or_insert(HEARTBEAT) == 0 {
+        return Err(format!("{EXPECTED} heartbeat=0, with which a dead connection is never noticed"));
+    }
     Ok(uri)
 }
 
@@ -221,7 +223,14 @@ mod tests {
 
     #[test]
     fn urls_are_parsed_and_never_echoed() {
-        for wrong in ["", "canary", "http://canary@h", "amqp://canary:x@", "amqp://u:canary@h:99999"] {
+        for wrong in [
+            "",
+            "canary",
+            "http://canary@h",
+            "amqp://canary:x@",
+            "amqp://u:canary@h:99999",
+            "amqp://u:canary@h?heartbeat=0",
+        ] {
             let message = uri(wrong).expect_err(wrong);
             assert!(message.starts_with("expected amqp://") && !message.contains("canary"), "{message}");
         }
