@@ -155,7 +155,7 @@ pub fn config(data: &[u8]) {
 
 /// A stored row is believed only as it was stored.
 pub fn row(data: &[u8]) {
-    crate::journal::fuzz_row(data);
+    crate::journal::fuzz_record(data);
 }
 
 /// The feed's parameters, and after a zero byte `Last-Event-ID`, are understood or refused.

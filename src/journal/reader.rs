@@ -1,66 +1,42 @@
-//! Reading what is stored, beside the writer and without disturbing it.
+//! The one door to stored events.
+//!
+//! Everybody who reads events reads them here: publishing, resends, the feed, `reconcile`, checks and copies. Each event
+//! is checked against its CRC, and what cannot be read is given as damaged, by its position; it is never the end of
+//! anything, nor an error.
 
-use std::hash::{DefaultHasher, Hasher};
-use std::path::Path;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row as SqlRow, params};
+use super::chain::Chain;
+use super::index::{Index, IndexEntry};
+use super::record::{self, Row};
+use super::segment::Segment;
 
-use super::{log, schema};
+/// How many entries one batch looks at, however few of them a filter lets through.
+const SCAN: usize = 10_000;
 
-/// How many rows one batch looks at, however few of them a filter lets through.
-const SCAN: i64 = 10_000;
+/// The most that is read from a file at once.
+const BLOCK: usize = 1024 * 1024;
 
-/// What the storage engine says when it fails.
+/// Why a file of the journal cannot be read, other than by damage; to be tried later.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct EngineError(#[from] rusqlite::Error);
-
-/// A connection of one's own; a batch is a short read transaction, so checkpoints are not held up.
-pub struct Reader {
-    connection: Connection,
+#[error("cannot read {path}")]
+pub struct ReadError {
+    path: PathBuf,
+    source: io::Error,
 }
 
-/// A stored event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Its place in the journal.
-    pub position: u64,
-    /// When it was accepted, in Unix milliseconds.
-    pub accepted_ms: i64,
-    /// Equal for events of one key; two keys may rarely share it.
-    pub key_hash: u64,
-    /// The event's type.
-    pub kind: String,
-    /// What was stored.
-    pub payload: Bytes,
-}
-
-/// A row, which the disk may have damaged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Row {
-    /// As it was stored: its checksum holds.
-    Intact(Record),
-    /// The row is there, but its checksum does not hold.
-    Damaged {
-        /// Its place in the journal.
-        position: u64,
-    },
-}
-
-impl Row {
-    /// Its place in the journal.
-    pub fn position(&self) -> u64 {
-        match self {
-            Self::Intact(record) => record.position,
-            Self::Damaged { position } => *position,
-        }
+impl ReadError {
+    pub(super) fn of_state(dir: &std::path::Path, error: rusqlite::Error) -> Self {
+        Self { path: dir.join(super::state::FILE), source: io::Error::other(error) }
     }
 }
 
 /// Which events are wanted; `None` means all.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Filter {
     /// Only this event.
     pub id: Option<[u8; 16]>,
@@ -72,26 +48,6 @@ pub struct Filter {
     pub since_ms: Option<i64>,
     /// Only what was accepted before this time, in Unix milliseconds.
     pub until_ms: Option<i64>,
-}
-
-/// An event that is to be published again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resend {
-    /// The event. Its `position` is its place in the queue of resends, not in the journal.
-    pub record: Record,
-    /// Its place in the journal.
-    pub position: u64,
-    /// Whether it is to be marked as a replay.
-    pub replayed: bool,
-}
-
-/// Resends in their order.
-#[derive(Debug, Default)]
-pub struct Resends {
-    /// Those that are due.
-    pub due: Vec<Resend>,
-    /// Those that can't be published any more, because the journal no longer keeps the event.
-    pub gone: Vec<u64>,
 }
 
 /// How much one batch may hold.
@@ -106,248 +62,272 @@ pub struct Limits {
 /// Rows in order of position.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// The rows that the filter let through.
+    /// The rows that the filter let through. Without a filter, each event that was stored and is still kept has one.
     pub rows: Vec<Row>,
     /// Everything up to here has been looked at; the next batch goes on after it.
     pub through: u64,
 }
 
+/// Reads a journal; each thread has its own, and making one opens nothing.
+#[derive(Debug)]
+pub struct Reader {
+    chain: Arc<Chain>,
+    /// The segment that was read last.
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    segment: Arc<Segment>,
+    /// `None` if the file is missing.
+    file: Option<File>,
+    /// Of a sealed segment.
+    index: Option<Index>,
+}
+
+/// The entries of one segment that a batch takes.
+struct Selection {
+    entries: Vec<IndexEntry>,
+    through: u64,
+    looked_at: usize,
+}
+
 impl Reader {
-    /// Opens a journal's file for reading.
-    ///
-    /// # Errors
-    /// When the engine can't.
-    pub fn open(path: &Path) -> Result<Self, EngineError> {
-        Ok(Self { connection: schema::open_reader(path)? })
+    pub(super) fn new(chain: Arc<Chain>) -> Self {
+        Self { chain, current: None }
     }
 
     /// The durable rows after `position`, oldest first.
     ///
     /// # Errors
-    /// When the disk or the file's structure fails; that is never an end of the log. Where only some of
-    /// the rows can't be read, they are given as damaged instead.
-    pub fn after(&self, position: u64, limits: Limits, filter: &Filter) -> Result<Batch, EngineError> {
-        match self.read_after(position, limits, filter) {
-            Err(error) if log::is_damage(&error) => self.around_damage(position, filter),
-            other => Ok(other?),
-        }
-    }
-
-    fn read_after(&self, position: u64, limits: Limits, filter: &Filter) -> rusqlite::Result<Batch> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT position, accepted_ms, crc, id, key, kind, payload
-             FROM records WHERE position > ?1 ORDER BY position LIMIT ?2",
-        )?;
-        let limit = if filter.is_all() { i64::try_from(limits.rows).unwrap_or(SCAN) } else { SCAN };
-        let mut found = statement.query(params![position as i64, limit])?;
+    /// When a file cannot be opened; damage is no error.
+    pub fn after(&mut self, position: u64, limits: Limits, filter: &Filter) -> Result<Batch, ReadError> {
+        // Before the segments: what is appended meanwhile is left to the next batch.
+        let last = self.chain.last();
         let mut batch = Batch { rows: Vec::new(), through: position };
-        let mut bytes = 0;
-        while let Some(row) = found.next()? {
-            let position = row.get::<_, i64>(0)? as u64;
-            batch.through = position;
-            if !filter.lets_through(row)? {
+        let (mut bytes, mut looked_at) = (0, 0);
+        let mut segments = self.chain.segments_from(position.saturating_add(1));
+        while let Some(segment) = segments.pop_front() {
+            let Some(current) = self.open(&segment)? else {
+                segments = self.chain.segments_from(batch.through.saturating_add(1));
                 continue;
-            }
-            let row = read(position, row)?;
-            if let Row::Intact(record) = &row {
-                bytes += record.payload.len();
-            }
-            batch.rows.push(row);
-            if batch.rows.len() >= limits.rows || bytes >= limits.bytes {
-                break;
+            };
+            let wanted =
+                current.with_index(|index| select(index, batch.through, last, filter, limits.rows - batch.rows.len()));
+            looked_at += wanted.looked_at;
+            let before = batch.rows.len();
+            let taken = current.read(&wanted.entries, limits.bytes, &mut bytes, |row| {
+                if filter.matches(&row) {
+                    batch.rows.push(row);
+                }
+            });
+            self.note_damaged(&batch.rows[before..]);
+            batch.through = match wanted.entries.get(taken) {
+                Some(next) => next.position - 1,
+                None => wanted.through.max(batch.through),
+            };
+            if batch.rows.len() >= limits.rows || bytes >= limits.bytes || looked_at >= SCAN {
+                return Ok(batch);
             }
         }
+        batch.through = batch.through.max(last);
         Ok(batch)
     }
 
-    /// A few rows after `position`, one by one, so that a page that can't be read costs only its own.
-    fn around_damage(&self, position: u64, filter: &Filter) -> Result<Batch, EngineError> {
-        const ROWS: u64 = 64;
-        let through = (position + ROWS).min(log::ends(&self.connection)?.last).max(position);
-        let mut batch = Batch { rows: Vec::new(), through };
-        for position in position + 1..=through {
-            match self.at(position) {
-                Ok(None) => {}
-                Ok(Some(row)) => batch.rows.push(row),
-                Err(_) => batch.rows.push(Row::Damaged { position }),
-            }
-        }
-        // What can't be read can't be filtered either; those who ask for something get what is certain.
-        if !filter.is_all() {
-            batch.rows.clear();
-            for position in position + 1..=through {
-                let one = self.read_after(position - 1, Limits { rows: 1, bytes: 1 }, filter);
-                batch.rows.extend(one.unwrap_or_default().rows.into_iter().filter(|row| row.position() == position));
-            }
-        }
-        Ok(batch)
-    }
-
-    /// The row at `position`, if there is one.
+    /// The row at `position`, if it is kept.
     ///
     /// # Errors
-    /// When the disk or the file's structure fails.
-    pub fn at(&self, position: u64) -> Result<Option<Row>, EngineError> {
-        let sql = "SELECT position, accepted_ms, crc, id, key, kind, payload FROM records WHERE position = ?1";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut found = statement.query([position as i64])?;
-        Ok(found.next()?.map(|row| read(position, row)).transpose()?)
+    /// When a file cannot be opened; damage is no error.
+    pub fn at(&mut self, position: u64) -> Result<Option<Row>, ReadError> {
+        let row = self.look_up(position, |current, entry| current.read_one(entry))?;
+        self.note_damaged(row.as_slice());
+        Ok(row)
     }
 
-    /// What a sink is to publish again and is due, after `seq` in the queue of resends, at most `limit`.
-    ///
-    /// # Errors
-    /// When the disk or the file's structure fails.
-    pub fn resends(&self, sink: &str, seq: u64, now_ms: i64, limit: usize) -> Result<Resends, EngineError> {
-        // A dead letter is a copy that outlives its record.
-        let mut statement = self.connection.prepare_cached(
-            "SELECT q.seq, q.position, q.replayed, q.due_ms,
-                    coalesce(r.accepted_ms, d.at_ms), coalesce(r.key, d.key), coalesce(r.kind, d.kind),
-                    coalesce(r.payload, d.payload)
-             FROM resends q
-             LEFT JOIN records r ON r.position = q.position
-             LEFT JOIN dead_letters d ON d.sink = q.sink AND d.position = q.position
-             WHERE q.sink = ?1 AND q.seq > ?2 ORDER BY q.seq LIMIT ?3",
-        )?;
-        let mut rows = statement.query(params![sink, seq as i64, limit as i64])?;
-        let mut resends = Resends::default();
-        while let Some(row) = rows.next()? {
-            // One replay after the other: what is not due holds back what was asked for later.
-            if row.get::<_, i64>(3)? > now_ms {
-                break;
-            }
-            let seq = row.get::<_, i64>(0)? as u64;
-            match (row.get_ref(5)?, row.get_ref(6)?, row.get_ref(7)?) {
-                (ValueRef::Text(key), ValueRef::Text(kind), ValueRef::Blob(payload)) => resends.due.push(Resend {
-                    record: Record {
-                        position: seq,
-                        accepted_ms: row.get(4)?,
-                        key_hash: hash(key),
-                        kind: String::from_utf8_lossy(kind).into_owned(),
-                        payload: Bytes::copy_from_slice(payload),
-                    },
-                    position: row.get::<_, i64>(1)? as u64,
-                    replayed: row.get(2)?,
-                }),
-                _ => resends.gone.push(seq),
+    fn note_damaged(&self, rows: &[Row]) {
+        let Some(current) = &self.current else { return };
+        for row in rows {
+            if let Row::Damaged { position, .. } = row {
+                self.chain.note_damaged_in(&current.segment, *position);
             }
         }
-        Ok(resends)
     }
+
+    /// What is known of the event at `position` without reading it.
+    ///
+    /// # Errors
+    /// When a file cannot be opened.
+    pub(super) fn entry(&mut self, position: u64) -> Result<Option<IndexEntry>, ReadError> {
+        self.look_up(position, |_, entry| *entry)
+    }
+
+    /// The first event after `position` of a kind that is wanted, without reading it.
+    ///
+    /// # Errors
+    /// When a file cannot be opened.
+    pub(super) fn first_entry(
+        &mut self,
+        position: u64,
+        wants: impl Fn(&str) -> bool,
+    ) -> Result<Option<IndexEntry>, ReadError> {
+        for segment in self.chain.segments_from(position.saturating_add(1)) {
+            let Some(current) = self.open(&segment)? else { continue };
+            let found = current.with_index(|index| {
+                let wanted: Vec<bool> = index.kinds.iter().map(|(kind, _)| wants(kind)).collect();
+                let is_wanted = |entry: &&IndexEntry| wanted.get(entry.kind as usize).copied().unwrap_or(true);
+                index.entries[index.after(position)..].iter().find(is_wanted).copied()
+            });
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    fn look_up<T>(
+        &mut self,
+        position: u64,
+        found: impl Fn(&Current, &IndexEntry) -> T,
+    ) -> Result<Option<T>, ReadError> {
+        while let Some(segment) = self.chain.segment_at(position) {
+            if let Some(current) = self.open(&segment)? {
+                let entry = current.with_index(|index| index.at(position).copied());
+                return Ok(entry.map(|entry| found(current, &entry)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The oldest position kept, and the newest; zeros where there is none.
+    pub fn ends(&self) -> (u64, u64) {
+        (self.chain.first(), self.chain.last())
+    }
+
+    /// Opens a segment, unless it is open; `None` if it has been released or compacted since it was looked up.
+    fn open(&mut self, segment: &Arc<Segment>) -> Result<Option<&Current>, ReadError> {
+        if self.current.as_ref().is_none_or(|current| !Arc::ptr_eq(&current.segment, segment)) {
+            let failed = |source| ReadError { path: segment.name.log(&segment.dir), source };
+            let file = segment.file().map_err(failed)?;
+            let (index, whole) = if segment.is_sealed() {
+                segment.load().map(|(index, whole)| (Some(index), whole)).map_err(failed)?
+            } else {
+                (None, true)
+            };
+            if file.is_none() || !whole {
+                if !self.chain.is_current(segment).map_err(failed)? {
+                    return Ok(None);
+                }
+                self.chain.report_damage(segment, whole);
+            }
+            self.current = Some(Current { segment: Arc::clone(segment), file, index });
+        }
+        Ok(self.current.as_ref())
+    }
+}
+
+impl Current {
+    fn with_index<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
+        match (&self.index, self.segment.entries()) {
+            (Some(index), _) => look(index),
+            (None, Some(index)) => look(&index),
+            (None, None) => look(&Index::default()),
+        }
+    }
+
+    /// Gives the rows of `entries`, until so many bytes are reached; returns for how many entries it did.
+    fn read(&self, entries: &[IndexEntry], most_bytes: usize, bytes: &mut usize, mut each: impl FnMut(Row)) -> usize {
+        let (mut taken, mut block) = (0, Vec::new());
+        while taken < entries.len() && *bytes < most_bytes {
+            let run = run(&entries[taken..], most_bytes - *bytes);
+            let begin = u64::from(run[0].offset);
+            let length = run.iter().map(|entry| entry.length as usize).sum();
+            block.resize(length, 0);
+            let is_read = self.file.as_ref().is_some_and(|file| file.read_exact_at(&mut block, begin).is_ok());
+            let mut at = 0;
+            for entry in run {
+                // What one read cannot give, reading each record may.
+                let row =
+                    is_read.then(|| decoded(&block[at..], entry)).flatten().unwrap_or_else(|| self.read_one(entry));
+                at += entry.length as usize;
+                *bytes += entry.length as usize;
+                each(row);
+            }
+            taken += run.len();
+        }
+        taken
+    }
+
+    fn read_one(&self, entry: &IndexEntry) -> Row {
+        let mut bytes = vec![0; entry.length as usize];
+        let is_read = entry.length > 0
+            && self.file.as_ref().is_some_and(|file| file.read_exact_at(&mut bytes, entry.offset.into()).is_ok());
+        is_read.then(|| decoded(&bytes, entry)).flatten().unwrap_or_else(|| self.damaged(entry))
+    }
+
+    fn damaged(&self, entry: &IndexEntry) -> Row {
+        let is_known = entry.id != [0; 16];
+        let kind = self.with_index(|index| index.kind(entry).to_owned());
+        Row::Damaged {
+            position: entry.position,
+            key_hash: is_known.then_some(entry.key_hash),
+            id: is_known.then_some(entry.id),
+            kind: (!kind.is_empty()).then_some(kind),
+        }
+    }
+}
+
+/// The entries at the beginning that lie one after the other in the file, one at least.
+fn run(entries: &[IndexEntry], most_bytes: usize) -> &[IndexEntry] {
+    let (mut length, mut bytes) = (0, 0);
+    for (entry, before) in entries.iter().zip(std::iter::once(None).chain(entries.iter().map(Some))) {
+        let follows = before.is_none_or(|before| before.offset.checked_add(before.length) == Some(entry.offset));
+        if length > 0 && (!follows || bytes >= BLOCK.min(most_bytes)) {
+            break;
+        }
+        length += 1;
+        bytes += entry.length as usize;
+    }
+    &entries[..length]
+}
+
+fn decoded(bytes: &[u8], entry: &IndexEntry) -> Option<Row> {
+    let view = record::decode(bytes).filter(|view| view.position == entry.position)?;
+    Some(Row::Intact(view.to_record()))
+}
+
+fn select(index: &Index, after: u64, last: u64, filter: &Filter, rows: usize) -> Selection {
+    let kind = filter.kind.as_ref().map(|kind| index.kinds.iter().position(|(known, _)| known == kind));
+    let key_hash = filter.key.as_ref().map(|key| record::hash(key.as_bytes()));
+    let mut selection = Selection { entries: Vec::new(), through: after, looked_at: 0 };
+    for entry in &index.entries[index.after(after)..] {
+        if entry.position > last || selection.entries.len() >= rows || selection.looked_at >= SCAN {
+            return selection;
+        }
+        selection.looked_at += 1;
+        selection.through = entry.position;
+        let is_wanted = kind.is_none_or(|kind| kind == Some(entry.kind as usize))
+            && key_hash.is_none_or(|hash| hash == entry.key_hash)
+            && filter.id.is_none_or(|id| id == entry.id)
+            && filter.since_ms.is_none_or(|since| entry.accepted_ms >= since)
+            && filter.until_ms.is_none_or(|until| entry.accepted_ms < until);
+        if is_wanted {
+            selection.entries.push(*entry);
+        }
+    }
+    selection
 }
 
 impl Filter {
     /// Whether everything is wanted.
     pub fn is_all(&self) -> bool {
-        matches!(self, Self { id: None, key: None, kind: None, since_ms: None, until_ms: None })
+        *self == Self::default()
     }
 
-    fn lets_through(&self, row: &SqlRow<'_>) -> rusqlite::Result<bool> {
-        // What is damaged is not what was asked for.
-        let ValueRef::Integer(accepted_ms) = row.get_ref(1)? else { return Ok(self.is_all()) };
-        if self.since_ms.is_some_and(|since| accepted_ms < since)
-            || self.until_ms.is_some_and(|until| accepted_ms >= until)
-        {
-            return Ok(false);
+    /// What the hash of the key cannot tell.
+    fn matches(&self, row: &Row) -> bool {
+        match (row, &self.key) {
+            (Row::Intact(record), Some(key)) => record.key == *key,
+            _ => true,
         }
-        if let Some(id) = &self.id
-            && !matches!(row.get_ref(3)?, ValueRef::Blob(found) if found == id)
-        {
-            return Ok(false);
-        }
-        let is = |wanted: &Option<String>, column: usize| -> rusqlite::Result<bool> {
-            let Some(wanted) = wanted else { return Ok(true) };
-            // A damaged text may not be UTF-8; it is then not what was asked for.
-            Ok(matches!(row.get_ref(column)?, ValueRef::Text(text) if text == wanted.as_bytes()))
-        };
-        Ok(is(&self.key, 4)? && is(&self.kind, 5)?)
     }
-}
-
-fn read(position: u64, row: &SqlRow<'_>) -> rusqlite::Result<Row> {
-    let (
-        ValueRef::Integer(accepted_ms),
-        ValueRef::Integer(stored),
-        ValueRef::Blob(id),
-        ValueRef::Text(key),
-        ValueRef::Text(kind),
-        ValueRef::Blob(payload),
-    ) = (row.get_ref(1)?, row.get_ref(2)?, row.get_ref(3)?, row.get_ref(4)?, row.get_ref(5)?, row.get_ref(6)?)
-    else {
-        return Ok(Row::Damaged { position });
-    };
-    if stored != i64::from(checksum(position, accepted_ms, id, key, kind, payload)) {
-        return Ok(Row::Damaged { position });
-    }
-    Ok(Row::Intact(Record {
-        position,
-        accepted_ms,
-        key_hash: hash(key),
-        kind: String::from_utf8_lossy(kind).into_owned(),
-        payload: Bytes::copy_from_slice(payload),
-    }))
-}
-
-fn hash(key: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(key);
-    hasher.finish()
-}
-
-/// CRC-32 over all of a record, its position included, so that a row can't pass for another.
-pub(super) fn checksum(position: u64, accepted_ms: i64, id: &[u8], key: &[u8], kind: &[u8], payload: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&position.to_le_bytes());
-    crc.update(&accepted_ms.to_le_bytes());
-    for part in [id, key, kind, payload] {
-        crc.update(&(part.len() as u64).to_le_bytes());
-        crc.update(part);
-    }
-    crc.finalize()
-}
-
-/// A row of columns of any type is never a panic or an error, one that was stored is read, and one of which a bit has
-/// changed is damaged. The first bytes choose the types and the bit, the rest is content.
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn fuzz_row(data: &[u8]) {
-    use rusqlite::types::Value;
-
-    thread_local! {
-        static MEMORY: Connection = Connection::open_in_memory().expect("memory");
-    }
-    let decode = |columns: [Value; 7]| {
-        MEMORY.with(|memory| {
-            let mut statement = memory.prepare_cached("SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7").expect("SQL");
-            let row = statement.query_row(rusqlite::params_from_iter(columns), |row| {
-                let filter = Filter { key: Some("key".into()), since_ms: Some(1), ..Filter::default() };
-                filter.lets_through(row).and(read(7, row))
-            });
-            row.expect("no error")
-        })
-    };
-    let Some((&[types, flip], payload)) = data.split_first_chunk() else { return };
-    let any = |column: usize| match (types >> (column % 4)) & 3 {
-        0 => Value::Null,
-        1 => Value::Real(f64::from(flip)),
-        2 => Value::Text(String::from_utf8_lossy(payload).into_owned()),
-        _ => Value::Blob(payload.to_vec()),
-    };
-    assert_eq!(decode(std::array::from_fn(any)), Row::Damaged { position: 7 });
-
-    let id = vec![flip; 16];
-    let crc = checksum(7, 5, &id, b"key", b"kind", payload);
-    let row = |payload: &[u8]| {
-        let numbers = [7, 5, i64::from(crc)].map(Value::Integer);
-        let [key, kind] = ["key", "kind"].map(|text| Value::Text(text.to_owned()));
-        let [position, accepted_ms, crc] = numbers;
-        [position, accepted_ms, crc, Value::Blob(id.clone()), key, kind, Value::Blob(payload.to_vec())]
-    };
-    assert!(matches!(decode(row(payload)), Row::Intact(record) if record.payload == payload));
-    let mut spoilt = payload.to_vec();
-    let bit = usize::from(flip) % (payload.len() * 8).max(1);
-    match spoilt.get_mut(bit / 8) {
-        Some(byte) => *byte ^= 1 << (bit % 8),
-        None => spoilt.push(types),
-    }
-    assert_eq!(decode(row(&spoilt)), Row::Damaged { position: 7 }, "a wrong row is believed");
 }

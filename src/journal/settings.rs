@@ -32,7 +32,16 @@ impl Default for Settings {
     }
 }
 
+/// The largest segment, and how many the budget holds at least.
+const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
+const SEGMENTS: u64 = 16;
+
 impl Settings {
+    /// The size at which a segment is closed.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES.min(self.max_bytes.0 / SEGMENTS)
+    }
+
     /// Every fault, as key and message.
     pub fn check(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();

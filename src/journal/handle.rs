@@ -1,0 +1,319 @@
+//! The handle to an open journal.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tokio::sync::{oneshot, watch};
+
+use super::reader::ReadError;
+use super::resends::{self, NextError};
+use super::sinks::Sink;
+use super::state_writer::{StateOp, open_for_reading};
+use super::{
+    AppendError, Appended, Closed, Command, DeadLetter, Entry, Health, Limits, Origin, Reader, Resend, ResendCursor,
+    ResendOutcome, Resume, Shared, Stats, StuckEvent,
+};
+
+/// Bytes that may wait for the writer, so that large bodies cannot fill the memory.
+const QUEUE_BYTES: usize = 32 * 1024 * 1024;
+
+/// A handle to an open journal; clones share it.
+#[derive(Clone)]
+pub struct Journal {
+    pub(super) commands: SyncSender<Command>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) threads: Arc<Mutex<Threads>>,
+}
+
+/// The threads of a journal, in the order in which they are ended.
+#[derive(Default)]
+pub(super) struct Threads {
+    pub(super) writer: Option<JoinHandle<()>>,
+    pub(super) keeper: Option<JoinHandle<()>>,
+    pub(super) state: Option<JoinHandle<()>>,
+}
+
+/// An append under way. It goes on to its end even if this is dropped.
+pub struct Pending(pub(super) oneshot::Receiver<Result<Appended, AppendError>>);
+
+impl Pending {
+    /// Waits for the commit.
+    ///
+    /// # Errors
+    /// See [`AppendError`].
+    pub async fn durable(self) -> Result<Appended, AppendError> {
+        self.0.await.unwrap_or(Err(AppendError::Closed))
+    }
+}
+
+impl Journal {
+    /// Hands an event to the writer. This never waits: once it has returned `Ok`, the event will be committed whatever
+    /// becomes of the caller.
+    ///
+    /// # Errors
+    /// [`AppendError::Busy`] when too much is waiting, otherwise what is already known to be wrong.
+    pub fn append(&self, entry: Entry) -> Result<Pending, AppendError> {
+        match self.health() {
+            Health::Healthy | Health::Full => {}
+            Health::Failed => return Err(AppendError::Failed),
+            Health::Closed => return Err(AppendError::Closed),
+        }
+        let size = entry.payload.len();
+        if self.shared.queued_bytes.fetch_add(size, Ordering::Relaxed) + size > QUEUE_BYTES {
+            self.shared.queued_bytes.fetch_sub(size, Ordering::Relaxed);
+            return Err(AppendError::Busy);
+        }
+        let (reply, answer) = oneshot::channel();
+        self.commands.try_send(Command::Append(entry, reply)).map_err(|error| {
+            self.shared.queued_bytes.fetch_sub(size, Ordering::Relaxed);
+            match error {
+                TrySendError::Full(_) => AppendError::Busy,
+                TrySendError::Disconnected(_) => AppendError::Closed,
+            }
+        })?;
+        Ok(Pending(answer))
+    }
+
+    // ---- what a sink does ------------------------------------------------------------------------------------------
+
+    /// Where a sink goes on after a start. The waiting positions are given once.
+    pub fn resume(&self, sink: &str) -> Resume {
+        let waiting = self.shared.resume.lock().unwrap_or_else(PoisonError::into_inner).remove(sink);
+        let frontier = self.shared.sinks.get(sink).map_or(0, |sink| sink.progress().frontier);
+        Resume { frontier, waiting: waiting.unwrap_or_default() }
+    }
+
+    /// Records that a sink has read everything up to `through`, and that of it the positions of `waiting` are to be
+    /// published. Durable within 100 ms.
+    pub fn enqueue(&self, sink: &str, through: u64, waiting: &[u64]) {
+        if let Some(sink) = self.shared.sinks.get(sink) {
+            sink.enqueue(through, waiting);
+        }
+    }
+
+    /// Records that a sink has published the event at `position`. Durable within 100 ms.
+    pub fn acknowledge(&self, sink: &str, position: u64) {
+        if let Some(sink) = self.shared.sinks.get(sink) {
+            sink.acknowledge(position);
+        }
+    }
+
+    /// The position up to which a sink has dealt with everything.
+    pub fn cursor(&self, sink: &str) -> u64 {
+        self.shared.sinks.get(sink).map_or(0, |sink| sink.progress().cursor())
+    }
+
+    /// How many events a sink wants and has not published.
+    pub fn pending(&self, sink: &str) -> u64 {
+        self.shared.sinks.get(sink).map_or(0, Sink::pending)
+    }
+
+    /// When the oldest of them was accepted, in Unix milliseconds. Blocks for a short read.
+    pub fn oldest_pending_ms(&self, sink: &str) -> Option<i64> {
+        let sink = self.shared.sinks.get(sink).filter(|sink| sink.pending() > 0)?;
+        let (first, frontier) = {
+            let progress = sink.progress();
+            (progress.waiting.first(), progress.frontier)
+        };
+        let mut reader = self.reader();
+        if let Some(position) = first {
+            return Some(reader.entry(position).ok()??.accepted_ms);
+        }
+        reader.first_entry(frontier, |kind| sink.wants(kind)).ok()?.map(|entry| entry.accepted_ms)
+    }
+
+    /// Keeps an event that a broker refused for good as a dead letter, with its reason; it waits no more. Returns once
+    /// that is durable, however long a failing disk takes. For an event that is a dead letter already, the reason is
+    /// replaced.
+    ///
+    /// # Errors
+    /// [`Closed`]; nothing is set aside then.
+    pub async fn set_aside(&self, dead_letter: DeadLetter) -> Result<(), Closed> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.state.push(StateOp::SetAside(dead_letter, reply));
+        answer.await.map_err(|_dropped| Closed)
+    }
+
+    /// Writes down which events a sink cannot publish, for operators to see. They are forgotten as they are published
+    /// or set aside.
+    pub fn record_stuck(&self, sink: &str, events: Vec<StuckEvent>) {
+        if let Some(sink) = self.shared.sinks.get(sink) {
+            sink.stuck.lock().unwrap_or_else(PoisonError::into_inner).extend(events);
+        }
+    }
+
+    /// The positions that an operator wants to be set aside; each is given once.
+    pub fn set_aside_requests(&self, sink: &str) -> Vec<u64> {
+        let requests = self.shared.sinks.get(sink).map(|sink| &sink.requests);
+        requests.map(|requests| requests.lock().unwrap_or_else(PoisonError::into_inner).take()).unwrap_or_default()
+    }
+
+    /// Says of requested positions that there is nothing to set aside any more.
+    pub fn decline_set_aside(&self, sink: &str, positions: &[u64]) {
+        if !positions.is_empty() {
+            let (sink, positions) = (sink.to_owned(), positions.to_vec());
+            self.shared.state.push(StateOp::DeclineSetAside { sink, positions });
+        }
+    }
+
+    // ---- resends ---------------------------------------------------------------------------------------------------
+
+    /// Whether a sink has events to publish once more.
+    pub fn has_resends(&self, sink: &str) -> bool {
+        self.resends(sink) > 0
+    }
+
+    /// How many events a sink is to publish once more.
+    pub fn resends(&self, sink: &str) -> u64 {
+        let requeued = self.shared.sinks.get(sink).map_or(0, |sink| sink.resends.load(Ordering::Relaxed));
+        requeued + self.shared.replays.to_come(sink)
+    }
+
+    /// How many replays a sink has.
+    pub fn active_replays(&self, sink: &str) -> u64 {
+        self.shared.replays.active(sink)
+    }
+
+    /// How many resends were dropped since the start: of sinks that are not configured any more, without an event, or to
+    /// make room.
+    pub fn resends_dropped(&self) -> u64 {
+        self.shared.resends_dropped.load(Ordering::Relaxed)
+    }
+
+    /// The next resends of a sink that `cursor` has not been given yet. What is damaged or gone is left out, and logged.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// When they cannot be read now.
+    pub fn next_resends(
+        &self,
+        sink: &str,
+        cursor: &mut ResendCursor,
+        limits: Limits,
+    ) -> Result<Vec<Resend>, ReadError> {
+        let edition = self.shared.state_edition.load(Ordering::Acquire);
+        let failed = |error| ReadError::of_state(&self.shared.chain.dir, error);
+        let mut connection = self.shared.state_reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.is_none() {
+            *connection = Some(open_for_reading(&self.shared.chain.dir).map_err(failed)?);
+        }
+        let Some(open) = connection.as_ref() else { return Ok(Vec::new()) };
+        let (given, unusable) = match resends::next(open, &self.shared, sink, cursor, limits) {
+            Ok(found) => found,
+            Err(NextError::Read(error)) => return Err(error),
+            Err(NextError::Engine(error)) => {
+                *connection = None;
+                self.shared.state.report(&error, edition);
+                return Err(failed(error));
+            }
+        };
+        drop(connection);
+        if !unusable.is_empty() {
+            let dropped = unusable.len() as u64;
+            tracing::warn!(
+                sink,
+                dropped,
+                "dropped requeued events that are damaged or gone; see: sendbird-bridge dead-letters list"
+            );
+            self.shared.resends_dropped.fetch_add(dropped, Ordering::Relaxed);
+            self.shared.state.push(StateOp::DropRequeued { sink: sink.to_owned(), seqs: unusable });
+        }
+        Ok(given)
+    }
+
+    /// Records what became of a resend. Durable within 100 ms.
+    pub fn finish_resend(&self, sink: &str, origin: Origin, position: u64, outcome: ResendOutcome) {
+        match (origin, &outcome) {
+            (Origin::Replay { id }, ResendOutcome::Published) => self.shared.replays.finish(id, position),
+            _ => {
+                let sink = sink.to_owned();
+                self.shared.state.push(StateOp::FinishResend { sink, origin, position, outcome });
+            }
+        }
+    }
+
+    /// Whether a resend is still wanted: its replay may have been cancelled.
+    pub fn is_wanted(&self, origin: &Origin) -> bool {
+        match *origin {
+            Origin::Requeue { .. } => true,
+            Origin::Replay { id } => self.shared.replays.has(id),
+        }
+    }
+
+    // ---- what others see -------------------------------------------------------------------------------------------
+
+    /// Follows the newest durable position.
+    pub fn durable(&self) -> watch::Receiver<u64> {
+        self.shared.durable.subscribe()
+    }
+
+    /// How many dead letters a sink has.
+    pub fn dead_letters(&self, sink: &str) -> u64 {
+        self.shared.sinks.get(sink).map_or(0, |sink| sink.dead_letters.load(Ordering::Relaxed))
+    }
+
+    /// A reader of its own; nothing is opened yet.
+    pub fn reader(&self) -> Reader {
+        self.shared.reader()
+    }
+
+    /// Whether it takes events.
+    pub fn health(&self) -> Health {
+        self.shared.health()
+    }
+
+    /// What it holds.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.shared;
+        let segments = shared.chain.segments();
+        Stats {
+            health: self.health(),
+            first_position: shared.chain.first(),
+            last_position: *shared.durable.borrow(),
+            records: shared.records.load(Ordering::Relaxed),
+            damaged_records: shared.chain.damaged_count(),
+            segments: segments.len() as u64,
+            bytes: shared.bytes(),
+            disk_free_bytes: shared.disk_free.load(Ordering::Relaxed),
+            dedup_ids: shared.dedup_ids.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Waits until one of its threads has ended without being asked to. Nothing is taken any more then.
+    pub async fn ended(&self) {
+        let mut ended = self.shared.ended.subscribe();
+        // The sender lives as long as this handle.
+        drop(ended.wait_for(|ended| *ended).await);
+    }
+
+    /// Commits what is queued and what sinks have published, closes the files and gives the directory back. Blocks.
+    pub fn close(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shared.closing.store(true, Ordering::Release);
+        // A full queue is drained by the writer, so this waits for a place and not for ever.
+        if self.commands.send(Command::Close).is_err() {
+            tracing::debug!("the journal's writer had stopped already");
+        }
+        join(threads.writer);
+        self.shared.keeper.close();
+        join(threads.keeper);
+        self.shared.state_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.shared.state.push(StateOp::Close);
+        join(threads.state);
+        // Only now may another process have the directory.
+        self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn panic(&self) {
+        drop(self.commands.send(Command::Panic));
+    }
+}
+
+fn join(thread: Option<JoinHandle<()>>) {
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("a thread of the journal panicked");
+    }
+}

@@ -1,0 +1,136 @@
+//! `journal verify`: reads everything and names what is damaged.
+
+use super::admin::AdminError;
+use super::{Filter, JournalAdmin, Limits, Row, admin, resends, state};
+
+/// How much is read at a time.
+const LIMITS: Limits = Limits { rows: 1_000, bytes: 8 * 1024 * 1024 };
+
+/// Something wrong with a journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An event that cannot be read, or whose checksum does not hold.
+    Damaged {
+        /// Its position.
+        position: u64,
+        /// Its id, where that is still known.
+        id: Option<[u8; 16]>,
+        /// Its type, where that is still known.
+        kind: Option<String>,
+    },
+    /// Positions that no file holds, though nothing says that they were released.
+    Missing {
+        /// The first.
+        first: u64,
+        /// The last.
+        last: u64,
+    },
+    /// A dead letter whose event is damaged.
+    DeadLetter {
+        /// The sink.
+        sink: String,
+        /// The event's position.
+        position: u64,
+        /// Its id, where that is still known.
+        id: Option<[u8; 16]>,
+    },
+    /// An index file, which is made anew by the bridge.
+    Index(String),
+    /// The state file, in the engine's words.
+    State(String),
+}
+
+impl JournalAdmin {
+    /// Reads every event and every dead letter, and checks the files' structure; names all that is wrong, and returns
+    /// how many events are intact.
+    ///
+    /// # Errors
+    /// When a file cannot be opened.
+    pub fn verify(&self, mut found: impl FnMut(Fault)) -> Result<u64, AdminError> {
+        let mut intact = 0;
+        self.missing(&mut found)?;
+        let mut reader = self.reader();
+        let mut position = 0;
+        loop {
+            let batch = reader.after(position, LIMITS, &Filter::default())?;
+            for row in batch.rows {
+                match row {
+                    Row::Intact(_) => intact += 1,
+                    Row::Damaged { position, id, kind, .. } => found(Fault::Damaged { position, id, kind }),
+                }
+            }
+            if batch.through == position {
+                break;
+            }
+            position = batch.through;
+        }
+        self.verify_state(&mut found);
+        Ok(intact)
+    }
+
+    fn missing(&self, found: &mut impl FnMut(Fault)) -> Result<(), AdminError> {
+        let (chain, gaps) = admin::find(&self.dir, &self.connection)?;
+        for (first, last) in gaps {
+            found(Fault::Missing { first, last });
+        }
+        let (segment, proof) = state::load_proof(&self.connection).unwrap_or_default();
+        // After a salvage it stands for no segment, and only keeps positions from being used twice.
+        if segment > 0 && proof.position > chain.last() {
+            found(Fault::Missing { first: chain.last() + 1, last: proof.position });
+        }
+        for segment in chain.segments().iter().filter(|segment| !segment.is_sealed()) {
+            // Only the newest has none yet; one that is there and was not used is damaged.
+            let index = segment.name.index(&self.dir);
+            if index.exists() {
+                found(Fault::Index(index.display().to_string()));
+            }
+        }
+        for segment in chain.segments().iter().filter(|segment| segment.is_sealed()) {
+            let is_whole = segment.load().is_ok_and(|(_, whole)| whole);
+            // A running bridge may have released it meanwhile.
+            if !is_whole && chain.is_current(segment).unwrap_or(true) {
+                found(Fault::Index(segment.name.index(&self.dir).display().to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_state(&self, found: &mut impl FnMut(Fault)) {
+        let check = || -> rusqlite::Result<Vec<String>> {
+            self.connection.prepare("PRAGMA integrity_check(20)")?.query_map([], |row| row.get(0))?.collect()
+        };
+        if let Some(damage) = &self.damage {
+            found(Fault::State(damage.clone()));
+        }
+        self.verify_rows(found);
+        match check() {
+            Ok(lines) => lines.into_iter().filter(|line| line != "ok").for_each(|line| found(Fault::State(line))),
+            Err(error) => found(Fault::State(error.to_string())),
+        }
+        match self.dead_letters(None, None) {
+            Ok(stored) => {
+                for stored in stored.into_iter().filter(|stored| stored.event.is_none()) {
+                    let (sink, position) = (stored.dead_letter.sink, stored.dead_letter.position);
+                    found(Fault::DeadLetter { sink, position, id: stored.id });
+                }
+            }
+            Err(error) => found(Fault::State(error.to_string())),
+        }
+    }
+
+    /// What has a checksum of its own.
+    fn verify_rows(&self, found: &mut impl FnMut(Fault)) {
+        match state::damaged_progress(&self.connection) {
+            Ok(sinks) => sinks.into_iter().for_each(|sink| {
+                found(Fault::State(format!("what sink {sink:?} has published is damaged; it is published twice")));
+            }),
+            Err(error) => found(Fault::State(error.to_string())),
+        }
+        match resends::damaged_replays(&self.connection) {
+            Ok(replays) => {
+                replays.into_iter().for_each(|id| found(Fault::State(format!("replay {id} is damaged"))));
+            }
+            Err(error) => found(Fault::State(error.to_string())),
+        }
+    }
+}
