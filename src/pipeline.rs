@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accept():   head -> admit -> body -> verify -> parse -> normalize -> append -> durable -> 200
-//! forward():  journal -> order by key -> publish -> acknowledged -> cursor
+//! forward():  journal -> order by key -> publish -> acknowledged -> journal
 //! ```
 //!
 //! The two halves share nothing but the journal. [`Intake`] never waits for a broker, and a
@@ -10,12 +10,18 @@
 //! arrow is in its type: `Admitted`, `Verified`, `Delivery`, `Event`, a position. The second half goes on in
 //! [`session`], which is the use of one connection to a broker.
 
+mod backlog;
+mod congestion;
+mod failure_log;
 mod fetch;
-mod order;
-mod pace;
+mod flight;
+mod queue;
+mod resends;
 mod session;
 mod status;
-mod trouble;
+mod stuck;
+mod targets;
+mod unanswered;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,9 +32,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use warp::http::HeaderMap;
 
-use self::session::{Ended, Lanes, Session};
+use self::backlog::Backlog;
+use self::failure_log::FailureLog;
+use self::session::{Ended, Session};
 pub use self::status::SinkStatus;
-use self::trouble::Trouble;
 use crate::access::{Access, Admitted, Denied};
 use crate::domain::backoff::Backoff;
 use crate::domain::clock::Clock;
@@ -47,10 +54,10 @@ use crate::traces::{self, Publisher, Tracer};
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long events in flight may take to be acknowledged once the bridge is stopping, and a connection
-/// to be closed; what is left then is published again after the next start, with the same ids.
+/// to be closed; what is left then is published once more after the next start, with the same ids.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// Pauses between attempts, for a connection as for one event.
+/// Pauses between attempts, for a connection as for a target.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 
 // ---------------------------------------------------------------------------------------------------
@@ -155,7 +162,7 @@ impl Intake {
         let (id, duplicate) = match appended {
             Appended::Stored(_) => (accepting.id, false),
             Appended::Duplicate(_) => (accepting.id, true),
-            Appended::Reconciled { id, .. } => (EventId::from_bytes(id), true),
+            Appended::Backfilled { id, .. } => (EventId::from_bytes(id), true),
         };
         let outcome = if duplicate { "duplicate" } else { "stored" };
         self.metrics.deliveries.with_label_values(&[accepting.category.label(), outcome]).inc();
@@ -198,58 +205,54 @@ pub struct Forwarder {
 impl Forwarder {
     /// Publishes until `stop`, through any number of connections.
     pub async fn forward(self, stop: CancellationToken) {
-        let mut lanes = Lanes::after(self.journal.cursor(&self.name));
-        let mut trouble = Trouble::new(&self.name);
+        let resumed = tokio::select! {
+            resumed = Backlog::resume(&self) => resumed,
+            () = stop.cancelled() => return,
+        };
+        let mut backlog = match resumed {
+            Ok(backlog) => backlog,
+            // Its own line in the log says why; the end of this task ends the service.
+            Err(_panicked) => return,
+        };
+        let mut log = FailureLog::new(&self.name);
         let mut failures = 0;
-        while !stop.is_cancelled() {
-            let connecting = tokio::select! {
-                connecting = timeout(CONNECT_LIMIT, self.sink.connect()) => connecting,
-                () = stop.cancelled() => break,
-            };
+        while let Some(connecting) = stop.run_until_cancelled(timeout(CONNECT_LIMIT, self.sink.connect())).await {
             let fault = match connecting {
                 Ok(Ok(connection)) => {
-                    self.status.set_connected(connection.state().is_ok());
-                    if self.status.connected() {
-                        trouble.connected();
-                    }
-                    let mut session = Session::new(&self, &*connection, &mut lanes, &mut trouble);
+                    let mut session = Session::new(&self, &*connection, &mut backlog, &mut log);
                     let ended = session.run(&stop).await;
-                    if session.published {
+                    if session.has_published {
                         failures = 0;
                     }
                     self.status.disconnected();
                     connection.close(DRAIN_LIMIT).await;
+                    backlog.finish_writes(DRAIN_LIMIT).await;
                     match ended {
-                        Ended::Stopped => {
-                            tracing::info!(
-                                sink = self.name,
-                                cursor = self.journal.cursor(&self.name),
-                                "sink disconnected"
-                            );
-                            break;
-                        }
+                        Ended::Stopped => break,
                         Ended::Failed(fault) => fault,
                     }
                 }
                 Ok(Err(failure)) => failure.fault().clone(),
                 Err(_elapsed) => Fault { reason: Reason::Timeout, detail: "no connection in time".into() },
             };
-            self.note_failure(&fault, &mut trouble);
-            tokio::select! {
-                () = sleep(BACKOFF.pause(failures, fastrand::f64())) => failures = failures.saturating_add(1),
-                () = stop.cancelled() => break,
+            self.note_failure(&fault, &mut log);
+            let pause = BACKOFF.pause(failures, fastrand::f64());
+            failures = failures.saturating_add(1);
+            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                break;
             }
         }
+        tracing::info!(sink = self.name, cursor = self.journal.cursor(&self.name), "sink stopped");
     }
 
     fn wants(&self, record: &Record) -> bool {
         self.types.is_empty() || self.types.iter().any(|pattern| glob::matches(pattern, &record.kind))
     }
 
-    fn note_failure(&self, fault: &Fault, trouble: &mut Trouble) {
+    fn note_failure(&self, fault: &Fault, log: &mut FailureLog) {
         self.metrics.sink_retries.with_label_values(&[self.name.as_str(), fault.reason.as_str()]).inc();
         self.status.set_failure(Some(fault.to_string()));
-        trouble.failed(fault);
+        log.failed(fault, std::time::Instant::now());
     }
 }
 

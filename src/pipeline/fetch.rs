@@ -1,12 +1,13 @@
 //! Reading in the journal, away from the async threads, one read at a time.
 
+use std::error::Error;
 use std::future::pending;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::trouble::Lines;
-use crate::journal::{EngineError, Journal, Reader};
+use super::failure_log::RateLimit;
+use crate::journal::{Journal, ReadError, Reader};
 
 /// How long to wait after a read error. The events are still there, so it is never the end of the log.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
@@ -16,14 +17,14 @@ pub(super) struct Fetch<T> {
     journal: Journal,
     reader: Option<Reader>,
     running: Option<JoinHandle<Answer<T>>>,
-    failures: Lines,
+    failures: RateLimit,
 }
 
-type Answer<T> = (Option<Reader>, Result<T, EngineError>);
+type Answer<T> = (Option<Reader>, Result<T, ReadError>);
 
 impl<T: Default + Send + 'static> Fetch<T> {
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, reader: None, running: None, failures: Lines::default() }
+        Self { journal, reader: None, running: None, failures: RateLimit::default() }
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -31,41 +32,38 @@ impl<T: Default + Send + 'static> Fetch<T> {
     }
 
     /// Starts a read, unless one is under way.
-    pub(super) fn start(&mut self, read: impl FnOnce(&Reader) -> Result<T, EngineError> + Send + 'static) {
+    pub(super) fn start(&mut self, read: impl FnOnce(&mut Reader) -> Result<T, ReadError> + Send + 'static) {
         if self.running.is_none() {
-            let (journal, reader) = (self.journal.clone(), self.reader.take());
-            self.running =
-                Some(tokio::task::spawn_blocking(move || match reader.map_or_else(|| journal.reader(), Ok) {
-                    Ok(reader) => {
-                        let answer = read(&reader);
-                        (Some(reader), answer)
-                    }
-                    Err(error) => (None, Err(error)),
-                }));
+            let mut reader = self.reader.take().unwrap_or_else(|| self.journal.reader());
+            self.running = Some(tokio::task::spawn_blocking(move || {
+                let answer = read(&mut reader);
+                (Some(reader), answer)
+            }));
         }
     }
 
-    /// Waits for the read under way, or for ever where there is none. May be dropped and called again.
+    /// Waits for the read under way, or for ever where there is none. May be dropped and called once more. After an
+    /// error it returns an empty `T`, a little later.
     pub(super) async fn finished(&mut self) -> T {
-        let Some(running) = &mut self.running else { return pending().await };
-        let answer = running.await;
-        // A panic's message may quote what was read, so its line in the log is all that is said of it.
-        let problem = match answer {
-            Ok((reader, Ok(found))) => {
-                self.running = None;
-                self.reader = reader;
-                return found;
+        loop {
+            let Some(running) = &mut self.running else { return pending().await };
+            // A panic's message may quote what was read, so its own line in the log has to do.
+            let error: Box<dyn Error + Send + Sync> = match running.await {
+                Ok((reader, Ok(found))) => {
+                    self.running = None;
+                    self.reader = reader;
+                    return found;
+                }
+                Ok((_, Err(error))) => error.into(),
+                Err(_panicked) => "the read panicked".into(),
+            };
+            if let Some(suppressed) = self.failures.admit(Instant::now()) {
+                tracing::warn!(error = &*error as &dyn Error, suppressed, "cannot read the journal; retrying");
             }
-            Ok((_, Err(error))) => error.to_string(),
-            Err(_panicked) => "the read panicked".into(),
-        };
-        if let Some(more) = self.failures.due(Instant::now()) {
-            tracing::warn!(error = problem, more, "cannot read the journal; trying again");
+            self.running = Some(tokio::task::spawn_blocking(|| {
+                std::thread::sleep(AFTER_ERROR);
+                (None, Ok(T::default()))
+            }));
         }
-        self.running = Some(tokio::task::spawn_blocking(|| {
-            std::thread::sleep(AFTER_ERROR);
-            (None, Ok(T::default()))
-        }));
-        pending().await
     }
 }

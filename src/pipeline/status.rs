@@ -8,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 pub struct SinkStatus {
     connected: AtomicBool,
     in_flight: AtomicU64,
+    stuck: AtomicU64,
+    waiting_full: AtomicBool,
     last_failure: Mutex<Option<String>>,
 }
 
@@ -22,7 +24,17 @@ impl SinkStatus {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// The last thing that went wrong and has not gone well since.
+    /// Events that cannot be published for a reason of their own or of their target, and hold up their keys.
+    pub fn stuck(&self) -> u64 {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// Whether so many events wait that no more are read until some of them are published or set aside.
+    pub fn waiting_full(&self) -> bool {
+        self.waiting_full.load(Ordering::Relaxed)
+    }
+
+    /// The last failure, unless everything has worked since.
     pub fn last_failure(&self) -> Option<String> {
         self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -31,8 +43,17 @@ impl SinkStatus {
         self.connected.store(connected, Ordering::Relaxed);
     }
 
-    pub(super) fn set_in_flight(&self, events: u64) {
-        self.in_flight.store(events, Ordering::Relaxed);
+    pub(super) fn set_in_flight(&self, events: usize) {
+        self.in_flight.store(events as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_stuck(&self, events: usize) {
+        self.stuck.store(events as u64, Ordering::Relaxed);
+    }
+
+    /// Returns whether that is a change.
+    pub(super) fn set_waiting_full(&self, full: bool) -> bool {
+        self.waiting_full.swap(full, Ordering::Relaxed) != full
     }
 
     pub(super) fn disconnected(&self) {

@@ -57,6 +57,14 @@ impl Delivery<'_> {
     pub fn answered(self, _answer: Answer) {}
 }
 
+impl Publish {
+    /// There is none.
+    #[inline]
+    pub fn is_recorded(&self) -> bool {
+        false
+    }
+}
+
 impl Publisher {
     /// Nothing.
     #[inline]

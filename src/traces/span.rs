@@ -192,6 +192,13 @@ impl Drop for Delivery<'_> {
     }
 }
 
+impl Publish {
+    /// Whether there is to be a span.
+    pub fn is_recorded(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 impl Publisher {
     /// An event is about to be sent. There is a span only where its trace is recorded.
     pub fn begin(&self, event: &View<'_>) -> Publish {

@@ -1,0 +1,119 @@
+//! Publishes without an answer.
+//!
+//! Some clients never give up by themselves, and some queues and partitions never answer, while all others do. Such a
+//! publish gives its place in the window back after a while. Its future goes on, its key waits, and its target is parked
+//! until it is answered, so that its like do not follow it.
+
+use std::time::Duration;
+
+use super::flight::{Attempt, Flight};
+use super::queue::Head;
+use super::session::Session;
+use super::stuck::STUCK_AFTER;
+use super::targets::{Moment, Scope};
+use crate::domain::envelope::View;
+use crate::sink::{Fault, Reason};
+
+/// A publish gives its place in the window back when it is unanswered for so long and another one, sent after it, is
+/// answered.
+const UNANSWERED_AFTER: Duration = Duration::from_secs(10);
+
+/// The same where much of the window is at stake, and the other one was sent so much later.
+const OVERTAKEN_BY: Duration = Duration::from_secs(1);
+
+/// A connection ends when it has answered nothing for so long.
+const SILENT_AFTER: Duration = Duration::from_secs(30);
+
+impl Session<'_> {
+    /// Takes out of the window what is without an answer for long; an error ends the session.
+    pub(super) fn give_back_slots(&mut self, now: &Moment) -> Result<(), Fault> {
+        let most = self.connection.unanswered();
+        if most == 0 || !self.forwarder.status.connected() {
+            return Ok(());
+        }
+        self.check_silence(now)?;
+        let is_tight = !self.unanswered.is_empty() || self.flights.len() * 2 >= self.window();
+        let is_overdue = |session: &Self, attempt: &Attempt| session.is_overdue(attempt, is_tight, now);
+        if self.flights.iter().filter_map(Flight::attempt).any(|attempt| is_overdue(self, attempt)) {
+            for flight in std::mem::take(&mut self.flights) {
+                match flight.attempt().filter(|attempt| is_overdue(self, attempt)) {
+                    Some(attempt) => {
+                        let (head, sent, is_alone) = (attempt.head, attempt.sent_connected, attempt.is_alone);
+                        self.unanswered.push(flight);
+                        self.park_by_silence(head, sent, now);
+                        if is_alone {
+                            self.end_alone();
+                        }
+                    }
+                    None => self.flights.push(flight),
+                }
+            }
+        }
+        self.bound_unanswered(most, now)
+    }
+
+    /// Ends a connection that answers nothing at all, unless its client keeps every publish and goes on trying by itself.
+    fn check_silence(&mut self, now: &Moment) -> Result<(), Fault> {
+        if !self.connection.can_abandon() {
+            return Ok(());
+        }
+        let attempts = self.flights.iter().filter_map(Flight::attempt).filter(|attempt| !attempt.is_alone);
+        let Some(oldest) = attempts.min_by_key(|attempt| attempt.sent) else { return Ok(()) };
+        let is_late = now.connected.saturating_sub(oldest.sent_connected) >= SILENT_AFTER;
+        if !is_late || !self.backlog.congestion.is_silent_since(oldest.sent) {
+            return Ok(());
+        }
+        self.backlog.congestion.late(oldest.sent);
+        *self.backlog.ended_connections.entry(oldest.head.place).or_default() += 1;
+        let detail = format!("no answer to any publish for {} s", SILENT_AFTER.as_secs());
+        Err(Fault { reason: Reason::Timeout, detail })
+    }
+
+    fn is_overdue(&self, attempt: &Attempt, is_tight: bool, now: &Moment) -> bool {
+        let overtaken_by = self.newest_acknowledged.map(|newest| newest.saturating_duration_since(attempt.sent));
+        let overtaken_by = overtaken_by.filter(|overtaken_by| !overtaken_by.is_zero());
+        let age = now.at.saturating_duration_since(attempt.sent);
+        // Where nobody is answered there is no hurry, but the events are stuck.
+        now.connected.saturating_sub(attempt.sent_connected) >= STUCK_AFTER
+            || overtaken_by.is_some() && age >= UNANSWERED_AFTER
+            || is_tight && overtaken_by.is_some_and(|overtaken_by| overtaken_by >= OVERTAKEN_BY)
+    }
+
+    fn park_by_silence(&mut self, head: Head, sent: Duration, now: &Moment) {
+        let event = self.backlog.queue.item(head.place).map(|item| View::parse(&item.record.payload));
+        let scope = match event {
+            Some(Ok(event)) => Scope::Target(self.connection.target(&event)),
+            Some(Err(_)) | None => Scope::Event(head.place),
+        };
+        self.backlog.queue.park(head);
+        self.backlog.targets.fell_silent(scope, head, sent, now);
+    }
+
+    /// Gives up the oldest where there are too many, or the connection where that is not safe.
+    fn bound_unanswered(&mut self, most: usize, now: &Moment) -> Result<(), Fault> {
+        let too_many = self.unanswered.len().saturating_sub(most);
+        if too_many == 0 {
+            return Ok(());
+        }
+        if !self.connection.can_abandon() {
+            let detail = format!("{} publishes are without an answer", self.unanswered.len());
+            return Err(Fault { reason: Reason::Timeout, detail });
+        }
+        let mut flights: Vec<Flight> = std::mem::take(&mut self.unanswered).into_iter().collect();
+        flights.sort_by_key(|flight| flight.attempt().map(|attempt| attempt.sent));
+        for abandoned in flights.drain(..too_many) {
+            abandoned.attempt().into_iter().for_each(|attempt| self.give_up(attempt.head, now));
+        }
+        self.unanswered.extend(flights);
+        Ok(())
+    }
+
+    /// No answer is to be expected any more; the event stays parked, and its target is tried from now on.
+    pub(super) fn give_up(&mut self, head: Head, now: &Moment) {
+        let targets = &mut self.backlog.targets;
+        if let Some(scope) = targets.silent_scope(head.place).cloned() {
+            let fault = Fault { reason: Reason::Timeout, detail: "the broker has not answered".into() };
+            targets.failed(&scope, head, &fault, now);
+        }
+    }
+}
