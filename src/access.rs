@@ -7,24 +7,23 @@
 //! A delivery passes in two steps that the types keep in order: [`Access::admit`] looks at the head
 //! before a byte of the body is read, [`Access::verify`] at the signature over the raw body.
 
+mod rate;
 mod settings;
 
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
 use warp::http::{HeaderMap, HeaderName};
 
+use self::rate::RateLimiter;
 pub use self::settings::{HeaderLock, Network, Settings, SignatureMode};
 use crate::domain::secret::{Live, Secret};
 use crate::sendbird::signature::{self, Keys};
-
-/// Source addresses that the rate limiter remembers before it drops those that have been quiet.
-const REMEMBERED_SOURCES: usize = 10_000;
 
 /// Why a delivery is refused at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +77,7 @@ pub struct Access {
     networks: Vec<IpNet>,
     trusted_proxies: Vec<IpNet>,
     applications: Vec<String>,
-    rate: Option<DefaultKeyedRateLimiter<IpAddr>>,
+    rate: Option<RateLimiter>,
 }
 
 impl Access {
@@ -96,7 +95,7 @@ impl Access {
             networks: nets(&settings.networks),
             trusted_proxies: nets(&settings.trusted_proxies),
             applications: settings.applications.clone(),
-            rate: settings.rate_per_source.map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
+            rate: settings.rate_per_source.map(|rate| RateLimiter::new(rate, Instant::now())),
         }
     }
 
@@ -125,7 +124,10 @@ impl Access {
             if !self.networks.is_empty() && !source.is_some_and(|source| contains(&self.networks, source)) {
                 return Err(Denied::Network);
             }
-            self.check_rate(source.unwrap_or(peer))?;
+            let within = |rate: &RateLimiter| rate.allows(source.unwrap_or(peer), Instant::now());
+            if !self.rate.as_ref().is_none_or(within) {
+                return Err(Denied::TooMany);
+            }
         }
         if let Some((name, secret)) = &self.header
             && !headers.get_all(name).iter().any(|value| secret.equals(value.as_bytes()))
@@ -193,14 +195,6 @@ impl Access {
             }
         }
         Some(source)
-    }
-
-    fn check_rate(&self, source: IpAddr) -> Result<(), Denied> {
-        let Some(rate) = &self.rate else { return Ok(()) };
-        if rate.len() > REMEMBERED_SOURCES {
-            rate.retain_recent();
-        }
-        rate.check_key(&source).map_err(|_too_many| Denied::TooMany)
     }
 }
 
@@ -311,5 +305,12 @@ mod tests {
         assert_eq!(results[..3], [Ok(()); 3]);
         assert_eq!(results[4], Err(Denied::TooMany));
         assert!(access.admit("10.0.0.2".parse().unwrap(), &headers(&[])).is_ok(), "others are not held up");
+    }
+
+    #[test]
+    fn a_sender_with_an_ipv6_network_is_one_source() {
+        let access = Access::new(&settings("signature = 'off'\nrate_per_source = 3"));
+        let from = |host: u16| access.admit(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, host]), &headers(&[])).is_ok();
+        assert_eq!((0..50).filter(|host| from(*host)).count(), 3);
     }
 }

@@ -57,8 +57,9 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
     /// The `application_id`s that deliveries may name; empty means any.
     pub applications: Vec<String>,
-    /// Deliveries per second that one source address may send before it is answered 429; none means no
-    /// limit. Leave it off behind a proxy that is not in `trusted_proxies`: all senders are one there.
+    /// Deliveries per second that one source may send before it is answered 429; none means no limit. A source is an
+    /// IPv4 address or an IPv6 network of 64 bits. Leave it off behind a proxy that is not in `trusted_proxies`: all
+    /// senders are one there.
     pub rate_per_source: Option<NonZeroU32>,
     /// Starts without any lock. For trying things out only.
     pub open: bool,
