@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -20,18 +20,20 @@ use warp::reply::Response;
 use warp::{Filter, Reply};
 
 use super::documents::Documents;
-use super::feed;
+use super::feed::Feeds;
+use super::listener::Limits;
 use super::reply::{self, Problem, respond};
 use super::tls;
 use crate::domain::clock::Clock;
 use crate::domain::secret::{Live, Secret};
 use crate::domain::units;
-use crate::journal::{EngineError, Filter as Wanted, Health, Journal, Limits, Row, Stats};
+use crate::journal::{Health, Journal, Stats};
 use crate::metrics::{self, Metrics};
 use crate::pipeline::SinkStatus;
 
-/// Connections to the admin endpoint; each reader of the feed holds one.
-pub const MAX_CONNECTIONS: usize = 256;
+/// Of connections to the admin endpoint: how many, one more is answered 503 and closed, and how long one may take
+/// nothing of what is written to it before it is closed. A reader of the feed has its reasons to pause, and can resume.
+pub const LIMITS: Limits = Limits { connections: 256, write: Duration::from_secs(60) };
 
 /// `admin.*`: where operators look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -82,6 +84,8 @@ pub struct Admin {
     pub clock: Clock,
     /// Set when the bridge begins to stop.
     pub stopping: Arc<AtomicBool>,
+    /// The feeds of what is stored.
+    pub feeds: Feeds,
     /// Ends feeds that follow.
     pub stop: CancellationToken,
     /// When the bridge started.
@@ -138,16 +142,22 @@ struct SinkReport<'a> {
     connected: bool,
     /// The position up to which it has dealt with everything.
     cursor: u64,
-    /// Events after the cursor, those that the sink does not want included.
+    /// Events that the sink wants and has not published.
     pending_records: u64,
-    /// Since the first event after the cursor was accepted; 0 where there is none.
+    /// Since the oldest of them was accepted; 0 where there is none.
     oldest_pending_seconds: f64,
+    /// Those of them that are stuck: each holds up its own key, see `sendbird-bridge stuck list`.
+    stuck_records: u64,
+    /// Whether so many events wait that no more are read until some of them are published or set aside.
+    waiting_full: bool,
     /// Events that are sent and not acknowledged.
     in_flight: u64,
     /// Events set aside.
     dead_letters: u64,
     /// Replays and requeued dead letters that are still to come.
     resends_pending: u64,
+    /// Replays under way.
+    active_replays: u64,
     /// What went wrong last; null where nothing did since the last success.
     last_failure: Option<String>,
 }
@@ -196,7 +206,7 @@ impl Admin {
             "/readyz" => self.ready().map(|()| ok()).map_err(|why| Problem::NotReady { why }),
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
-            "/events" => feed::open(&self.journal, &self.stop, query, headers),
+            "/events" => self.feeds.open(query, headers),
             // Alive, and started, because it answers: everything is open before the listener is.
             _ => Ok(ok()),
         }
@@ -231,14 +241,21 @@ impl Admin {
         metrics.journal_max_bytes.set(gauge(self.max_bytes));
         metrics.journal_disk_free_bytes.set(gauge(stats.disk_free_bytes));
         metrics.journal_healthy.set(i64::from(stats.health == Health::Healthy));
+        metrics.journal_damaged_records.set(gauge(stats.damaged_records));
+        metrics.journal_segments.set(gauge(stats.segments));
         metrics.dedup_ids.set(gauge(stats.dedup_ids));
+        let dropped = self.journal.resends_dropped();
+        metrics.resends_dropped.inc_by(dropped.saturating_sub(metrics.resends_dropped.get()));
         for sink in self.sink_reports().await {
             let label = &[sink.name];
             metrics.sink_connected.with_label_values(label).set(i64::from(sink.connected));
             metrics.sink_in_flight.with_label_values(label).set(gauge(sink.in_flight));
             metrics.sink_pending_records.with_label_values(label).set(gauge(sink.pending_records));
             metrics.sink_oldest_pending_seconds.with_label_values(label).set(sink.oldest_pending_seconds);
+            metrics.sink_stuck_records.with_label_values(label).set(gauge(sink.stuck_records));
+            metrics.sink_waiting_full.with_label_values(label).set(i64::from(sink.waiting_full));
             metrics.sink_dead_letters.with_label_values(label).set(gauge(sink.dead_letters));
+            metrics.replays_active.with_label_values(label).set(gauge(sink.active_replays));
             metrics.sink_resends_pending.with_label_values(label).set(gauge(sink.resends_pending));
         }
         let text = metrics.render().map_err(|error| reply::internal(&error))?;
@@ -259,55 +276,37 @@ impl Admin {
     }
 
     async fn sink_reports(&self) -> Vec<SinkReport<'_>> {
-        let cursors: Vec<u64> = self.sinks.iter().map(|sink| self.journal.cursor(&sink.name)).collect();
-        let last = self.journal.stats().last_position;
-        let accepted = accepted_after(self.journal.clone(), cursors.clone()).await;
+        let oldest = self.oldest_pending().await;
         let now_ms = self.clock.now_ms();
-        self.sinks
-            .iter()
-            .zip(cursors)
-            .zip(accepted)
-            .map(|((sink, cursor), accepted_ms)| SinkReport {
-                name: &sink.name,
-                r#type: sink.kind,
-                connected: sink.status.connected(),
-                cursor,
-                pending_records: last.saturating_sub(cursor),
-                oldest_pending_seconds: accepted_ms.map_or(0.0, |at| now_ms.saturating_sub(at).max(0) as f64 / 1000.0),
-                in_flight: sink.status.in_flight(),
-                dead_letters: self.journal.dead_letters(&sink.name),
-                resends_pending: self.journal.resends(&sink.name),
-                last_failure: sink.status.last_failure(),
-            })
-            .collect()
+        let sinks = self.sinks.iter().zip(oldest);
+        let reports = sinks.map(|(sink, oldest_ms)| SinkReport {
+            oldest_pending_seconds: oldest_ms.map_or(0.0, |at| now_ms.saturating_sub(at).max(0) as f64 / 1000.0),
+            connected: sink.status.connected(),
+            cursor: self.journal.cursor(&sink.name),
+            pending_records: self.journal.pending(&sink.name),
+            stuck_records: sink.status.stuck(),
+            waiting_full: sink.status.waiting_full(),
+            in_flight: sink.status.in_flight(),
+            dead_letters: self.journal.dead_letters(&sink.name),
+            resends_pending: self.journal.resends(&sink.name),
+            active_replays: self.journal.active_replays(&sink.name),
+            last_failure: sink.status.last_failure(),
+            name: &sink.name,
+            r#type: sink.kind,
+        });
+        reports.collect()
     }
-}
 
-/// When the first event after each cursor was accepted.
-async fn accepted_after(journal: Journal, cursors: Vec<u64>) -> Vec<Option<i64>> {
-    let count = cursors.len();
-    let read = move || -> Result<Vec<Option<i64>>, EngineError> {
-        let reader = journal.reader()?;
-        let one = Limits { rows: 1, bytes: 1 };
-        let accepted = |cursor| {
-            let batch = reader.after(cursor, one, &Wanted::default())?;
-            Ok(batch.rows.first().and_then(|row| match row {
-                Row::Intact(record) => Some(record.accepted_ms),
-                Row::Damaged { .. } => None,
-            }))
-        };
-        cursors.into_iter().map(accepted).collect()
-    };
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(accepted)) => accepted,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "cannot read the oldest pending events");
+    /// When the oldest pending event of each sink was accepted, in Unix milliseconds.
+    async fn oldest_pending(&self) -> Vec<Option<i64>> {
+        let (journal, names) = (self.journal.clone(), self.sinks.iter().map(|sink| sink.name.clone()));
+        let names: Vec<String> = names.collect();
+        let count = names.len();
+        let read = move || names.iter().map(|name| journal.oldest_pending_ms(name)).collect();
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "reading the oldest pending events was interrupted");
             vec![None; count]
-        }
-        Err(_panicked) => {
-            tracing::debug!("reading the oldest pending events was interrupted");
-            vec![None; count]
-        }
+        })
     }
 }
 

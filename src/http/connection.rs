@@ -9,8 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -18,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -28,6 +27,7 @@ use warp::http::header::{CONNECTION, HeaderValue};
 
 use super::listener::Answers;
 use super::reply;
+use super::socket::{Activity, Socket, Watched, WriteLimited};
 
 /// The largest head, and the piece that a body is read in. With the number of connections, it bounds what senders who
 /// have not shown yet who they are can take of the memory.
@@ -48,17 +48,30 @@ const LINGER: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub(super) IpAddr);
 
-/// Serves one connection to its end; `false` if that was a head, or a TLS handshake, that did not arrive.
+/// Why a connection has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// One of the two sides closed it, or it broke off.
+    Closed,
+    /// A head, or a TLS handshake, did not arrive whole, or not in time.
+    TooSlow,
+    /// The peer took nothing of what was written to it, for too long.
+    WriteTimeout,
+}
+
+/// Serves one connection to its end. Its peer may take nothing of what is written to it for `write_limit`.
 pub(super) async fn serve<F: Answers>(
     stream: TcpStream,
+    write_limit: Duration,
     tls: Option<TlsAcceptor>,
     peer: Peer,
     filter: F,
     stop: &CancellationToken,
-) -> bool {
+) -> Ended {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    let stream = WriteLimited::new(stream, write_limit);
     let Some(tls) = tls else { return answer(stream, peer, filter, stop).await };
     let stopped = async {
         stop.cancelled().await;
@@ -66,20 +79,20 @@ pub(super) async fn serve<F: Answers>(
     };
     let shaken = tokio::select! {
         shaken = timeout(HEAD_LIMIT, tls.accept(stream)) => shaken,
-        () = stopped => return true,
+        () = stopped => return Ended::Closed,
     };
     match shaken {
         // On the heap, so that connections without TLS need no room for it.
         Ok(Ok(stream)) => Box::pin(answer(stream, peer, filter, stop)).await,
         Ok(Err(error)) => {
             tracing::debug!(%error, "no TLS handshake");
-            true
+            Ended::Closed
         }
-        Err(_elapsed) => false,
+        Err(_elapsed) => Ended::TooSlow,
     }
 }
 
-async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, stop: &CancellationToken) -> bool {
+async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, stop: &CancellationToken) -> Ended {
     let activity = Arc::new(Activity::new());
     let warp = TowerToHyperService::new(warp::service(filter));
     let service = hyper::service::service_fn({
@@ -114,15 +127,10 @@ async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, stop: &
     });
     let (mut lingered, mut closing) = (false, false);
     let mut overdue: Option<(Instant, Pin<Box<Sleep>>)> = None;
-    let in_time = poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         loop {
             if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
-                let broken_off = result.as_ref().is_err_and(hyper::Error::is_incomplete_message);
-                if let Err(error) = result {
-                    tracing::debug!(%error, "connection ended");
-                }
-                // The other side may have closed only its own half and still wait for an answer.
-                return Poll::Ready(!(broken_off && activity.head_since().is_some()));
+                return Poll::Ready(result.map_or_else(|error| ended_by(&error, &activity), |()| Ended::Closed));
             }
             // Only now, as what has come in the meantime was read: a request that has begun is answered first.
             lingered = lingered || linger.as_mut().poll(cx).is_ready();
@@ -141,104 +149,30 @@ async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, stop: &
                     other => other.insert((since, Box::pin(sleep_until(since + HEAD_LIMIT)))),
                 };
                 if timer.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(false);
+                    return Poll::Ready(Ended::TooSlow);
                 }
             }
         }
         Poll::Pending
     })
     .await;
-    if !in_time {
+    // The other side may have closed only its own half and still wait for an answer.
+    if ended == Ended::TooSlow {
         let mut stream = connection.into_parts().io.into_inner().stream;
         let answered = timeout(Duration::from_secs(1), stream.write_all(reply::HEAD_TOO_SLOW)).await;
         tracing::debug!(?answered, "head too slow");
     }
-    in_time
+    ended
 }
 
-/// What is going on in a connection: nothing, a head coming in, or a request being answered.
-struct Activity {
-    start: Instant,
-    /// Milliseconds after `start`, plus one, at which the current head's first byte came; 0 for none.
-    head_since: AtomicU64,
-    answering: AtomicBool,
-}
-
-impl Activity {
-    fn new() -> Self {
-        Self { start: Instant::now(), head_since: AtomicU64::new(0), answering: AtomicBool::new(false) }
-    }
-
-    fn bytes_came(&self) {
-        if !self.answering.load(Ordering::Relaxed) && self.head_since.load(Ordering::Relaxed) == 0 {
-            let ms = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-            self.head_since.store(ms + 1, Ordering::Relaxed);
-        }
-    }
-
-    fn request_begins(&self) {
-        self.answering.store(true, Ordering::Relaxed);
-        self.head_since.store(0, Ordering::Relaxed);
-    }
-
-    fn request_ends(&self) {
-        self.answering.store(false, Ordering::Relaxed);
-    }
-
-    fn is_idle(&self) -> bool {
-        !self.answering.load(Ordering::Relaxed) && self.head_since.load(Ordering::Relaxed) == 0
-    }
-
-    fn head_since(&self) -> Option<Instant> {
-        let ms = self.head_since.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.start + Duration::from_millis(ms))
-    }
-}
-
-/// What bytes come and go over, encrypted or not.
-trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
-
-/// A socket that tells when bytes come.
-struct Watched<S> {
-    stream: S,
-    activity: Arc<Activity>,
-}
-
-impl<S: Socket> AsyncRead for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.activity.bytes_came();
-        }
-        result
-    }
-}
-
-impl<S: Socket> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+fn ended_by(error: &hyper::Error, activity: &Activity) -> Ended {
+    tracing::debug!(%error, "connection ended");
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    if source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut) {
+        Ended::WriteTimeout
+    } else if error.is_incomplete_message() && activity.head_since().is_some() {
+        Ended::TooSlow
+    } else {
+        Ended::Closed
     }
 }

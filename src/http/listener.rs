@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use warp::{Filter, Reply};
 
-use super::connection::{self, Peer};
+use super::connection::{self, Ended, Peer};
 use super::{reply, tls};
 
 /// Connections that the system may accept for us before we do; it may have a lower limit of its own. One more would be
@@ -40,17 +40,26 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// An address that is taken, at which nobody is let in yet: who comes is refused, and does not wait for an answer.
 pub struct Bound {
     socket: TcpSocket,
-    max_connections: usize,
+    limits: Limits,
     counts: Counts,
     tls: Option<tls::Current>,
 }
 
-/// A listening socket and its limit.
+/// A listening socket and its limits.
 pub struct Listener {
     socket: TcpListener,
-    max_connections: usize,
+    limits: Limits,
     counts: Counts,
     tls: Option<tls::Current>,
+}
+
+/// What the connections of a listener may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How many there may be; one more is answered 503 and closed.
+    pub connections: usize,
+    /// How long a peer may take nothing of what is written to it before its connection is closed.
+    pub write: Duration,
 }
 
 /// What a listener counts.
@@ -62,6 +71,8 @@ pub struct Counts {
     pub refused: IntCounter,
     /// Heads that did not arrive whole, or not in time.
     pub late: IntCounter,
+    /// Connections whose peers took no answer.
+    pub write_timeouts: IntCounter,
 }
 
 impl Counts {
@@ -74,6 +85,7 @@ impl Counts {
             open: IntGauge::new("open", "not registered")?,
             refused: IntCounter::new("refused", "not registered")?,
             late: IntCounter::new("late", "not registered")?,
+            write_timeouts: IntCounter::new("write_timeouts", "not registered")?,
         })
     }
 }
@@ -84,21 +96,16 @@ pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Cl
 impl<F> Answers for F where F: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
 impl Bound {
-    /// Takes `address`, for at most `max_connections` at once, which begin with a TLS handshake if there is a `tls`.
+    /// Takes `address`, for connections within `limits`, which begin with a TLS handshake if there is a `tls`.
     ///
     /// # Errors
     /// When the address can't be had.
-    pub fn to(
-        address: SocketAddr,
-        max_connections: usize,
-        counts: Counts,
-        tls: Option<tls::Current>,
-    ) -> io::Result<Self> {
+    pub fn to(address: SocketAddr, limits: Limits, counts: Counts, tls: Option<tls::Current>) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Where a bridge has just ended, the next may begin.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket, max_connections, counts, tls })
+        Ok(Self { socket, limits, counts, tls })
     }
 
     /// Lets the system accept connections, which then wait for [`Listener::serve`].
@@ -106,8 +113,8 @@ impl Bound {
     /// # Errors
     /// When somebody else listens at the address.
     pub fn listen(self) -> io::Result<Listener> {
-        let Self { socket, max_connections, counts, tls } = self;
-        Ok(Listener { socket: socket.listen(BACKLOG)?, max_connections, counts, tls })
+        let Self { socket, limits, counts, tls } = self;
+        Ok(Listener { socket: socket.listen(BACKLOG)?, limits, counts, tls })
     }
 }
 
@@ -122,9 +129,10 @@ impl Listener {
 
     /// Serves until `stop`, then until the requests under way are answered.
     pub async fn serve<F: Answers>(self, filter: F, stop: CancellationToken) {
-        let Self { socket, max_connections, counts, tls } = self;
-        let permits = Arc::new(Semaphore::new(max_connections));
-        let mut connections = Connections { permits, filter, stop: stop.clone(), counts, tls, tasks: JoinSet::new() };
+        let Self { socket, limits, counts, tls } = self;
+        let permits = Arc::new(Semaphore::new(limits.connections));
+        let (write_limit, tasks) = (limits.write, JoinSet::new());
+        let mut connections = Connections { permits, write_limit, filter, stop: stop.clone(), counts, tls, tasks };
         loop {
             tokio::select! {
                 accepted = socket.accept() => connections.take(accepted).await,
@@ -148,6 +156,7 @@ impl Listener {
 /// The open connections of a listener.
 struct Connections<F> {
     permits: Arc<Semaphore>,
+    write_limit: Duration,
     filter: F,
     stop: CancellationToken,
     counts: Counts,
@@ -175,13 +184,14 @@ impl<F: Answers> Connections<F> {
         };
         let (filter, stop, counts) = (self.filter.clone(), self.stop.clone(), self.counts.clone());
         let tls = self.tls.as_ref().map(tls::Current::acceptor);
+        let (write_limit, open) = (self.write_limit, Open::new(counts.open));
         self.tasks.spawn(async move {
-            counts.open.inc();
-            if !connection::serve(stream, tls, Peer(peer.ip()), filter, &stop).await {
-                counts.late.inc();
+            let _held = (permit, open);
+            match connection::serve(stream, write_limit, tls, Peer(peer.ip()), filter, &stop).await {
+                Ended::Closed => {}
+                Ended::TooSlow => counts.late.inc(),
+                Ended::WriteTimeout => counts.write_timeouts.inc(),
             }
-            counts.open.dec();
-            drop(permit);
         });
     }
 
@@ -203,6 +213,22 @@ impl<F: Answers> Connections<F> {
     }
 }
 
+/// An open connection in the gauge, for as long as this lives: also if the connection's task panics or is aborted.
+struct Open(IntGauge);
+
+impl Open {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// One more connection than there may be. The answer fits into the socket's empty buffer, so this
 /// neither waits nor needs a task.
 fn refuse(stream: &TcpStream) {
@@ -218,4 +244,36 @@ fn let_nobody_in(socket: &TcpListener) -> io::Result<()> {
     const NO_INTERFACE: Option<NonZeroU32> = NonZeroU32::new(i32::MAX as u32);
     // The same option for both versions of IP.
     SockRef::from(socket).bind_device_by_index_v4(NO_INTERFACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_panics_is_no_longer_counted() {
+        let counts = Counts::unregistered().unwrap();
+        let limits = Limits { connections: 1, write: Duration::from_secs(1) };
+        let bound = Bound::to(([127, 0, 0, 1], 0).into(), limits, counts.clone(), None).unwrap();
+        let listener = bound.listen().unwrap();
+        let address = listener.local_addr().unwrap();
+        let filter =
+            warp::path::full().map(|path: warp::path::FullPath| -> &'static str { panic!("{}", path.as_str()) });
+        let stop = CancellationToken::new();
+        let client = async {
+            for _ in 0..3 {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: bridge\r\n\r\n").await.unwrap();
+                assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap(), 0, "an answer");
+            }
+            while counts.open.get() != 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            stop.cancel();
+        };
+        let both = async { tokio::join!(listener.serve(filter, stop.clone()), client) };
+        tokio::time::timeout(Duration::from_secs(10), both).await.expect("all connections are counted off");
+    }
 }

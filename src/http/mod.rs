@@ -6,10 +6,11 @@ pub mod admin;
 mod connection;
 pub mod descriptors;
 pub mod documents;
-mod feed;
+pub mod feed;
 pub mod listener;
 pub mod openapi;
 pub mod reply;
+mod socket;
 pub mod tls;
 pub mod webhook;
 

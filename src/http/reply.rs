@@ -78,6 +78,8 @@ pub enum Problem {
         /// What was expected.
         expected: &'static str,
     },
+    /// As many feeds are open as there may be.
+    TooManyFeeds,
     /// The bridge is not ready.
     NotReady {
         /// Why.
@@ -108,6 +110,7 @@ pub const REASONS: &[&str] = &[
     "too_large",
     "too_many",
     "too_slow",
+    "write_timeout",
 ];
 
 /// The values of the label `status` of `answer_seconds`: 200 and what the reasons are answered with.
@@ -155,6 +158,7 @@ impl Problem {
             Self::Interrupted => facts(S::BAD_REQUEST, "interrupted", "the body broke off"),
             Self::AdminToken => facts(S::UNAUTHORIZED, "admin_token", "expected the admin token as a bearer token"),
             Self::Parameter { expected } => facts(S::BAD_REQUEST, "parameter", expected),
+            Self::TooManyFeeds => facts(S::SERVICE_UNAVAILABLE, "feeds", "too many feeds are open; try again"),
             Self::NotReady { why } => facts(S::SERVICE_UNAVAILABLE, "not_ready", why),
             Self::Internal => facts(S::INTERNAL_SERVER_ERROR, "internal", "something failed here; the log says what"),
         }
@@ -273,8 +277,8 @@ mod tests {
             (Problem::Refused(Refused::Unavailable(AppendError::Closed)), 503),
             (Problem::Refused(Refused::Deadline), 503),
         ];
-        // The listener counts connections that it has no room for.
-        assert_eq!(expected.len() + 1, REASONS.len(), "each reason has a case");
+        // The listener counts connections that it has no room for, and those that take no answer.
+        assert_eq!(expected.len() + 2, REASONS.len(), "each reason has a case");
         for (problem, status) in expected {
             assert!(REASONS.contains(&problem.reason()), "{problem:?}");
             let response = problem.into_response();

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -37,6 +38,10 @@ const DISCARD: usize = 16 * 1024 * 1024;
 /// connection could hold a body that is as large as may be and never ends. What comes in one piece, as most do, needs
 /// no more than the buffer of its connection.
 pub const BODIES: usize = 64 * 1024 * 1024;
+
+/// How long a sender may take nothing of its answers before its connection is closed: those who read none would otherwise
+/// hold connections for ever, and shut everybody else out.
+pub const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// `server.*`: where deliveries come in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -100,7 +105,7 @@ struct Webhook {
     path: String,
     path_secret: Option<Live>,
     max_body: usize,
-    deadline: std::time::Duration,
+    deadline: Duration,
     /// What is left of [`BODIES`].
     room: Semaphore,
     intake: Arc<Intake>,

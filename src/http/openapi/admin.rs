@@ -132,12 +132,13 @@ fn feed<'a>() -> Look<'a> {
         id: "events",
         summary: "The feed",
         description: "Server-sent events of all that is durable, published or not, in order. `id` is the position in the journal, \
-                      `data` the structured envelope on one line. A comment tells of positions that are no longer kept, or \
-                      that are damaged, and that a quiet feed is alive. Other parameters than these are refused.",
+                      `data` the structured envelope on one line. A comment names positions that are no longer kept, at \
+                      their place, or that are damaged, and says that a quiet feed is alive. A feed that is not read for \
+                      a minute while there is something to write is closed, and can be resumed. Other parameters than these are refused.",
         answer: answer("The stream; the schema is that of each of its events.", "text/event-stream", &event),
         problems: &[
             Problem::Parameter { expected: "expected after and Last-Event-ID to be a position or end" },
-            Problem::Internal,
+            Problem::TooManyFeeds,
         ],
         parameters: vec![
             parameter("query", "after", position.clone(), after),

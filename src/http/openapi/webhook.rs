@@ -147,7 +147,9 @@ mod tests {
 
     #[test]
     fn every_reason_is_described() {
-        let described: BTreeSet<&str> = PROBLEMS.into_iter().map(Problem::reason).chain(["connections"]).collect();
+        let described: BTreeSet<&str> = PROBLEMS.into_iter().map(Problem::reason).collect();
+        // The one is a connection that gets an answer before it can ask, the other one that takes no answer.
+        let described: BTreeSet<&str> = described.into_iter().chain(["connections", "write_timeout"]).collect();
         assert_eq!(described, REASONS.iter().copied().collect());
     }
 }
