@@ -6,8 +6,8 @@
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Encoder, Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Error, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 /// The content type of [`Metrics::render`].
@@ -48,6 +48,12 @@ pub struct Metrics {
     pub journal_max_bytes: IntGauge,
     /// Free bytes on the journal's disk.
     pub journal_disk_free_bytes: IntGauge,
+    /// Events that are damaged or missing.
+    pub journal_damaged_records: IntGauge,
+    /// Files that hold events.
+    pub journal_segments: IntGauge,
+    /// Resends that were dropped.
+    pub resends_dropped: IntCounter,
     /// 1 while the journal takes events.
     pub journal_healthy: IntGauge,
     /// Ids in the deduplication window.
@@ -70,10 +76,18 @@ pub struct Metrics {
     pub sink_oldest_pending_seconds: prometheus::GaugeVec,
     /// Events set aside and waiting for somebody.
     pub sink_dead_letters: IntGaugeVec,
+    /// Events that their target does not take, by sink.
+    pub sink_stuck_records: IntGaugeVec,
+    /// Whether a sink reads no more because too many events wait, by sink.
+    pub sink_waiting_full: IntGaugeVec,
+    /// Replays under way, by sink.
+    pub replays_active: IntGaugeVec,
     /// Events that an operator wants to be published again.
     pub sink_resends_pending: IntGaugeVec,
     /// Those that were, by sink.
     pub sink_resent: IntCounterVec,
+    /// Events that were no longer kept when their turn came, by sink.
+    pub sink_gone: IntCounterVec,
     /// Events that the broker had already.
     pub sink_broker_duplicates: IntCounterVec,
     /// Open connections to the webhook.
@@ -125,6 +139,15 @@ impl Metrics {
             journal_max_bytes: declare.gauge("journal_max_bytes", "The budget for journal_bytes.")?,
             journal_disk_free_bytes: declare
                 .gauge("journal_disk_free_bytes", "Free bytes on the disk that holds the journal.")?,
+            journal_damaged_records: declare.gauge(
+                "journal_damaged_records",
+                "Events that are damaged, or lie in a part of the journal that is missing.",
+            )?,
+            journal_segments: declare.gauge("journal_segments", "Files that hold the events.")?,
+            resends_dropped: declare.counter(
+                "resends_dropped_total",
+                "Resends that were dropped: to make room, or because their event or their sink is gone.",
+            )?,
             journal_healthy: declare.gauge("journal_healthy", "1 while the journal takes events, else 0.")?,
             dedup_ids: declare.gauge("dedup_ids", "Ids in the deduplication window.")?,
             sink_published: declare.counters(
@@ -160,6 +183,13 @@ impl Metrics {
                 ),
                 &["sink"],
             )?)?,
+            sink_stuck_records: declare
+                .gauges("sink_stuck_records", "Events that their target does not take; each holds up its own key.")?,
+            sink_waiting_full: declare.gauges(
+                "sink_waiting_full",
+                "1 while so many events wait that no more are read until some are published or set aside, else 0.",
+            )?,
+            replays_active: declare.gauges("replays_active", "Replays under way.")?,
             sink_dead_letters: declare
                 .gauges("sink_dead_letters", "Events set aside because the broker refused them.")?,
             sink_resends_pending: declare.gauges(
@@ -169,6 +199,11 @@ impl Metrics {
             sink_resent: declare.counters(
                 "sink_resent_total",
                 "Replays and requeued dead letters acknowledged by the broker.",
+                &["sink"],
+            )?,
+            sink_gone: declare.counters(
+                "sink_gone_records_total",
+                "Events that were no longer kept when their turn came, and so were not published, by sink.",
                 &["sink"],
             )?,
             sink_broker_duplicates: declare.counters(
@@ -241,6 +276,7 @@ impl Metrics {
             self.delivery_to_broker_seconds.with_label_values(&[sink]);
             self.sink_broker_duplicates.with_label_values(&[sink]);
             self.sink_resent.with_label_values(&[sink]);
+            self.sink_gone.with_label_values(&[sink]);
         }
     }
 }
@@ -276,6 +312,10 @@ impl Declare {
 
     fn histograms(&self, suffix: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec, Error> {
         self.add(HistogramVec::new(HistogramOpts::new(name(suffix), help).buckets(buckets.to_vec()), labels)?)
+    }
+
+    fn counter(&self, suffix: &str, help: &str) -> Result<IntCounter, Error> {
+        self.add(IntCounter::new(name(suffix), help)?)
     }
 
     fn gauge(&self, suffix: &str, help: &str) -> Result<IntGauge, Error> {
