@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use self::reload::{Reload, Users};
@@ -20,18 +21,23 @@ use crate::domain::clock::Clock;
 use crate::domain::secret::Live;
 use crate::http::admin::{self, Admin, SinkEntry};
 use crate::http::documents::Documents;
-use crate::http::listener::{Bound, Counts, Listener};
+use crate::http::feed::Feeds;
+use crate::http::listener::{Bound, Counts, Limits, Listener};
 use crate::http::tls::{self, Certificates};
 use crate::http::{descriptors, reply, webhook};
-use crate::journal::{self, Journal};
+use crate::journal::{self, Journal, SinkSpec};
 use crate::metrics::{Labels, Metrics};
 use crate::pipeline::{Forwarder, Intake, SinkStatus};
 use crate::sendbird::category::{Category, event_type};
 use crate::sendbird::reconcile;
 use crate::sink::{Reason, Sink, stdout};
 
-/// From the signal to the end of the process, at most; each step has its own, shorter limit.
+/// From the signal to the end of the process, at most; each step has its own, shorter limit. The grace period of a pod
+/// must be longer.
 pub const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// What closing the journal has of [`STOP_LIMIT`], at least. What is not closed then is recovered by the next start.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why the bridge can't start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +89,9 @@ pub enum Error {
         /// The task.
         task: String,
     },
+    /// The disk did not take the end of the journal in time.
+    #[error("cannot close the journal within the time limit of a stop; the next start recovers it")]
+    CloseTimedOut,
 }
 
 /// An open bridge that does not answer yet.
@@ -118,16 +127,18 @@ impl App {
             open: metrics.connections.clone(),
             refused: metrics.rejected.with_label_values(&["connections"]),
             late: metrics.rejected.with_label_values(&["too_slow"]),
+            write_timeouts: metrics.rejected.with_label_values(&["write_timeout"]),
         };
         let mut certificates = Vec::new();
         let webhook_tls = open_certificates("server", server.tls.as_ref(), &mut certificates)?;
         let admin_tls = open_certificates("admin", config.admin.tls.as_ref(), &mut certificates)?;
-        let room = descriptors::room_for(server.max_connections);
+        let connections = descriptors::room_for(server.max_connections);
+        let limits = Limits { connections, write: webhook::WRITE_LIMIT };
         let webhook_error = listen(server.listen, "server.listen");
-        let webhook = Bound::to(server.listen, room, counts, webhook_tls).map_err(&webhook_error)?;
+        let webhook = Bound::to(server.listen, limits, counts, webhook_tls).map_err(&webhook_error)?;
         let (address, counts) = (config.admin.listen, Counts::unregistered()?);
         let admin_error = listen(address, "admin.listen");
-        let admin_listener = Bound::to(address, admin::MAX_CONNECTIONS, counts, admin_tls).map_err(&admin_error)?;
+        let admin_listener = Bound::to(address, admin::LIMITS, counts, admin_tls).map_err(&admin_error)?;
         let (tracer, spans) = spans::set_up(&config, &clock, &metrics)?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
@@ -161,7 +172,9 @@ impl App {
             Users { intake: Arc::clone(&intake), path_secret: path_secret.clone(), admin_token: admin_token.clone() };
         let files = (config.secret_files.clone(), config.client_files());
         let reload = Reload::new(certificates, files, config.access.clone(), users);
+        let stop = CancellationToken::new();
         let admin = Admin {
+            feeds: Feeds::new(&journal, &stop),
             token: admin_token,
             journal: journal.clone(),
             max_bytes: config.journal.max_bytes.0,
@@ -169,7 +182,7 @@ impl App {
             sinks: entries,
             clock,
             stopping: Arc::new(AtomicBool::new(false)),
-            stop: CancellationToken::new(),
+            stop,
             started: Instant::now(),
             documents: Documents::default(),
         };
@@ -206,7 +219,7 @@ impl App {
     /// deliveries, answer those under way, let the sinks finish what is in flight, close the journal.
     ///
     /// # Errors
-    /// [`Error::TaskEnded`], after everything was stopped.
+    /// [`Error::TaskEnded`], after everything was stopped; [`Error::CloseTimedOut`].
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
         let Self { journal, intake, forwarders, webhook, admin_listener, admin, reload, path_secret, spans, config } =
             self;
@@ -223,6 +236,8 @@ impl App {
         let filter = webhook::filter(&config.server, path_secret, intake);
         tasks.start("webhook".into(), webhook.serve(filter, stop_webhook.clone()));
         tasks.start("reload".into(), reload.run());
+        let watched = journal.clone();
+        tasks.start("journal".into(), async move { watched.ended().await });
         if let Some(spans) = spans {
             tasks.start("spans".into(), spans(stop_spans.clone()));
         }
@@ -236,6 +251,7 @@ impl App {
             tracing::error!(task, "a task ended unasked; stopping");
         }
         stopping.store(true, Ordering::Relaxed);
+        let deadline = tokio::time::Instant::now() + STOP_LIMIT;
         let in_order = async {
             stop_webhook.cancel();
             tasks.finish("webhook").await;
@@ -247,14 +263,19 @@ impl App {
             stop_admin.cancel();
             tasks.finish("admin").await;
         };
-        if tokio::time::timeout(STOP_LIMIT, in_order).await.is_err() {
+        if timeout_at(deadline - CLOSE_LIMIT, in_order).await.is_err() {
             tracing::warn!("not everything ended in time; what is unpublished stays in the journal");
         }
-        tasks.set.shutdown().await;
-        if let Err(error) = tokio::task::spawn_blocking(move || journal.close()).await {
-            tracing::error!(%error, "closing the journal was interrupted");
+        let closing = async {
+            tasks.set.shutdown().await;
+            tokio::task::spawn_blocking(move || journal.close()).await
+        };
+        match timeout_at(deadline, closing).await {
+            Ok(Ok(())) => tracing::info!("stopped"),
+            Ok(Err(error)) => tracing::error!(%error, "closing the journal was interrupted"),
+            Err(_elapsed) if ended.is_none() => return Err(Error::CloseTimedOut),
+            Err(_elapsed) => tracing::error!("{}", Error::CloseTimedOut),
         }
-        tracing::info!("stopped");
         ended.map_or(Ok(()), |task| Err(Error::TaskEnded { task }))
     }
 }
@@ -344,17 +365,20 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
     let commits = metrics.journal_commit_seconds.clone();
     let reconciled = metrics.reconciled.clone();
     let by_type = Category::ALL.map(|category| (event_type(category.label()), category.label()));
+    let sinks = config.sinks.iter().map(|(name, sink)| SinkSpec { name: name.clone(), kinds: sink.types() });
     let options = journal::Options {
         settings: config.journal.clone(),
         dedup: config.dedup.clone(),
-        sinks: config.sinks.keys().cloned().collect(),
+        sinks: sinks.collect(),
         clock: clock.clone(),
         on_commit: Box::new(move |took| commits.observe(took.as_secs_f64())),
-        fact_of: reconcile::fact_of,
-        on_reconciled: Box::new(move |kind| {
-            let known = by_type.iter().find(|(known, _)| known == kind);
-            reconciled.with_label_values(&[known.map_or(Category::Other.label(), |(_, label)| label)]).inc();
-        }),
+        backfill: journal::Hook {
+            fact_of: reconcile::fact_of,
+            on_stored: Box::new(move |kind| {
+                let known = by_type.iter().find(|(known, _)| known == kind);
+                reconciled.with_label_values(&[known.map_or(Category::Other.label(), |(_, label)| label)]).inc();
+            }),
+        },
     };
     match tokio::task::spawn_blocking(move || Journal::open(options)).await {
         Ok(journal) => Ok(journal?),
