@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use tokio::time::timeout;
 
+use super::table::counted;
 use super::{Failure, print};
 use crate::app;
 use crate::config::{Config, Loaded};
@@ -32,7 +33,7 @@ pub(super) async fn run(command: Command, loaded: Loaded) -> Result<(), Failure>
     match command {
         Command::Check { connect } => {
             let sinks = loaded.config.sinks.len();
-            print(&format!("the configuration is right ({sinks} sink{})\n", if sinks == 1 { "" } else { "s" }))?;
+            print(&format!("configuration OK ({})\n", counted(sinks as u64, "sink")))?;
             if connect {
                 return reach(&loaded.config).await;
             }

@@ -1,22 +1,23 @@
-//! `dead-letters`: what brokers refused for good.
+//! `dead-letters`: what brokers refused for good, or an operator set aside.
 
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::select::{Place, check_sink};
+use super::select::{JournalArgs, check_sink, event_id, id_text, short_type};
+use super::table::counted;
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::rfc3339;
-use crate::journal::{Desk, Letter};
+use crate::journal::{DeadLetter, JournalAdmin, StoredDeadLetter};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// One line for each, with its reason
     List {
         #[command(flatten)]
-        place: Place,
+        journal: JournalArgs,
         #[command(flatten)]
-        of: Of,
+        which: DeadLetterArgs,
         /// JSON lines instead of a table
         #[arg(long)]
         json: bool,
@@ -24,16 +25,20 @@ pub(super) enum Command {
     /// Print the envelope of one
     Show {
         #[command(flatten)]
-        place: Place,
+        journal: JournalArgs,
         /// The event's id
+        #[arg(value_parser = event_id)]
         id: Uuid,
     },
-    /// Publish again; a running bridge does so within seconds, a stopped one when it starts
+    /// Publish them; a running bridge does so within seconds, a stopped one when it starts
+    ///
+    /// They stay dead letters until a broker has them, and have no order towards other events of their key. One whose
+    /// event is damaged, or whose sink is not configured, cannot be requeued.
     Requeue {
         #[command(flatten)]
-        place: Place,
+        journal: JournalArgs,
         #[command(flatten)]
-        of: Of,
+        which: DeadLetterArgs,
         /// All that the other arguments allow
         #[arg(long, required_unless_present = "id")]
         all: bool,
@@ -41,9 +46,9 @@ pub(super) enum Command {
     /// Delete for good
     Discard {
         #[command(flatten)]
-        place: Place,
+        journal: JournalArgs,
         #[command(flatten)]
-        of: Of,
+        which: DeadLetterArgs,
         /// All that the other arguments allow
         #[arg(long, required_unless_present = "id")]
         all: bool,
@@ -52,79 +57,179 @@ pub(super) enum Command {
 
 /// Which dead letters.
 #[derive(Debug, clap::Args)]
-pub(super) struct Of {
+pub(super) struct DeadLetterArgs {
     /// Only those of this sink
     #[arg(long)]
     sink: Option<String>,
 
     /// Only those of this event
-    #[arg(long)]
+    #[arg(long, value_name = "ID", value_parser = event_id)]
     id: Option<Uuid>,
 }
 
-impl Of {
-    fn find(&self, desk: &Desk) -> Result<Vec<Letter>, Failure> {
-        if let Some(sink) = &self.sink {
-            check_sink(desk, sink)?;
-        }
+impl DeadLetterArgs {
+    fn find(&self, journal: &JournalAdmin) -> Result<Vec<StoredDeadLetter>, Failure> {
         let id = self.id.map(Uuid::into_bytes);
-        let letters = desk.dead_letters(self.sink.as_deref(), id.as_ref()).map_err(Failure::other)?;
-        if letters.is_empty() && self.id.is_some() {
+        let found = journal.dead_letters(self.sink.as_deref(), id.as_ref()).map_err(Failure::other)?;
+        // A sink that is no longer configured may have some.
+        if let Some(sink) = self.sink.as_ref().filter(|_| found.is_empty()) {
+            check_sink(journal, sink)?;
+        }
+        if found.is_empty() && self.id.is_some() {
             return Err(Failure::Failed("there is no such dead letter".into()));
         }
-        Ok(letters)
+        Ok(found)
     }
 }
 
 pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     match command {
-        Command::List { place, of, json } => {
-            let letters = of.find(&place.open(load)?)?;
-            let lines: String =
-                letters.iter().map(|letter| if *json { json_line(letter) } else { table_line(letter) }).collect();
-            print(&lines)?;
+        Command::List { journal, which, json } => {
+            let found = which.find(&journal.open(load)?)?;
+            let line = if *json { json_line } else { table_line };
+            print(&found.iter().map(line).collect::<String>())?;
             if !json {
-                print(&format!("{} dead letter{}\n", letters.len(), if letters.len() == 1 { "" } else { "s" }))?;
+                print(&format!("{}\n", counted(found.len() as u64, "dead letter")))?;
             }
         }
-        Command::Show { place, id } => {
-            let of = Of { sink: None, id: Some(*id) };
-            for letter in of.find(&place.open(load)?)? {
-                print(&format!("{}\n", String::from_utf8_lossy(&letter.payload)))?;
+        Command::Show { journal, id } => {
+            let which = DeadLetterArgs { sink: None, id: Some(*id) };
+            let found = which.find(&journal.open(load)?)?;
+            let intact: Vec<_> = found.iter().filter_map(|stored| stored.event.as_ref()).collect();
+            if intact.is_empty() {
+                return Err(Failure::Failed("the event of this dead letter is damaged".into()));
+            }
+            for event in intact {
+                print(&format!("{}\n", String::from_utf8_lossy(&event.payload)))?;
             }
         }
-        Command::Requeue { place, of, .. } => {
-            let mut desk = place.open(load)?;
-            let letters = of.find(&desk)?;
-            let queued = desk.requeue(&letters).map_err(Failure::other)?;
-            print(&format!("{queued} requeued\n"))?;
+        Command::Requeue { journal, which, .. } => {
+            let mut journal = journal.open(load)?;
+            let found = which.find(&journal)?;
+            let sinks = journal.sinks().map_err(Failure::other)?;
+            let mut requeued = Requeued::count(&found, &sinks);
+            requeued.queued = journal.requeue(&found).map_err(Failure::other)? as u64;
+            print(&requeued.describe())?;
+            if which.id.is_some() && requeued.left_out() > 0 {
+                return Err(Failure::Failed("not requeued".into()));
+            }
         }
-        Command::Discard { place, of, .. } => {
-            let mut desk = place.open(load)?;
-            let letters = of.find(&desk)?;
-            let discarded = desk.discard(&letters).map_err(Failure::other)?;
+        Command::Discard { journal, which, .. } => {
+            let mut journal = journal.open(load)?;
+            let found = which.find(&journal)?;
+            let discarded = journal.discard(&found).map_err(Failure::other)?;
             print(&format!("{discarded} discarded\n"))?;
         }
     }
     Ok(())
 }
 
-fn id(letter: &Letter) -> String {
-    Uuid::from_slice(&letter.id).map_or_else(|_unreadable| "unreadable".into(), |id| id.to_string())
+/// What became of dead letters that were to be requeued.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Requeued {
+    /// All of them.
+    found: u64,
+    /// New in the queue.
+    queued: u64,
+    /// Whose sink is not configured.
+    without_sink: u64,
+    /// Whose event is damaged.
+    damaged: u64,
 }
 
-fn table_line(letter: &Letter) -> String {
-    let Letter { sink, position, at_ms, reason, detail, key, kind, .. } = letter;
+impl Requeued {
+    fn count(found: &[StoredDeadLetter], sinks: &[String]) -> Self {
+        let mut counts = Self { found: found.len() as u64, ..Self::default() };
+        for stored in found {
+            if !sinks.contains(&stored.dead_letter.sink) {
+                counts.without_sink += 1;
+            } else if stored.event.is_none() {
+                counts.damaged += 1;
+            }
+        }
+        counts
+    }
+
+    fn left_out(&self) -> u64 {
+        self.without_sink + self.damaged
+    }
+
+    fn describe(&self) -> String {
+        let mut text = format!("{} requeued", self.queued);
+        for (count, what) in [
+            (self.found.saturating_sub(self.left_out() + self.queued), "requeued before, and not published yet"),
+            (self.damaged, "left out, as their events are damaged"),
+            (self.without_sink, "left out, as their sinks are not configured"),
+        ] {
+            if count > 0 {
+                text += &format!(", {count} {what}");
+            }
+        }
+        text + "\n"
+    }
+}
+
+fn table_line(stored: &StoredDeadLetter) -> String {
+    let DeadLetter { sink, position, at_ms, reason, detail } = &stored.dead_letter;
     let at = rfc3339(*at_ms).unwrap_or_default();
-    let kind = kind.strip_prefix("com.sendbird.calls.").unwrap_or(kind);
-    format!("{at}  {sink}  {position}  {}  {kind}  {key}  {reason}: {detail}\n", id(letter))
+    let event = stored.event.as_ref();
+    let (kind, key) = event.map_or(("unknown", "unknown"), |event| (short_type(&event.kind), event.key.as_str()));
+    format!("{at}  {sink}  {position}  {}  {kind}  {key}  {reason}: {detail}\n", id_text(stored.id))
 }
 
-fn json_line(letter: &Letter) -> String {
-    let Letter { sink, position, at_ms, reason, detail, key, kind, .. } = letter;
+fn json_line(stored: &StoredDeadLetter) -> String {
+    let DeadLetter { sink, position, at_ms, reason, detail } = &stored.dead_letter;
+    let event = stored.event.as_ref();
     let line = serde_json::json!({
-        "sink": sink, "position": position, "id": id(letter), "key": key, "type": kind,
+        "sink": sink, "position": position, "id": stored.id.map(|id| id_text(Some(id))),
+        "key": event.map(|event| &event.key), "type": event.map(|event| &event.kind),
         "reason": reason, "detail": detail, "at": rfc3339(*at_ms),
     });
     format!("{line}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Record;
+
+    fn stored(sink: &str, is_damaged: bool) -> StoredDeadLetter {
+        let (reason, detail) = ("unroutable".to_owned(), "NO_ROUTE".to_owned());
+        let event = Record {
+            position: 5,
+            accepted_ms: 0,
+            id: [7; 16],
+            key_hash: 1,
+            key: "room-1".into(),
+            kind: "com.sendbird.calls.room.create".into(),
+            payload: "{}".into(),
+        };
+        let dead_letter = DeadLetter { sink: sink.to_owned(), position: 5, reason, detail, at_ms: 0 };
+        StoredDeadLetter { dead_letter, id: Some(event.id), event: (!is_damaged).then_some(event) }
+    }
+
+    #[test]
+    fn what_cannot_be_requeued_is_counted_by_its_cause() {
+        let found =
+            [stored("a", false), stored("a", false), stored("a", true), stored("gone", true), stored("gone", false)];
+        let mut requeued = Requeued::count(&found, &["a".to_owned()]);
+        assert_eq!(requeued, Requeued { found: 5, queued: 0, without_sink: 2, damaged: 1 });
+        requeued.queued = 1;
+        assert_eq!(
+            requeued.describe(),
+            "1 requeued, 1 requeued before, and not published yet, 1 left out, as their events are damaged, 2 left out, \
+             as their sinks are not configured\n"
+        );
+        assert_eq!(Requeued { found: 2, queued: 2, ..Requeued::default() }.describe(), "2 requeued\n");
+    }
+
+    #[test]
+    fn a_damaged_event_is_named_as_far_as_it_is_known() {
+        let id = "07070707-0707-0707-0707-070707070707";
+        let line = table_line(&stored("a", true));
+        assert_eq!(line, format!("1970-01-01T00:00:00.000Z  a  5  {id}  unknown  unknown  unroutable: NO_ROUTE\n"));
+        let line: serde_json::Value = serde_json::from_str(&json_line(&stored("a", true))).expect("JSON");
+        assert_eq!((line["id"].as_str(), &line["key"]), (Some(id), &serde_json::Value::Null));
+        assert!(table_line(&stored("a", false)).contains("  room.create  room-1  "));
+    }
 }

@@ -6,9 +6,9 @@
 
 mod client;
 mod config;
+mod core_dumps;
 mod dead_letters;
 mod demo;
-mod dumps;
 mod journal;
 mod latency;
 mod logs;
@@ -20,6 +20,8 @@ mod schema;
 mod select;
 mod send;
 mod serve;
+mod stuck;
+mod table;
 mod tail;
 mod webhook;
 
@@ -71,13 +73,15 @@ enum Command {
     Send(send::Args),
     /// Follow the feed of a running bridge, one envelope a line
     Tail(tail::Args),
-    /// Publish stored events again, with the same ids
     Replay(replay::Args),
     Reconcile(reconcile::Args),
-    /// List, show, requeue or discard what brokers refused for good
+    /// List, show or set aside what sinks cannot publish although they are connected
+    #[command(subcommand)]
+    Stuck(stuck::Command),
+    /// List, show, requeue or discard what brokers refused for good or was set aside
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
-    /// Figures and checks of a journal, beside a running bridge or not
+    /// Statistics and integrity check of a journal, and the way out of a damaged one
     #[command(subcommand)]
     Journal(journal::Command),
     /// Check or show the configuration
@@ -117,7 +121,7 @@ impl Failure {
 /// Runs the program.
 pub fn main() -> ExitCode {
     // Before anything secret is read. A process that cannot do without is better than none.
-    if let Err(error) = dumps::forbid() {
+    if let Err(error) = core_dumps::forbid() {
         eprintln!("warning: core dumps cannot be forbidden: {error}");
     }
     let cli = match Cli::try_parse() {
@@ -167,10 +171,23 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Send(args) => block_on(send::run(args)),
         Command::Tail(args) => block_on(tail::run(args)),
-        Command::Replay(args) => replay::run(&args, load),
+        Command::Replay(args) => {
+            logs::start(cli.log_format, "warn");
+            replay::run(&args, load)
+        }
         Command::Reconcile(args) => block_on(reconcile::run(args, load)),
-        Command::DeadLetters(command) => dead_letters::run(&command, load),
-        Command::Journal(command) => journal::run(&command, load),
+        Command::Stuck(command) => {
+            logs::start(cli.log_format, "warn");
+            stuck::run(&command, load)
+        }
+        Command::DeadLetters(command) => {
+            logs::start(cli.log_format, "warn");
+            dead_letters::run(&command, load)
+        }
+        Command::Journal(command) => {
+            logs::start(cli.log_format, "warn");
+            journal::run(&command, load)
+        }
         Command::Config(command) => {
             logs::start(cli.log_format, "warn");
             block_on(config::run(command, load()?))

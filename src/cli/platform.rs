@@ -76,7 +76,7 @@ impl PlatformArgs {
         };
         let base = self.api_url.as_ref().map(ToString::to_string);
         let plain = self.api_url.as_ref().filter(|url| url.scheme_str() == Some("http"));
-        if plain.is_some_and(|url| !is_here(url)) {
+        if plain.is_some_and(|url| !is_loopback(url)) {
             eprintln!("warning: the token goes to --api-url without TLS");
         }
         let target = Target::new(application, token, base.as_deref()).map_err(Failure::Usage)?;
@@ -109,7 +109,7 @@ fn the_token(known: &[Secret]) -> Result<Secret, Failure> {
 }
 
 /// Whether a URL names this machine.
-pub(super) fn is_here(url: &Uri) -> bool {
+pub(super) fn is_loopback(url: &Uri) -> bool {
     let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
     host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

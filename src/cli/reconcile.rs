@@ -1,44 +1,44 @@
 //! `reconcile`: what an outage of the receiver lost, asked of the Calls Platform API.
 //!
-//! It compares what the API knows of a time with what the journal tells, says what is missing, and with `--publish`
-//! offers an event for each to the bridge, which takes it into the journal. It promises that nothing is called missing
+//! It compares what the API knows of a time with what the journal has, says what is missing, and with `--publish`
+//! adds a backfill candidate for each, which the bridge stores in the journal. It promises that nothing is called missing
 //! on a guess, and that of a fact there is one event, also when it is interrupted, run twice, or run beside itself.
 
-mod others;
+mod peer_feeds;
+mod reconciler;
 mod state;
 pub(super) mod timer;
-mod walk;
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::state::{Counts, State, What};
-use self::walk::Walker;
+use self::reconciler::Reconciler;
+use self::state::{Counts, RunScope, State};
 use super::platform::{Http, PlatformArgs, explain};
-use super::select::{Place, time};
+use super::select::{JournalArgs, time};
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
 use crate::domain::units::Span;
-use crate::journal::{Desk, Filter, Row};
+use crate::journal::{Filter, JournalAdmin, Row};
 use crate::sendbird::api::Api;
 use crate::sendbird::category::Category;
-use crate::sendbird::reconcile::Told;
-use crate::sendbird::reconcile::known::{Known, MARGIN_MS};
+use crate::sendbird::reconcile::FactKind;
+use crate::sendbird::reconcile::seen_facts::{MARGIN_MS, SeenFacts};
 
 /// Ask Sendbird what an outage of the receiver lost, and publish it
 ///
-/// Nothing is changed without --publish. What can be found so are dials, answers and ends of calls, rooms made and
-/// deleted, participants entered and left; invitations can't, as the API does not know them. The journal tells of
-/// what it keeps (journal.retain_for), so run this within that time after an outage. Where several bridges share the
-/// deliveries, each with its own journal, run it on one of them and show it the events of all others with --also.
+/// Nothing is changed without --publish. It can find dials, answers and ends of calls, rooms made and deleted,
+/// participants entered and left; not invitations, which the API does not know. It compares with what the journal keeps
+/// (journal.retain_for), so run this within that time after an outage. Where several bridges share the deliveries, each
+/// with its own journal, run it on one of them and give it the events of all the others with --also.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit codes: 0 nothing is missing, or all of it is offered to the bridge; 1 something is missing, \
+    after_help = "Exit codes: 0 nothing is missing, or all of it is left to the bridge; 1 something is missing, \
                         or not known, or it failed; 64 wrong usage."
 )]
 pub(super) struct Args {
@@ -46,13 +46,13 @@ pub(super) struct Args {
     platform: PlatformArgs,
 
     #[command(flatten)]
-    place: Place,
+    journal: JournalArgs,
 
     /// From then on: RFC 3339, or how long ago, as in "2h"
     #[arg(long, value_name = "TIME", value_parser = time, required_unless_present = "resume")]
     since: Option<i64>,
 
-    /// Where the journal does not keep all since --since, begin with what it keeps; and where it tells of nothing, do
+    /// Where the journal does not keep everything since --since, begin with what it keeps; and where it keeps nothing, do
     /// nothing. Without it, that is an error
     #[arg(long, requires = "since")]
     or_later: bool,
@@ -61,7 +61,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<i64>,
 
-    /// Publish an event for each that is missing, marked with reconciled="true"; a running bridge takes them within
+    /// Publish an event for each that is missing, marked with reconciled="true"; a running bridge stores them within
     /// seconds, a stopped one when it starts
     #[arg(long)]
     publish: bool,
@@ -100,79 +100,85 @@ enum Output {
 pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     let config = load()?.config;
     let mut api = args.platform.open(&load)?.api;
-    let desk = args.place.open(&load)?;
-    let dir = args.place.dir(&load)?;
-    let (known, others) = known(&desk, &args.also)?;
+    let mut journal = args.journal.open(&load)?;
+    let dir = args.journal.dir(&load)?;
+    let (seen, others) = seen_facts(&mut journal, &args.also)?;
     let state = match args.resume {
         true => State::load(&dir)?,
-        false => match what(&args, &mut api, &known, others).await? {
-            Some(what) => State::begin(what),
+        false => match scope(&args, &mut api, &seen, others).await? {
+            Some(scope) => State::begin(scope),
             None => {
-                eprintln!("the journal tells of nothing of that time, so nothing can be called missing");
+                eprintln!("the journal does not keep everything of any of that time, so nothing can be called missing");
                 return conclude(&Counts::default(), args.publish, args.output);
             }
         },
     };
-    if state.what.others != others {
-        let message = format!("of {} other bridges, as in the interrupted run, but found {others}", state.what.others);
+    if state.scope.others != others {
+        let message = format!("of {} other bridges, as in the interrupted run, but found {others}", state.scope.others);
         return Err(Failure::Usage(format!("expected --also with the events {message}")));
     }
-    check_application(&config.access.applications, &state.what.application, api.application().as_str())?;
-    let upper = state.what.application.to_ascii_uppercase();
-    let application = known.spelling(&upper).map_or(upper.clone(), str::to_owned);
-    let mut walker = Walker {
+    check_application(&config.access.applications, &state.scope.application, api.application().as_str())?;
+    let upper = state.scope.application.to_ascii_uppercase();
+    let application = seen.spelling(&upper).map_or(upper.clone(), str::to_owned);
+    let mut reconciler = Reconciler {
         api,
-        desk,
-        known,
+        journal,
+        seen,
         application,
         settings: config.envelope,
         clock: Clock::system(),
         dir,
-        bar: bar(&state.what),
+        bar: bar(&state.scope),
         json: args.output == Output::Json,
         state,
     };
-    eprintln!("{}", describe(&walker.state.what));
-    let walked = walker.run().await;
-    walker.bar.finish_and_clear();
-    let Walker { state, dir, .. } = walker;
-    if let Err(failure) = walked {
+    eprintln!("{}", describe(&reconciler.state.scope));
+    let ended = reconciler.run().await;
+    reconciler.bar.finish_and_clear();
+    let Reconciler { state, dir, .. } = reconciler;
+    if let Err(failure) = ended {
         eprintln!("interrupted; go on with: sendbird-bridge reconcile --resume");
         return Err(failure);
     }
     State::done(&dir);
-    conclude(&state.counts, state.what.publish, args.output)
+    conclude(&state.counts, state.scope.publish, args.output)
 }
 
-/// What is stored and offered here, and stored by other bridges; and how many those are.
-fn known(desk: &Desk, also: &[PathBuf]) -> Result<(Known, usize), Failure> {
-    let mut known = Known::default();
-    known.offered(desk.offered().map_err(Failure::other)?);
-    refresh(desk, &mut known)?;
+/// The facts that are stored here, have a candidate here, or are stored by other bridges; and how many those are.
+fn seen_facts(journal: &mut JournalAdmin, also: &[PathBuf]) -> Result<(SeenFacts, usize), Failure> {
+    let mut seen = SeenFacts::default();
+    // Before the records: a candidate that is stored meanwhile is a record then.
+    seen.add_candidates(journal.candidate_facts().map_err(Failure::other)?);
+    // What is released from now on shows as a gap.
+    let complete_from = journal.summary().map_err(Failure::other)?.complete_from;
+    seen.complete_from(complete_from.map(|(_, accepted_ms)| accepted_ms));
+    read_on(journal, &mut seen)?;
     let mut others = 0;
     for file in also {
-        others += others::show(file, &mut known)?;
+        others += peer_feeds::read(file, &mut seen)?;
     }
-    Ok((known, others))
+    Ok((seen, others))
 }
 
-/// Shows the records that have come since.
-fn refresh(desk: &Desk, known: &mut Known) -> Result<(), Failure> {
-    let after = known.through();
-    let show = |rows: &[Row]| {
+/// Reads the records that have come since.
+fn read_on(journal: &mut JournalAdmin, seen: &mut SeenFacts) -> Result<(), Failure> {
+    journal.refresh().map_err(Failure::other)?;
+    let after = seen.through();
+    let add = |rows: &[Row]| {
         for row in rows {
             match row {
-                Row::Intact(record) => known.saw(record.position, record.accepted_ms, &record.payload),
-                Row::Damaged { position } => known.damaged(*position),
+                Row::Intact(record) => seen.add_record(record.position, record.accepted_ms, &record.payload),
+                Row::Damaged { position, .. } => seen.add_damaged(*position),
             }
         }
     };
-    desk.select_after(after, &Filter::default(), show).map_err(Failure::other)?;
+    let through = journal.select_after(after, &Filter::default(), add).map_err(Failure::other)?;
+    seen.end(through);
     Ok(())
 }
 
-/// What is to be looked for, once it is sure that it makes sense; `None` if nothing can be, and that is no error.
-async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) -> Result<Option<What>, Failure> {
+/// What to look for, once it is sure that it makes sense; `None` if nothing can be found, and that is no error.
+async fn scope(args: &Args, api: &mut Api<Http>, seen: &SeenFacts, others: usize) -> Result<Option<RunScope>, Failure> {
     let settled_ms = Clock::system().now_ms().saturating_sub(MARGIN_MS);
     let at = |ms| rfc3339(ms).unwrap_or_else(|| format!("{ms} ms"));
     let mut since_ms = args.since.ok_or_else(|| Failure::Usage("expected --since or --resume".into()))?;
@@ -184,37 +190,46 @@ async fn what(args: &Args, api: &mut Api<Http>, known: &Known, others: usize) ->
     if since_ms >= until_ms {
         return Err(Failure::Usage(format!("expected --since before {}, but found {}", at(until_ms), at(since_ms))));
     }
-    match known.since_ms() {
+    match seen.since_ms() {
         None if args.or_later => return Ok(None),
         Some(first) if args.or_later && first >= until_ms => return Ok(None),
         Some(first) if args.or_later => since_ms = since_ms.max(first),
         None => {
-            return Err(Failure::Failed("the journal tells of nothing, so nothing can be called missing".into()));
+            let message = "the journal keeps nothing without holes, so nothing can be called missing";
+            return Err(Failure::Failed(format!("{message}; --or-later makes that no error")));
+        }
+        Some(first) if first >= until_ms => {
+            return Err(Failure::Failed(format!(
+                "the journal keeps everything only since {} (five minutes after its first event), so there is nothing to \
+                 reconcile yet; --or-later makes that no error",
+                at(first)
+            )));
         }
         Some(first) if first > since_ms => {
             return Err(Failure::Failed(format!(
-                "expected --since {} or later, as a journal does not keep what was accepted earlier, but found {}",
+                "expected --since {} or later, as a journal does not keep everything that was accepted earlier, but \
+                 found {}; --or-later begins there",
                 at(first),
                 at(since_ms)
             )));
         }
         Some(_) => {}
     }
-    let told = if args.category.is_empty() { enabled(api).await? } else { named(&args.category)? };
-    Ok(Some(What {
+    let kinds = if args.category.is_empty() { enabled(api).await? } else { named(&args.category)? };
+    Ok(Some(RunScope {
         application: api.application().to_string(),
         since_ms,
         until_ms,
         publish: args.publish,
-        told,
+        kinds,
         lookback_ms: args.lookback.as_millis(),
         others,
     }))
 }
 
-/// What Sendbird delivers, of what can be found. That a participant left is told by one of two categories, and the
-/// API does not say by which, so it can be missing only where both are enabled.
-async fn enabled(api: &mut Api<Http>) -> Result<BTreeSet<Told>, Failure> {
+/// What Sendbird delivers, of what can be found. That a participant left is one of two categories, and the API
+/// does not say which, so it can be missing only where both are enabled.
+async fn enabled(api: &mut Api<Http>) -> Result<BTreeSet<FactKind>, Failure> {
     let webhook = api.webhook(false).await.map_err(|failure| explain(&failure, api))?;
     if webhook.enabled == Some(false) {
         let message = "the webhook is not enabled at Sendbird, so no delivery is missing";
@@ -227,22 +242,22 @@ async fn enabled(api: &mut Api<Http>) -> Result<BTreeSet<Told>, Failure> {
     };
     let is =
         |category: Category| events.iter().any(|event| event == "*" || event.eq_ignore_ascii_case(category.label()));
-    let told: BTreeSet<Told> = Told::ALL
+    let kinds: BTreeSet<FactKind> = FactKind::ALL
         .into_iter()
-        .filter(|told| Category::ALL.into_iter().filter(|of| Told::by(*of) == Some(*told)).all(is))
+        .filter(|kind| Category::ALL.into_iter().filter(|of| FactKind::by(*of) == Some(*kind)).all(is))
         .collect();
-    match told.is_empty() {
+    match kinds.is_empty() {
         true => Err(Failure::Failed("none of the events that are enabled at Sendbird can be found by its API".into())),
-        false => Ok(told),
+        false => Ok(kinds),
     }
 }
 
-fn named(categories: &[Category]) -> Result<BTreeSet<Told>, Failure> {
-    let told = |category: &Category| {
-        Told::by(*category)
+fn named(categories: &[Category]) -> Result<BTreeSet<FactKind>, Failure> {
+    let kind = |category: &Category| {
+        FactKind::by(*category)
             .ok_or_else(|| Failure::Usage(format!("{category} cannot be found: Sendbird's API does not know of it")))
     };
-    categories.iter().map(told).collect()
+    categories.iter().map(kind).collect()
 }
 
 /// Of an application whose deliveries are refused nothing is missing.
@@ -260,20 +275,20 @@ fn category(text: &str) -> Result<Category, String> {
     text.parse()
 }
 
-fn bar(what: &What) -> ProgressBar {
+fn bar(scope: &RunScope) -> ProgressBar {
     let terminal = std::io::stderr().is_terminal();
     let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let style = ProgressStyle::with_template("{bar:30} {elapsed}  {msg}");
-    let span = what.until_ms.saturating_sub(what.begin_ms());
+    let span = scope.until_ms.saturating_sub(scope.begin_ms());
     ProgressBar::with_draw_target(Some(u64::try_from(span).unwrap_or(1)), target)
         .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn describe(what: &What) -> String {
+fn describe(scope: &RunScope) -> String {
     let at = |ms| rfc3339(ms).unwrap_or_default();
-    let categories: Vec<&str> = what.told.iter().map(|told| told.category().label()).collect();
-    let (since, until) = (at(what.since_ms), at(what.until_ms));
-    format!("{}: from {since} until {until}, {}", what.application, categories.join(", "))
+    let categories: Vec<&str> = scope.kinds.iter().map(|kind| kind.category().label()).collect();
+    let (since, until) = (at(scope.since_ms), at(scope.until_ms));
+    format!("{}: from {since} until {until}, {}", scope.application, categories.join(", "))
 }
 
 /// The sums, and whether it is well.
@@ -293,34 +308,23 @@ fn conclude(counts: &Counts, publish: bool, output: Output) -> Result<(), Failur
 }
 
 fn sums(counts: &Counts, publish: bool) -> String {
-    let Counts { calls, rooms, participants, told, offered, missing, queued, unknown, untold } = counts;
+    let Counts { calls, rooms, participants, stored, candidates, missing, queued, unknown, without_time } = counts;
     let mut text = format!("{calls} calls, {rooms} rooms, {participants} participants of that time\n");
-    text += &format!("{told:>8} events are stored\n");
+    text += &format!("{stored:>8} events are stored\n");
     for (category, count) in missing {
         text += &format!("{count:>8} are missing: {category}\n");
     }
     for (count, what) in [
-        (*offered, "were offered before, and wait for the bridge"),
+        (*candidates, "were left to the bridge before, which has yet to store them"),
         (*unknown, "may be stored or missing: the journal does not say"),
-        (*untold, "happened at a time that Sendbird does not say, and were not looked for"),
+        (*without_time, "happened at a time that Sendbird does not say, and were not looked for"),
     ] {
         if count > 0 {
             text += &format!("{count:>8} {what}\n");
         }
     }
     if publish {
-        text +=
-            &format!("{queued:>8} are offered to the bridge: it publishes them within seconds, or when it starts\n");
+        text += &format!("{queued:>8} are left to the bridge: it publishes them within seconds, or when it starts\n");
     }
     text
-}
-
-impl Place {
-    /// The journal's directory.
-    fn dir(&self, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<PathBuf, Failure> {
-        match self.given() {
-            Some(dir) => Ok(Path::to_owned(dir)),
-            None => Ok(load()?.config.journal.dir),
-        }
-    }
 }

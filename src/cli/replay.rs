@@ -1,22 +1,33 @@
-//! `replay`: publishes stored events again.
+//! `replay`: publishes stored events once more, lists the replays under way, cancels them.
 
-use super::select::{Place, Which, check_sink};
+use clap::Subcommand;
+
+use super::select::{EventFilterArgs, JournalArgs, check_sink};
+use super::table::{counted, header, table};
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
-use crate::domain::clock::Clock;
-use crate::journal::Row;
+use crate::domain::clock::{Clock, rfc3339};
+use crate::journal::{JournalAdmin, ReplayStatus};
 
+/// Publish stored events once more, with the same ids; list or cancel what is under way
+///
+/// Each envelope says "replayed": true. A running bridge begins within a second, a stopped one when it starts, and a
+/// replay goes on over restarts. JetStream drops an event whose id it still has in its duplicate window.
 #[derive(Debug, clap::Args)]
+#[command(subcommand_negates_reqs = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     #[command(flatten)]
-    place: Place,
+    journal: JournalArgs,
 
     /// The sink to publish to
-    #[arg(long)]
-    sink: String,
+    #[arg(long, required = true)]
+    sink: Option<String>,
 
     #[command(flatten)]
-    which: Which,
+    which: EventFilterArgs,
 
     /// All events that are kept; needed where nothing else narrows them down
     #[arg(long)]
@@ -31,35 +42,202 @@ pub(super) struct Args {
     dry_run: bool,
 }
 
-/// Ids stay the same, and each envelope says `"replayed": true`. JetStream drops a replay whose id it still
-/// has in its duplicate window.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The replays under way: what is done, and what is to come
+    List {
+        #[command(flatten)]
+        journal: JournalArgs,
+        /// Only those of this sink
+        #[arg(long)]
+        sink: Option<String>,
+        /// JSON lines instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// End replays; what they have published stays published
+    Cancel {
+        #[command(flatten)]
+        journal: JournalArgs,
+        #[command(flatten)]
+        which: CancelArgs,
+    },
+}
+
+/// Which replays.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct CancelArgs {
+    /// The number of one, as in the list
+    #[arg(value_name = "ID")]
+    id: Option<u64>,
+
+    /// All of this sink
+    #[arg(long)]
+    sink: Option<String>,
+
+    /// All
+    #[arg(long)]
+    all: bool,
+}
+
 pub(super) fn run(args: &Args, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
-    let filter = args.which.filter();
-    if !args.all && filter.is_all() {
+    let Some(command) = &args.command else { return start(args, load) };
+    if args.sink.is_some() || !args.which.is_empty() || args.all || args.rate.is_some() || args.dry_run {
+        return Err(Failure::Usage("expected the arguments of replay list and replay cancel behind that word".into()));
+    }
+    match command {
+        Command::List { journal, sink, json } => {
+            let journal = journal.or(&args.journal).open(load)?;
+            if let Some(sink) = sink {
+                check_sink(&journal, sink)?;
+            }
+            list(&journal, sink.as_deref(), *json)
+        }
+        Command::Cancel { journal, which } => cancel(&mut journal.or(&args.journal).open(load)?, which),
+    }
+}
+
+fn start(args: &Args, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
+    let Some(sink) = &args.sink else { return Err(Failure::Usage("expected --sink".into())) };
+    if !args.all && args.which.is_empty() {
         return Err(Failure::Usage("expected --id, --key, --type, --since, --until or --all".into()));
     }
-    let mut desk = args.place.open(load)?;
-    check_sink(&desk, &args.sink)?;
-    let mut positions = Vec::new();
-    let mut damaged = 0u64;
-    desk.select(&filter, |rows| {
-        for row in rows {
-            match row {
-                Row::Intact(record) => positions.push(record.position),
-                Row::Damaged { .. } => damaged += 1,
-            }
-        }
-    })
-    .map_err(Failure::other)?;
+    let filter = args.which.filter()?;
+    let mut journal = args.journal.open(load)?;
+    check_sink(&journal, sink)?;
+    let (intact, damaged) = journal.count(&filter).map_err(Failure::other)?;
     if damaged > 0 {
-        eprintln!("{damaged} damaged events are left out; see: sendbird-bridge journal verify");
+        eprintln!("{} left out; see: sendbird-bridge journal verify", counted(damaged, "damaged event"));
     }
-    if args.dry_run {
-        print(&format!("{} events would be published again to {}\n", positions.len(), args.sink))?;
+    let events = counted(intact, "event");
+    if args.dry_run || intact == 0 {
+        print(&format!("{events} would be replayed to {sink}\n"))?;
         return Ok(());
     }
-    let now_ms = Clock::system().now_ms();
-    let queued = desk.replay(&args.sink, &positions, now_ms, args.rate).map_err(Failure::other)?;
-    print(&format!("{queued} events are published again to {}\n", args.sink))?;
+    let id = journal.replay(sink, &filter, intact, args.rate, Clock::system().now_ms()).map_err(Failure::other)?;
+    print(&format!("{events} queued for {sink} as replay {id}; see: sendbird-bridge replay list\n"))?;
     Ok(())
+}
+
+fn list(journal: &JournalAdmin, sink: Option<&str>, json: bool) -> Result<(), Failure> {
+    let replays = journal.replays(sink).map_err(Failure::other)?;
+    print(&if json { replays.iter().map(json_line).collect() } else { describe(&replays) })?;
+    Ok(())
+}
+
+fn cancel(journal: &mut JournalAdmin, which: &CancelArgs) -> Result<(), Failure> {
+    if let Some(sink) = &which.sink {
+        check_sink(journal, sink)?;
+    }
+    let mut replays = journal.replays(which.sink.as_deref()).map_err(Failure::other)?;
+    if let Some(id) = which.id {
+        replays.retain(|replay| replay.id == id);
+        if replays.is_empty() {
+            return Err(Failure::Failed(format!(
+                "there is no replay {id} under way; see: sendbird-bridge replay list"
+            )));
+        }
+    }
+    let mut text = String::new();
+    let mut cancelled = 0;
+    for replay in &replays {
+        // It may have come to its end since it was listed.
+        if journal.cancel_replay(replay.id).map_err(Failure::other)? {
+            let ReplayStatus { id, sink, done, total, .. } = replay;
+            text += &format!("replay {id} to {sink} cancelled, {done} of {total} done\n");
+            cancelled += 1;
+        }
+    }
+    if cancelled == 0 {
+        text += "0 replays cancelled\n";
+    }
+    print(&text)?;
+    Ok(())
+}
+
+fn to_come(replay: &ReplayStatus) -> u64 {
+    replay.total.saturating_sub(replay.done)
+}
+
+fn describe(replays: &[ReplayStatus]) -> String {
+    let mut text = String::new();
+    if !replays.is_empty() {
+        let mut rows = vec![header(&["REPLAY", "SINK", "DONE", "TO COME", "PER SECOND", "SINCE"])];
+        rows.extend(replays.iter().map(|replay| {
+            let rate = replay.rate.map_or_else(|| "any".to_owned(), |rate| rate.to_string());
+            let (done, to_come) = (replay.done.to_string(), to_come(replay).to_string());
+            let since = rfc3339(replay.created_ms).unwrap_or_default();
+            vec![replay.id.to_string(), replay.sink.clone(), done, to_come, rate, since]
+        }));
+        text += &table(&rows);
+    }
+    text + &format!("{} under way\n", counted(replays.len() as u64, "replay"))
+}
+
+fn json_line(replay: &ReplayStatus) -> String {
+    let ReplayStatus { id, sink, created_ms, total, done, rate } = replay;
+    let line = serde_json::json!({
+        "id": id, "sink": sink, "since": rfc3339(*created_ms), "total": total, "done": done,
+        "to_come": to_come(replay), "rate": rate,
+    });
+    format!("{line}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(arguments: &str) -> Result<Args, clap::Error> {
+        Cli::try_parse_from(["replay"].into_iter().chain(arguments.split(' '))).map(|cli| cli.args)
+    }
+
+    #[test]
+    fn without_a_subcommand_a_sink_is_needed() {
+        let args = parse("--sink kafka --key a --rate 5").expect("a replay");
+        assert!(args.command.is_none() && args.sink.as_deref() == Some("kafka") && args.rate == Some(5));
+        assert!(parse("--key a").is_err_and(|error| error.to_string().contains("--sink")));
+        assert!(parse("--sink kafka --rate 0").is_err());
+    }
+
+    #[test]
+    fn a_subcommand_needs_no_sink() {
+        let args = parse("list --json").expect("a list");
+        assert!(matches!(args.command, Some(Command::List { sink: None, json: true, .. })));
+        let args = parse("--dir here cancel 7").expect("a cancellation");
+        assert!(matches!(args.command, Some(Command::Cancel { which: CancelArgs { id: Some(7), .. }, .. })));
+        for wrong in ["cancel", "cancel 7 --all", "cancel --sink a --all", "cancel seven", "list --key a"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn replays_are_listed_with_what_is_to_come() {
+        let replay = |id, rate| ReplayStatus {
+            id,
+            sink: "kafka".into(),
+            created_ms: 1_767_225_600_000,
+            total: 2_000,
+            done: 500,
+            rate,
+        };
+        let expected = "\
+REPLAY  SINK   DONE  TO COME  PER SECOND  SINCE
+1       kafka  500   1500     any         2026-01-01T00:00:00.000Z
+12      kafka  500   1500     100         2026-01-01T00:00:00.000Z
+2 replays under way
+";
+        assert_eq!(describe(&[replay(1, None), replay(12, Some(100))]), expected);
+        assert_eq!(describe(&[]), "0 replays under way\n");
+        let line: serde_json::Value = serde_json::from_str(&json_line(&replay(3, None))).expect("JSON");
+        assert_eq!((&line["to_come"], &line["rate"]), (&1_500.into(), &().into()));
+    }
 }

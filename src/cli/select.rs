@@ -1,19 +1,19 @@
-//! Which events: the arguments that the operator's commands share.
+//! Which journal, and which of its events: the arguments that the operator's commands share.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use uuid::Uuid;
 
 use super::Failure;
-use crate::config::Loaded;
+use crate::config::{Faults, Loaded};
 use crate::domain::clock::Clock;
 use crate::domain::units::Span;
-use crate::journal::{Desk, Filter};
+use crate::journal::{Filter, JournalAdmin};
 use crate::sendbird::category::event_type;
 
 /// Where the journal is.
-#[derive(Debug, clap::Args)]
-pub(super) struct Place {
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct JournalArgs {
     /// The journal's directory; by default journal.dir of the configuration
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -21,9 +21,9 @@ pub(super) struct Place {
 
 /// Which stored events.
 #[derive(Debug, clap::Args)]
-pub(super) struct Which {
+pub(super) struct EventFilterArgs {
     /// Only the event with this id
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = event_id)]
     id: Option<Uuid>,
 
     /// Only events of this call_id or room_id
@@ -43,42 +43,72 @@ pub(super) struct Which {
     until: Option<i64>,
 }
 
-impl Place {
-    /// The directory, if one was given.
-    pub(super) fn given(&self) -> Option<&Path> {
-        self.dir.as_deref()
+impl JournalArgs {
+    /// The journal's directory.
+    pub(super) fn dir(&self, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<PathBuf, Failure> {
+        match &self.dir {
+            Some(dir) => Ok(dir.clone()),
+            None => Ok(load()?.config.journal.dir),
+        }
     }
 
     /// Opens the journal, beside a running bridge or not.
-    pub(super) fn open(&self, load: impl FnOnce() -> Result<Loaded, crate::config::Faults>) -> Result<Desk, Failure> {
-        let dir = match &self.dir {
-            Some(dir) => dir.clone(),
-            None => load()?.config.journal.dir,
-        };
-        Desk::open(&dir).map_err(Failure::other)
+    pub(super) fn open(&self, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<JournalAdmin, Failure> {
+        JournalAdmin::open(&self.dir(load)?).map_err(Failure::other)
+    }
+
+    /// These, or those of a subcommand where it has its own.
+    pub(super) fn or(&self, outer: &Self) -> Self {
+        Self { dir: self.dir.clone().or_else(|| outer.dir.clone()) }
     }
 }
 
-impl Which {
-    pub(super) fn filter(&self) -> Filter {
-        Filter {
+impl EventFilterArgs {
+    pub(super) fn filter(&self) -> Result<Filter, Failure> {
+        if let (Some(since), Some(until)) = (self.since, self.until)
+            && since >= until
+        {
+            return Err(Failure::Usage("expected --since before --until, but found it after".into()));
+        }
+        Ok(Filter {
             id: self.id.map(Uuid::into_bytes),
             key: self.key.clone(),
             kind: self.kind.as_deref().map(event_type),
             since_ms: self.since,
             until_ms: self.until,
-        }
+        })
+    }
+
+    /// Whether nothing was given.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { id, key, kind, since, until } = self;
+        id.is_none() && key.is_none() && kind.is_none() && since.is_none() && until.is_none()
     }
 }
 
-/// A sink that the journal knows.
-pub(super) fn check_sink(desk: &Desk, sink: &str) -> Result<(), Failure> {
-    let sinks = desk.sinks().map_err(Failure::other)?;
+/// Refuses a sink that is not configured.
+pub(super) fn check_sink(journal: &JournalAdmin, sink: &str) -> Result<(), Failure> {
+    let sinks = journal.sinks().map_err(Failure::other)?;
     if sinks.iter().any(|known| known == sink) {
         return Ok(());
     }
-    let known = if sinks.is_empty() { "none has been used yet".to_owned() } else { sinks.join(", ") };
-    Err(Failure::Usage(format!("expected a sink of this journal ({known}), but found \"{sink}\"")))
+    let known = if sinks.is_empty() { "it has none".to_owned() } else { sinks.join(", ") };
+    Err(Failure::Usage(format!("expected a sink of this journal's bridge ({known}), but found \"{sink}\"")))
+}
+
+/// An event's id.
+pub(super) fn event_id(text: &str) -> Result<Uuid, String> {
+    text.parse().map_err(|_no_id| format!("expected an event's id (a UUID), but found \"{text}\""))
+}
+
+/// An id as it is printed; that of a damaged event may not be known.
+pub(super) fn id_text(id: Option<[u8; 16]>) -> String {
+    id.map_or_else(|| "unknown".to_owned(), |id| Uuid::from_bytes(id).to_string())
+}
+
+/// A type as it is printed in tables, without what all types have in common.
+pub(super) fn short_type(kind: &str) -> &str {
+    kind.strip_prefix("com.sendbird.calls.").unwrap_or(kind)
 }
 
 /// Unix milliseconds from a point in time or a time ago.

@@ -78,7 +78,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 }
                 eprintln!("the feed ended; asking again");
             }
-            // A bridge that restarts is waited for; one that never was there is not.
+            // A bridge that restarts, or has no feed free, is waited for; one that never was there is not.
             Err(Failure::Other(error)) if connected => eprintln!("no feed yet: {error}"),
             Err(failure) => return Err(failure),
         }
@@ -116,7 +116,8 @@ async fn open(
     let body = response.into_body().collect().await.map_err(Failure::other)?.to_bytes();
     let detail = serde_json::from_slice::<serde_json::Value>(&body).ok();
     let detail = detail.as_ref().and_then(|problem| problem["detail"].as_str()).unwrap_or("no reason given");
-    Err(Failure::Failed(format!("the bridge answered {status}: {detail}")))
+    let failure = format!("the bridge answered {status}: {detail}");
+    Err(if status.is_server_error() { Failure::other(failure) } else { Failure::Failed(failure) })
 }
 
 /// Prints what the feed brings and remembers where it got to.

@@ -3,7 +3,7 @@
 //! `set` reads the settings, sends what differs, and reads them back: what it says is what Sendbird has, whatever the
 //! answer to the change was. A change in doubt is never sent a second time; the next run sees what is left to do.
 
-mod given;
+mod args;
 mod show;
 
 use std::path::PathBuf;
@@ -132,7 +132,7 @@ pub(super) async fn run(command: Command, load: impl FnOnce() -> Result<Loaded, 
     match command {
         Command::Get(args) => get(&args, args.platform.open(load)?).await,
         Command::Set(args) => {
-            let wanted = given::change(&args)?;
+            let wanted = args::change(&args)?;
             set(&args, wanted, args.platform.open(load)?).await
         }
     }
@@ -161,7 +161,7 @@ async fn read(platform: &mut Platform, all_categories: bool) -> Result<Webhook, 
     Ok(webhook)
 }
 
-async fn set(args: &Set, wanted: given::Wanted, mut platform: Platform) -> Result<(), Failure> {
+async fn set(args: &Set, wanted: args::Wanted, mut platform: Platform) -> Result<(), Failure> {
     let before = read(&mut platform, wanted.has_unknown_events()).await?;
     let change = wanted.settle(before.all_webhook_categories.as_deref(), args.force)?;
     let missing = change.without(&before);

@@ -4,20 +4,20 @@
 //! are read from the API's objects ([`of_call`], [`of_room`], [`of_participant`]) and from stored events
 //! ([`fact_of`]), and are the same in both, while ids need not be: the times in the API and in a delivery differ by
 //! some milliseconds. [`event`] makes the event of a fact, by way of a delivery as Sendbird would have written it, so
-//! that all that reads deliveries reads it; [`known::Known`] says which facts a journal does not tell of.
+//! that all that reads deliveries reads it; [`seen_facts::SeenFacts`] says which facts a journal does not tell of.
 //!
 //! Promises: an event says nothing that was not so when it happened. What the API says of an object is how it is now,
 //! so only members that do not change are in an earlier event. The whole object is in `raw`, as `made_from`.
 
-pub mod known;
-mod made;
+pub mod seen_facts;
 pub mod settings;
+mod synthesize;
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::made::{Facts, event, of_call, of_participant, of_room};
+pub use self::synthesize::{Facts, event, of_call, of_participant, of_room};
 use super::category::Category;
 use crate::domain::identity::EventId;
 
@@ -27,7 +27,7 @@ pub type FactId = [u8; 16];
 /// What a fact says, in the order in which it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Told {
+pub enum FactKind {
     /// A call was dialed.
     Dial,
     /// It was answered.
@@ -44,7 +44,7 @@ pub enum Told {
     Delete,
 }
 
-impl Told {
+impl FactKind {
     /// All of them.
     pub const ALL: [Self; 7] =
         [Self::Dial, Self::Accept, Self::End, Self::Create, Self::Enter, Self::Leave, Self::Delete];
@@ -99,7 +99,7 @@ impl Told {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fact {
     /// What it says.
-    pub told: Told,
+    pub kind: FactKind,
     /// When it happened, Unix milliseconds.
     pub at_ms: i64,
     /// The call or the room.
@@ -114,16 +114,16 @@ impl Fact {
     /// Its id in `application`, then those of what a stored event may tell of instead: one that does not say of which
     /// participant, or of which call or room, may be this.
     pub fn ids(&self, application: &str) -> Vec<FactId> {
-        let id = |key, participant| fact_id(application, self.told, key, participant);
+        let id = |key, participant| fact_id(application, self.kind, key, participant);
         let exact = id(&self.key, self.participant_id.as_deref());
         let of_nobody = self.participant_id.is_some().then(|| id(&self.key, None));
         [Some(exact), of_nobody, Some(id("", None))].into_iter().flatten().collect()
     }
 }
 
-fn fact_id(application: &str, told: Told, key: &str, participant: Option<&str>) -> FactId {
+fn fact_id(application: &str, kind: FactKind, key: &str, participant: Option<&str>) -> FactId {
     let application = application.to_ascii_uppercase();
-    let parts = ["fact", &application, told.label(), key, participant.unwrap_or_default()];
+    let parts = ["fact", &application, kind.label(), key, participant.unwrap_or_default()];
     *EventId::of_parts(parts.map(str::as_bytes)).as_bytes()
 }
 
@@ -182,13 +182,13 @@ impl<'a> Stored<'a> {
 
     fn fact(&self) -> Option<FactId> {
         let category = Category::of(&self.data.category);
-        let told = Told::by(category)?;
+        let kind = FactKind::by(category)?;
         let call_id = || self.data.call.as_ref()?.call_id.as_deref();
         let key = if category.is_call() { call_id() } else { self.room_id() };
         let participant = self.data.participant.as_ref().and_then(|it| it.participant_id.as_deref());
         // Without the room, the participant alone is no help.
         let participant = participant.filter(|_| key.is_some() && category.is_participant());
-        Some(fact_id(self.data.application_id.as_deref()?, told, key.unwrap_or_default(), participant))
+        Some(fact_id(self.data.application_id.as_deref()?, kind, key.unwrap_or_default(), participant))
     }
 }
 

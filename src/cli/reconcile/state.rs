@@ -1,7 +1,7 @@
 //! How far a run has got, in a file beside the journal, so that an interrupted one goes on where it was.
 //!
-//! It is written after each page. What is offered is durable before, so a run that goes on from here leaves nothing
-//! out; what it looks at again is known by then.
+//! It is written after each page. The candidates of a page are durable before, so a run that goes on from here leaves nothing
+//! out; what it reads a second time is known by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,25 +9,25 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Failure;
-use crate::sendbird::reconcile::Told;
+use crate::sendbird::reconcile::FactKind;
 
 /// The file's name in the journal's directory.
 const FILE: &str = "reconcile.json";
 
-/// What is looked for.
+/// What a run looks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct What {
+pub(super) struct RunScope {
     pub(super) application: String,
     pub(super) since_ms: i64,
     pub(super) until_ms: i64,
     pub(super) publish: bool,
-    pub(super) told: BTreeSet<Told>,
+    pub(super) kinds: BTreeSet<FactKind>,
     pub(super) lookback_ms: i64,
     /// Other bridges whose events are known.
     pub(super) others: usize,
 }
 
-impl What {
+impl RunScope {
     /// The earliest beginning of a call or room that is looked at.
     pub(super) fn begin_ms(&self) -> i64 {
         self.since_ms.saturating_sub(self.lookback_ms).max(0)
@@ -55,26 +55,25 @@ pub(super) struct Counts {
     pub(super) calls: u64,
     pub(super) rooms: u64,
     pub(super) participants: u64,
-    /// Facts that a record tells of.
-    #[serde(rename = "stored")]
-    pub(super) told: u64,
-    /// Facts that an offer of an earlier run tells of.
-    pub(super) offered: u64,
-    /// Facts of which neither does, by category.
+    /// Facts that are stored.
+    pub(super) stored: u64,
+    /// Facts of which an earlier run has added a candidate, which is not stored yet.
+    #[serde(rename = "offered")]
+    pub(super) candidates: u64,
+    /// Facts of which there is neither, by category.
     pub(super) missing: BTreeMap<String, u64>,
-    /// Those of them for which an event was offered.
+    /// Those of them of which this run has added a candidate.
     pub(super) queued: u64,
     /// Facts that the journal can't say anything of.
     pub(super) unknown: u64,
     /// What happened at a time that the API does not say.
-    #[serde(rename = "without_time")]
-    pub(super) untold: u64,
+    pub(super) without_time: u64,
 }
 
 /// How far a run has got.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
-    pub(super) what: What,
+    pub(super) scope: RunScope,
     pub(super) phase: Phase,
     /// Of the next page; `None` is the first. Of older rooms, the last that was looked at.
     pub(super) cursor: Option<String>,
@@ -82,8 +81,8 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn begin(what: What) -> Self {
-        Self { what, phase: Phase::Calls, cursor: None, counts: Counts::default() }
+    pub(super) fn begin(scope: RunScope) -> Self {
+        Self { scope, phase: Phase::Calls, cursor: None, counts: Counts::default() }
     }
 
     pub(super) fn load(dir: &Path) -> Result<Self, Failure> {

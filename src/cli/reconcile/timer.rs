@@ -1,8 +1,8 @@
 //! After a gap, `serve` reconciles by itself: it runs the command, in a process of its own.
 //!
 //! A gap is a time in which the bridge was not there, or answered 503. It is reconciled once nothing of it can still be
-//! delivered, and again until that has come to its end. Whatever the process does, it costs the bridge no memory and no
-//! thread, and it can end as it likes: what it has offered is in the journal, and the next one leaves that out.
+//! delivered, and once more until that has come to its end. Whatever the process does, it costs the bridge no memory and no
+//! thread, and it can end as it likes: the candidates that it has added are in the journal, and the next one leaves that out.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use super::state::Counts;
 use crate::domain::backoff::Backoff;
 use crate::domain::clock::{Clock, rfc3339};
-use crate::sendbird::reconcile::known::MARGIN_MS;
+use crate::sendbird::reconcile::seen_facts::MARGIN_MS;
 use crate::sendbird::reconcile::settings::Settings;
 
 /// The file in the journal's directory that says until when there was no gap, in Unix milliseconds.
@@ -54,7 +54,7 @@ struct Gap {
 
 /// The last line of the command.
 #[derive(Deserialize)]
-struct Told {
+struct RunSummary {
     summary: Counts,
 }
 
@@ -112,17 +112,17 @@ impl<R: Fn() -> u64> Timer<R> {
         tracing::info!(from, to, "reconciling a gap");
         match self.command(&from).await {
             Ok(Ok(counts)) => {
-                let Counts { told: stored, queued, unknown, .. } = counts;
+                let Counts { stored, queued, unknown, .. } = counts;
                 let missing: u64 = counts.missing.values().sum();
                 tracing::info!(stored, missing, published = queued, not_known = unknown, "a gap is reconciled");
                 true
             }
             Ok(Err(reason)) => {
-                tracing::warn!(reason, "a gap cannot be reconciled; trying again");
+                tracing::warn!(reason, "a gap cannot be reconciled; retrying");
                 false
             }
             Err(error) => {
-                tracing::error!(%error, "cannot run the command that reconciles; trying again");
+                tracing::error!(%error, "cannot run the command that reconciles; retrying");
                 false
             }
         }
@@ -143,7 +143,7 @@ impl<R: Fn() -> u64> Timer<R> {
         command.kill_on_drop(true).stdin(Stdio::null());
         let output = command.output().await?;
         let last = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().rsplit('\n').next().map(str::to_owned);
-        let told = last(&output.stdout).and_then(|line| serde_json::from_str::<Told>(&line).ok());
-        Ok(told.map(|told| told.summary).ok_or_else(|| last(&output.stderr).unwrap_or_default()))
+        let summary = last(&output.stdout).and_then(|line| serde_json::from_str::<RunSummary>(&line).ok());
+        Ok(summary.map(|line| line.summary).ok_or_else(|| last(&output.stderr).unwrap_or_default()))
     }
 }

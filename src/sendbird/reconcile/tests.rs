@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::known::{Known, MARGIN_MS, Verdict};
+use super::seen_facts::{MARGIN_MS, SeenFacts, Verdict};
 use super::*;
 use crate::sendbird::api::{DirectCall, Participant, Room};
 use crate::sendbird::delivery;
@@ -54,7 +54,7 @@ fn facts_of_participant(value: &Value) -> Facts {
 
 fn all() -> Vec<Fact> {
     let facts = [facts_of_call(&call()), facts_of_room(&room()), facts_of_participant(&participant())];
-    assert!(facts.iter().all(|facts| facts.untold == 0));
+    assert!(facts.iter().all(|facts| facts.without_time == 0));
     facts.into_iter().flat_map(|facts| facts.facts).collect()
 }
 
@@ -74,15 +74,15 @@ fn sample(name: &str) -> Vec<u8> {
 fn a_fact_is_the_same_whether_delivered_or_asked_for() {
     let facts = all();
     for (told, names) in [
-        (Told::Dial, vec!["direct_call.dial"]),
-        (Told::Accept, vec!["direct_call.accept"]),
-        (Told::End, vec!["direct_call.end"]),
-        (Told::Create, vec!["room.create"]),
-        (Told::Enter, vec!["room.participant_enter"]),
-        (Told::Leave, vec!["room.participant_exit", "room.participant_disconnect"]),
-        (Told::Delete, vec!["room.delete"]),
+        (FactKind::Dial, vec!["direct_call.dial"]),
+        (FactKind::Accept, vec!["direct_call.accept"]),
+        (FactKind::End, vec!["direct_call.end"]),
+        (FactKind::Create, vec!["room.create"]),
+        (FactKind::Enter, vec!["room.participant_enter"]),
+        (FactKind::Leave, vec!["room.participant_exit", "room.participant_disconnect"]),
+        (FactKind::Delete, vec!["room.delete"]),
     ] {
-        let fact = facts.iter().find(|fact| fact.told == told).expect("the API knows of it");
+        let fact = facts.iter().find(|fact| fact.kind == told).expect("the API knows of it");
         for name in names {
             assert_eq!(fact_of(&sample(name)), fact.ids(APPLICATION).first().copied(), "{name}");
             assert_eq!(fact_of(&sample(name)), fact.ids(&APPLICATION.to_lowercase()).first().copied(), "{name}");
@@ -100,17 +100,17 @@ fn a_fact_is_the_same_whether_delivered_or_asked_for() {
 
 #[test]
 fn every_category_is_told_or_not_known_to_the_api() {
-    for told in Told::ALL {
-        assert_eq!(Told::by(told.category()), Some(told));
+    for told in FactKind::ALL {
+        assert_eq!(FactKind::by(told.category()), Some(told));
     }
-    let unknown: Vec<Category> = Category::ALL.into_iter().filter(|it| Told::by(*it).is_none()).collect();
+    let unknown: Vec<Category> = Category::ALL.into_iter().filter(|it| FactKind::by(*it).is_none()).collect();
     assert!(unknown.iter().all(|category| category.is_invitation()) && unknown.len() == 5, "{unknown:?}");
 }
 
 #[test]
 fn an_event_says_only_what_was_so_when_it_happened() {
-    let of = |told: Told| envelope(all().iter().find(|fact| fact.told == told).expect("a fact"));
-    let dial = of(Told::Dial);
+    let of = |told: FactKind| envelope(all().iter().find(|fact| fact.kind == told).expect("a fact"));
+    let dial = of(FactKind::Dial);
     assert_eq!((&dial["reconciled"], &dial["time"]), (&json!("true"), &json!("2026-01-01T00:00:00.100Z")));
     assert_eq!(dial["source"], json!(format!("https://api-{APPLICATION}.calls.sendbird.com")));
     assert_eq!(dial["type"], "com.sendbird.calls.direct_call.dial");
@@ -123,18 +123,18 @@ fn an_event_says_only_what_was_so_when_it_happened() {
     let made_from = &dial["data"]["raw"]["made_from"]["direct_call"];
     assert_eq!((&made_from["end_result"], &made_from["password"]), (&json!("completed"), &json!("[redacted]")));
 
-    let end = of(Told::End);
+    let end = of(FactKind::End);
     let call = &end["data"]["call"];
     assert_eq!((&call["end_result"], &call["ended_by"]), (&json!("completed"), &json!("bob")));
     assert_eq!((&call["duration_ms"], &call["ended_at_ms"]), (&json!(124_324), &json!(1_767_225_733_780_i64)));
-    assert_eq!(of(Told::Accept)["data"]["occurred_at_ms"], 1_767_225_609_456_i64);
+    assert_eq!(of(FactKind::Accept)["data"]["occurred_at_ms"], 1_767_225_609_456_i64);
 
-    let (create, delete) = (of(Told::Create), of(Told::Delete));
+    let (create, delete) = (of(FactKind::Create), of(FactKind::Delete));
     let (create, delete) = (&create["data"]["room"], &delete["data"]["room"]);
     assert_eq!((&create["state"], &create["deleted_at_ms"]), (&Value::Null, &Value::Null));
     assert_eq!((&delete["state"], &delete["deleted_by"]), (&json!("Deleted"), &json!("alice")));
 
-    let (enter, leave) = (of(Told::Enter), of(Told::Leave));
+    let (enter, leave) = (of(FactKind::Enter), of(FactKind::Leave));
     let (enter, leave) = (&enter["data"]["participant"], &leave["data"]["participant"]);
     for later in ["exited_at_ms", "duration_s", "state", "is_audio_on"] {
         assert_eq!(enter[later], Value::Null, "{later}");
@@ -150,8 +150,8 @@ fn what_did_not_happen_or_has_no_time_is_not_told() {
         value.as_object_mut().expect("an object").extend(changes);
         value
     };
-    let told = |facts: Facts| (facts.facts.iter().map(|fact| fact.told).collect::<Vec<_>>(), facts.untold);
-    use Told::{Accept, Create, Delete, Dial, End, Enter};
+    let told = |facts: Facts| (facts.facts.iter().map(|fact| fact.kind).collect::<Vec<_>>(), facts.without_time);
+    use FactKind::{Accept, Create, Delete, Dial, End, Enter};
     for (changes, expected) in [
         (json!({ "state": "current", "ended_at": null, "duration": null }), (vec![Dial], 0)),
         (json!({ "duration": 0, "end_result": "no_answer" }), (vec![Dial, End], 0)),
@@ -199,39 +199,65 @@ fn other(position: u64) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn verdicts(known: &Known) -> Vec<Verdict> {
+fn verdicts(known: &SeenFacts) -> Vec<Verdict> {
     all().iter().map(|fact| known.verdict(APPLICATION, fact)).collect()
 }
 
 #[test]
 fn nothing_is_missing_before_the_journal_began() {
-    let mut known = Known::default();
+    let mut known = SeenFacts::default();
     assert_eq!((known.since_ms(), verdicts(&known)), (None, vec![Verdict::Unknown; 7]));
-    known.saw(5, EARLY, &other(5));
+    known.add_record(5, EARLY, &other(5));
+    assert_eq!(verdicts(&known), [Verdict::Unknown; 7], "the journal keeps nothing without holes");
+    known.complete_from(Some(EARLY - 1));
     assert_eq!((known.since_ms(), known.through()), (Some(EARLY + MARGIN_MS), 5));
     assert_eq!(verdicts(&known), [Verdict::Missing; 7]);
-    known.saw(6, EARLY + 1, &sample("direct_call.end"));
+    known.add_record(6, EARLY + 1, &sample("direct_call.end"));
     let fact = &all()[2];
-    assert_eq!((fact.told, known.verdict(APPLICATION, fact)), (Told::End, Verdict::Told));
+    assert_eq!((fact.kind, known.verdict(APPLICATION, fact)), (FactKind::End, Verdict::Stored));
     let dial = &all()[0];
-    known.offer(dial.ids(APPLICATION).into_iter().take(1));
-    assert_eq!(known.verdict(APPLICATION, dial), Verdict::Offered);
+    known.add_candidates(dial.ids(APPLICATION).into_iter().take(1));
+    assert_eq!(known.verdict(APPLICATION, dial), Verdict::Candidate);
     assert_eq!(known.spelling(&APPLICATION.to_lowercase()), Some(APPLICATION));
 
     // Retention was faster than the reader: 7 is gone, and with it what it told of.
-    known.saw(8, 1_767_225_700_000, &other(8));
+    known.add_record(8, 1_767_225_700_000, &other(8));
     assert_eq!(known.verdict(APPLICATION, &all()[1]), Verdict::Unknown);
-    assert_eq!(known.verdict(APPLICATION, fact), Verdict::Told, "what was seen was seen");
+    assert_eq!(known.verdict(APPLICATION, fact), Verdict::Stored, "what was seen was seen");
     assert_eq!(known.verdict(APPLICATION, &all()[4]), Verdict::Missing, "of what is later all is known");
+}
+
+fn complete() -> SeenFacts {
+    let mut known = SeenFacts::default();
+    known.complete_from(Some(i64::MIN));
+    known
+}
+
+#[test]
+fn nothing_is_missing_of_a_time_of_which_the_journal_keeps_only_what_a_sink_needs() {
+    let mut known = SeenFacts::default();
+    known.complete_from(Some(1_767_225_700_000));
+    known.add_record(5, EARLY, &other(5));
+    known.add_record(6, 1_767_225_700_000, &other(6));
+    let found = verdicts(&known);
+    assert_eq!((found[0], found[3]), (Verdict::Unknown, Verdict::Missing));
+
+    // What was stored after the last record that is kept was released before it.
+    known.end(6);
+    assert_eq!((verdicts(&known)[3], known.through()), (Verdict::Missing, 6));
+    known.end(9);
+    assert_eq!((verdicts(&known), known.through()), (vec![Verdict::Unknown; 7], 9));
+    known.add_record(10, 1_767_225_700_000, &other(10));
+    assert_eq!(verdicts(&known)[3], Verdict::Missing);
 }
 
 #[test]
 fn what_another_bridge_has_stored_is_not_missing_and_it_must_reach_back_as_far() {
-    let mut known = Known::default();
+    let mut known = complete();
     known.others_since(EARLY);
-    known.heard(&sample("direct_call.end"));
-    assert_eq!((known.since_ms(), known.verdict(APPLICATION, &all()[2])), (None, Verdict::Told));
-    known.saw(1, EARLY - 7, &other(1));
+    known.add_event(&sample("direct_call.end"));
+    assert_eq!((known.since_ms(), known.verdict(APPLICATION, &all()[2])), (None, Verdict::Stored));
+    known.add_record(1, EARLY - 7, &other(1));
     assert_eq!(known.since_ms(), Some(EARLY + MARGIN_MS));
     known.others_since(EARLY + 5);
     known.others_since(EARLY);
@@ -240,11 +266,11 @@ fn what_another_bridge_has_stored_is_not_missing_and_it_must_reach_back_as_far()
 
 #[test]
 fn what_can_not_be_read_may_tell_of_anything_of_its_time() {
-    let mut known = Known::default();
-    known.saw(1, EARLY, &other(1));
-    known.damaged(2);
+    let mut known = complete();
+    known.add_record(1, EARLY, &other(1));
+    known.add_damaged(2);
     assert_eq!(verdicts(&known), [Verdict::Unknown; 7], "nobody knows of how long a time");
-    known.saw(3, 1_767_225_600_000, &other(3));
+    known.add_record(3, 1_767_225_600_000, &other(3));
     let found = verdicts(&known);
     assert_eq!(found[..3], [Verdict::Unknown; 3], "the call is near");
     assert_eq!(found[3..], [Verdict::Missing; 4], "the room is an hour later");
@@ -252,14 +278,14 @@ fn what_can_not_be_read_may_tell_of_anything_of_its_time() {
 
 #[test]
 fn an_event_that_does_not_say_of_which_participant_it_tells_may_tell_of_each() {
-    let mut known = Known::default();
-    known.saw(1, EARLY, &other(1));
+    let mut known = complete();
+    known.add_record(1, EARLY, &other(1));
     let nobody = String::from_utf8(sample("room.participant_enter")).expect("UTF-8");
     let nobody = nobody.replace("b7a0c1d2-77e8-4f90-8a1b-90ab12cd34ef", "");
-    known.saw(2, EARLY, nobody.replace("\"participant_id\":\"\"", "\"participant_id\":null").as_bytes());
+    known.add_record(2, EARLY, nobody.replace("\"participant_id\":\"\"", "\"participant_id\":null").as_bytes());
     for fact in all() {
-        let expected = if fact.told == Told::Enter { Verdict::Unknown } else { Verdict::Missing };
-        assert_eq!(known.verdict(APPLICATION, &fact), expected, "{:?}", fact.told);
+        let expected = if fact.kind == FactKind::Enter { Verdict::Unknown } else { Verdict::Missing };
+        assert_eq!(known.verdict(APPLICATION, &fact), expected, "{:?}", fact.kind);
     }
     assert!(known.rooms().contains("3c9d7f20-5b61-4e0a-a6a2-11aa22bb33cc"));
 }
@@ -302,7 +328,7 @@ proptest! {
             let made = event(fact, now_ms, &Settings::default()).unwrap();
             let again = event(fact, now_ms + 1, &Settings::default()).unwrap();
             prop_assert_eq!(made.id, again.id);
-            prop_assert_eq!(made.category, fact.told.category());
+            prop_assert_eq!(made.category, fact.kind.category());
             prop_assert_eq!(&made.key, &again.key);
             prop_assert_eq!(fact_of(&made.envelope), fact.ids(APPLICATION).first().copied());
             let text: Value = serde_json::from_slice(&made.envelope).unwrap();

@@ -1,4 +1,4 @@
-//! From page to page of the API's lists: facts, what is known of them, offers.
+//! From page to page of the API's lists: facts, what is known of them, backfill candidates.
 
 use std::ops::Bound;
 use std::path::PathBuf;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 use tokio::time::{Instant, sleep};
 
-use super::refresh;
+use super::read_on;
 use super::state::{Phase, State};
 use crate::cli::platform::{Http, explain};
 use crate::cli::{Failure, print};
 use crate::domain::clock::{Clock, rfc3339};
-use crate::journal::{Desk, Offer};
+use crate::journal::{BackfillCandidate, JournalAdmin};
 use crate::sendbird::api::{self, Api, CallsQuery, Page, Room, RoomsQuery, Walk};
 use crate::sendbird::normalize::Settings;
-use crate::sendbird::reconcile::known::{Known, Verdict};
-use crate::sendbird::reconcile::{Fact, Facts, Told, event, of_call, of_participant, of_room};
+use crate::sendbird::reconcile::seen_facts::{SeenFacts, Verdict};
+use crate::sendbird::reconcile::{Fact, FactKind, Facts, event, of_call, of_participant, of_room};
 
 /// Entries on a page; the most that Sendbird gives.
 const PAGE: u32 = 100;
@@ -24,18 +24,18 @@ const PAGE: u32 = 100;
 /// Rooms asked for by their ids at once; documented as the most.
 const ROOMS: usize = 10;
 
-/// Offers that may wait for the bridge; before there are more, it must take some in.
+/// Candidates that may wait for the bridge; before there are more, it must store some.
 const MOST_WAITING: u64 = 5_000;
 
-/// How long none of them may be taken in, and how often that is looked at. A bridge looks once a second.
+/// How long none of them may be stored, and how often that is checked. A bridge checks once a second.
 const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+const POLL: Duration = Duration::from_millis(200);
 
 /// One run.
-pub(super) struct Walker {
+pub(super) struct Reconciler {
     pub(super) api: Api<Http>,
-    pub(super) desk: Desk,
-    pub(super) known: Known,
+    pub(super) journal: JournalAdmin,
+    pub(super) seen: SeenFacts,
     /// As deliveries spell it.
     pub(super) application: String,
     pub(super) settings: Settings,
@@ -46,15 +46,15 @@ pub(super) struct Walker {
     pub(super) state: State,
 }
 
-impl Walker {
+impl Reconciler {
     pub(super) async fn run(&mut self) -> Result<(), Failure> {
         self.state.save(&self.dir)?;
         loop {
-            let wanted = |told: &[Told]| told.iter().any(|told| self.state.what.told.contains(told));
-            let rooms = wanted(&[Told::Create, Told::Enter, Told::Leave, Told::Delete]);
+            let wanted = |kinds: &[FactKind]| kinds.iter().any(|kind| self.state.scope.kinds.contains(kind));
+            let rooms = wanted(&[FactKind::Create, FactKind::Enter, FactKind::Leave, FactKind::Delete]);
             let next = match self.state.phase {
                 Phase::Calls => {
-                    if wanted(&[Told::Dial, Told::Accept, Told::End]) {
+                    if wanted(&[FactKind::Dial, FactKind::Accept, FactKind::End]) {
                         self.calls().await?;
                     }
                     Phase::Rooms
@@ -89,7 +89,7 @@ impl Walker {
                 page => page.map_err(|failure| explain(&failure, &self.api))?,
             };
             from = None;
-            let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
+            let (begin, until) = (self.state.scope.begin_ms(), self.state.scope.until_ms);
             let mut facts = Facts::default();
             for call in
                 page.items.iter().filter(|call| call.started_at_ms.is_none_or(|at| (begin..until).contains(&at)))
@@ -98,7 +98,7 @@ impl Walker {
                 add(&mut facts, of_call(&self.application, call));
             }
             let enough = order.is_past(page.items.iter().filter_map(|call| call.started_at_ms), begin, until);
-            self.settle(facts, order.last).await?;
+            self.record_facts(facts, order.last).await?;
             if !self.step(&mut walk, page.next)? || enough {
                 return Ok(());
             }
@@ -106,7 +106,7 @@ impl Walker {
     }
 
     async fn rooms(&mut self) -> Result<(), Failure> {
-        let (begin, until) = (self.state.what.begin_ms(), self.state.what.until_ms);
+        let (begin, until) = (self.state.scope.begin_ms(), self.state.scope.until_ms);
         let (from, to) = (Some(begin), Some(until));
         let query = RoomsQuery {
             limit: Some(PAGE),
@@ -136,12 +136,12 @@ impl Walker {
         loop {
             let after = self.state.cursor.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let rooms =
-                self.known.rooms().range::<String, _>((after, Bound::Unbounded)).filter(|id| can_be_asked_for(id));
+                self.seen.rooms().range::<String, _>((after, Bound::Unbounded)).filter(|id| can_be_asked_for(id));
             let room_ids: Vec<String> = rooms.take(ROOMS).cloned().collect();
             let Some(last) = room_ids.last().cloned() else { return Ok(()) };
             let query = RoomsQuery { limit: Some(PAGE), room_ids, ..RoomsQuery::default() };
             let page = self.api.rooms(&query, None).await.map_err(|failure| explain(&failure, &self.api))?;
-            let begin = self.state.what.begin_ms();
+            let begin = self.state.scope.begin_ms();
             for room in page.items.iter().filter(|room| room.created_at_ms.is_some_and(|at| at < begin)) {
                 self.room(room).await?;
             }
@@ -154,8 +154,9 @@ impl Walker {
     async fn room(&mut self, room: &Room) -> Result<(), Failure> {
         self.state.counts.rooms += 1;
         let mut facts = of_room(&self.application, room);
-        let gone = facts.facts.iter().any(|fact| fact.told == Told::Delete && fact.at_ms < self.state.what.since_ms);
-        let stays = [Told::Enter, Told::Leave].iter().any(|told| self.state.what.told.contains(told));
+        let gone =
+            facts.facts.iter().any(|fact| fact.kind == FactKind::Delete && fact.at_ms < self.state.scope.since_ms);
+        let stays = [FactKind::Enter, FactKind::Leave].iter().any(|kind| self.state.scope.kinds.contains(kind));
         if let Some(room_id) = room.room_id.as_deref().filter(|_| stays && !gone) {
             let mut walk = Walk::default();
             loop {
@@ -173,7 +174,7 @@ impl Walker {
                 }
             }
         }
-        self.settle(facts, room.created_at_ms).await
+        self.record_facts(facts, room.created_at_ms).await
     }
 
     /// Goes to the next page and remembers it; `false` says that there is none.
@@ -186,29 +187,29 @@ impl Walker {
         Ok(more)
     }
 
-    /// What is known of facts, as of now; what is missing is said, and offered if that is wanted.
-    async fn settle(&mut self, found: Facts, at_ms: Option<i64>) -> Result<(), Failure> {
-        let what = &self.state.what;
+    /// Counts facts by what is known of them now. What is missing is printed, and becomes a candidate if that is wanted.
+    async fn record_facts(&mut self, found: Facts, at_ms: Option<i64>) -> Result<(), Failure> {
+        let scope = &self.state.scope;
         let mut facts = found.facts;
-        facts.retain(|fact| what.told.contains(&fact.told) && (what.since_ms..what.until_ms).contains(&fact.at_ms));
+        facts.retain(|fact| scope.kinds.contains(&fact.kind) && (scope.since_ms..scope.until_ms).contains(&fact.at_ms));
         // In the order in which they are to be published.
-        facts.sort_by_key(|fact| (fact.at_ms, fact.told));
-        if what.publish {
+        facts.sort_by_key(|fact| (fact.at_ms, fact.kind));
+        if scope.publish {
             self.wait_for_the_bridge().await?;
         }
-        refresh(&self.desk, &mut self.known)?;
-        let what = &self.state.what;
-        let mut offers = Vec::new();
+        read_on(&mut self.journal, &mut self.seen)?;
+        let scope = &self.state.scope;
+        let mut candidates = Vec::new();
         let mut lines = String::new();
         for fact in &facts {
             let counts = &mut self.state.counts;
-            let outcome = match self.known.verdict(&self.application, fact) {
-                Verdict::Told => {
-                    counts.told += 1;
+            let outcome = match self.seen.verdict(&self.application, fact) {
+                Verdict::Stored => {
+                    counts.stored += 1;
                     continue;
                 }
-                Verdict::Offered => {
-                    counts.offered += 1;
+                Verdict::Candidate => {
+                    counts.candidates += 1;
                     continue;
                 }
                 Verdict::Unknown => {
@@ -216,19 +217,19 @@ impl Walker {
                     "not known"
                 }
                 Verdict::Missing => {
-                    *counts.missing.entry(fact.told.category().label().to_owned()).or_default() += 1;
-                    if what.publish {
-                        offers.push(self.offer(fact)?);
+                    *counts.missing.entry(fact.kind.category().label().to_owned()).or_default() += 1;
+                    if scope.publish {
+                        candidates.push(self.candidate(fact)?);
                     }
                     "missing"
                 }
             };
             lines += &self.line(fact, outcome);
         }
-        self.state.counts.untold += u64::from(found.untold);
-        let queued = self.desk.offer(&offers).map_err(Failure::other)?;
+        self.state.counts.without_time += u64::from(found.without_time);
+        let queued = self.journal.add_candidates(&candidates).map_err(Failure::other)?;
         self.state.counts.queued += queued as u64;
-        self.known.offer(offers.iter().filter_map(|offer| offer.facts.first().copied()));
+        self.seen.add_candidates(candidates.iter().filter_map(|candidate| candidate.facts.first().copied()));
         if !lines.is_empty() {
             self.bar.suspend(|| print(&lines))?;
         }
@@ -236,31 +237,31 @@ impl Walker {
         Ok(())
     }
 
-    /// Until there is room for offers.
+    /// Until there is room for candidates.
     async fn wait_for_the_bridge(&self) -> Result<(), Failure> {
-        let (mut least, mut taken) = (u64::MAX, Instant::now());
+        let (mut fewest, mut stored_at) = (u64::MAX, Instant::now());
         loop {
-            let waiting = self.desk.waiting().map_err(Failure::other)?;
+            let waiting = self.journal.waiting_candidates().map_err(Failure::other)?;
             if waiting < MOST_WAITING {
                 return Ok(());
             }
-            if waiting < least {
-                (least, taken) = (waiting, Instant::now());
-            } else if taken.elapsed() > PATIENCE {
+            if waiting < fewest {
+                (fewest, stored_at) = (waiting, Instant::now());
+            } else if stored_at.elapsed() > PATIENCE {
                 return Err(Failure::Failed(format!(
-                    "expected the bridge to take offers in, but {waiting} wait: is it running, and has its journal room?"
+                    "expected the bridge to store backfill candidates, but {waiting} wait: is it running, and has its journal room?"
                 )));
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL).await;
         }
     }
 
-    fn offer(&self, fact: &Fact) -> Result<Offer, Failure> {
+    fn candidate(&self, fact: &Fact) -> Result<BackfillCandidate, Failure> {
         let event = event(fact, self.clock.now_ms(), &self.settings)
             .map_err(|refused| Failure::Failed(format!("{} of Sendbird's cannot be read: {refused}", fact.key)))?;
-        Ok(Offer {
+        Ok(BackfillCandidate {
             facts: fact.ids(&self.application),
-            through: self.known.through(),
+            through: self.seen.through(),
             id: *event.id.as_bytes(),
             key: event.key,
             kind: event.kind,
@@ -270,7 +271,7 @@ impl Walker {
 
     fn line(&self, fact: &Fact, outcome: &str) -> String {
         let at = rfc3339(fact.at_ms).unwrap_or_default();
-        let category = fact.told.category().label();
+        let category = fact.kind.category().label();
         if self.json {
             let line = serde_json::json!({
                 "at": at, "category": category, "key": fact.key, "participant_id": fact.participant_id,
@@ -287,7 +288,7 @@ impl Walker {
         let counts = &self.state.counts;
         let missing: u64 = counts.missing.values().sum();
         self.bar.set_message(format!("{} calls, {} rooms, {missing} events missing", counts.calls, counts.rooms));
-        let back = at_ms.map(|at| self.state.what.until_ms.saturating_sub(at));
+        let back = at_ms.map(|at| self.state.scope.until_ms.saturating_sub(at));
         if let Some(back) = back.and_then(|back| u64::try_from(back).ok()) {
             self.bar.set_position(back.min(self.bar.length().unwrap_or(back)));
         }
@@ -296,7 +297,7 @@ impl Walker {
 
 fn add(all: &mut Facts, more: Facts) {
     all.facts.extend(more.facts);
-    all.untold += more.untold;
+    all.without_time += more.without_time;
 }
 
 /// Whether an id can stand in a list of ids in a URL. Those that Sendbird makes have 36 characters.

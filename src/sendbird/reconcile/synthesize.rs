@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Fact, Told};
+use super::{Fact, FactKind};
 use crate::domain::clock::rfc3339;
 use crate::sendbird::api::{DirectCall, Participant, Room};
 use crate::sendbird::delivery::{self, Refused};
@@ -29,14 +29,14 @@ pub struct Facts {
     /// In the order in which they happened.
     pub facts: Vec<Fact>,
     /// What has happened at a time that the API does not say, or to something whose id it does not say.
-    pub untold: u32,
+    pub without_time: u32,
 }
 
 impl Facts {
     fn add(&mut self, at: Option<i64>, fact: impl FnOnce(i64) -> Option<Fact>) {
         match at.and_then(fact) {
             Some(fact) => self.facts.push(fact),
-            None => self.untold += 1,
+            None => self.without_time += 1,
         }
     }
 }
@@ -45,28 +45,28 @@ impl Facts {
 /// has a `duration`, that it was answered: documented as the time from there to the end.
 pub fn of_call(application: &str, call: &DirectCall) -> Facts {
     let mut facts = Facts::default();
-    let fact = |told: Told, members: &[&str]| {
+    let fact = |kind: FactKind, members: &[&str]| {
         let mut object = pick(&call.raw, members);
         set(&mut object, "caller_id", call.caller_id().or_else(|| call.started_by.clone()));
         set(&mut object, "callee_id", callee_id(call));
         let made_from = json!({ "direct_call": call.raw });
         move |at_ms| {
             let about = [("direct_call", Value::Object(object))];
-            let delivery = delivery(application, told, at_ms, about, made_from);
-            Some(Fact { told, at_ms, key: call.call_id.clone()?, participant_id: None, delivery })
+            let delivery = delivery(application, kind, at_ms, about, made_from);
+            Some(Fact { kind, at_ms, key: call.call_id.clone()?, participant_id: None, delivery })
         }
     };
     let (started, ended) = (time(call.started_at_ms), time(call.ended_at_ms));
-    facts.add(started, fact(Told::Dial, &CALL));
+    facts.add(started, fact(FactKind::Dial, &CALL));
     let lasted = call.duration_ms.filter(|duration| *duration > 0);
     let answered = lasted
         .and_then(|duration| ended?.checked_sub(duration))
         .filter(|at| started.is_some_and(|started| *at >= started));
     if answered.is_some() {
-        facts.add(answered, fact(Told::Accept, &CALL));
+        facts.add(answered, fact(FactKind::Accept, &CALL));
     }
     if ended.is_some() || is(call.state.as_ref(), "ended") {
-        facts.add(ended, fact(Told::End, &[CALL.as_slice(), ENDED.as_slice()].concat()));
+        facts.add(ended, fact(FactKind::End, &[CALL.as_slice(), ENDED.as_slice()].concat()));
     }
     facts
 }
@@ -76,19 +76,19 @@ pub fn of_call(application: &str, call: &DirectCall) -> Facts {
 /// (likely).
 pub fn of_room(application: &str, room: &Room) -> Facts {
     let mut facts = Facts::default();
-    let fact = |told: Told, members: &[&str]| {
+    let fact = |kind: FactKind, members: &[&str]| {
         let object = pick(&room.raw, members);
         let made_from = json!({ "room": room.raw });
         move |at_ms| {
-            let delivery = delivery(application, told, at_ms, [("room", Value::Object(object))], made_from);
-            Some(Fact { told, at_ms, key: room.room_id.clone()?, participant_id: None, delivery })
+            let delivery = delivery(application, kind, at_ms, [("room", Value::Object(object))], made_from);
+            Some(Fact { kind, at_ms, key: room.room_id.clone()?, participant_id: None, delivery })
         }
     };
-    facts.add(time(room.created_at_ms), fact(Told::Create, &ROOM));
+    facts.add(time(room.created_at_ms), fact(FactKind::Create, &ROOM));
     let deleted = is(room.state.as_ref(), "deleted");
     if deleted || room.deleted_at_ms.is_some() {
         let at = time(room.deleted_at_ms).or_else(|| time(room.updated_at_ms).filter(|_| deleted));
-        facts.add(at, fact(Told::Delete, &[ROOM.as_slice(), DELETED.as_slice()].concat()));
+        facts.add(at, fact(FactKind::Delete, &[ROOM.as_slice(), DELETED.as_slice()].concat()));
     }
     facts
 }
@@ -96,20 +96,20 @@ pub fn of_room(application: &str, room: &Room) -> Facts {
 /// Of a stay in a room: that it began (`entered_at`) and ended (`exited_at`).
 pub fn of_participant(application: &str, room: &Room, participant: &Participant) -> Facts {
     let mut facts = Facts::default();
-    let fact = |told: Told, stay: Map<String, Value>| {
+    let fact = |kind: FactKind, stay: Map<String, Value>| {
         let object = pick(&room.raw, &ROOM);
         let made_from = json!({ "room": room.raw, "participant": participant.raw });
         move |at_ms| {
             let about = [("room", Value::Object(object)), ("participant", Value::Object(stay))];
-            let delivery = delivery(application, told, at_ms, about, made_from);
+            let delivery = delivery(application, kind, at_ms, about, made_from);
             let participant_id = Some(participant.participant_id.clone()?);
-            Some(Fact { told, at_ms, key: room.room_id.clone()?, participant_id, delivery })
+            Some(Fact { kind, at_ms, key: room.room_id.clone()?, participant_id, delivery })
         }
     };
-    facts.add(time(participant.entered_at_ms), fact(Told::Enter, pick(&participant.raw, &ENTERED)));
+    facts.add(time(participant.entered_at_ms), fact(FactKind::Enter, pick(&participant.raw, &ENTERED)));
     if participant.exited_at_ms.is_some() || is(participant.state.as_ref(), "exited") {
         let whole = participant.raw.as_object().cloned().unwrap_or_default();
-        facts.add(time(participant.exited_at_ms), fact(Told::Leave, whole));
+        facts.add(time(participant.exited_at_ms), fact(FactKind::Leave, whole));
     }
     facts
 }
@@ -126,13 +126,13 @@ pub fn event(fact: &Fact, now_ms: i64, settings: &Settings) -> Result<Event, Ref
 
 fn delivery<const N: usize>(
     application: &str,
-    told: Told,
+    kind: FactKind,
     at_ms: i64,
     about: [(&str, Value); N],
     made_from: Value,
 ) -> String {
     let mut delivery = json!({
-        "category": told.category().label(),
+        "category": kind.category().label(),
         "occurred_at": at_ms,
         "application_id": application,
         "made_from": made_from,

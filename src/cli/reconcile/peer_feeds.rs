@@ -1,4 +1,4 @@
-//! What other bridges have stored, as their feeds tell it.
+//! What other bridges have stored, from their feeds.
 //!
 //! Several bridges share the deliveries of one application, each with a journal of its own; what one of them has
 //! stored is not missing. `tail --no-follow` prints a feed whole, one envelope a line; a blank line stands between
@@ -11,15 +11,15 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::cli::Failure;
-use crate::sendbird::reconcile::known::Known;
+use crate::sendbird::reconcile::seen_facts::SeenFacts;
 
 #[derive(Deserialize)]
 struct Received {
     receivedtime: String,
 }
 
-/// Shows the events in `path`, or on standard input if that is `-`; returns of how many bridges they are.
-pub(super) fn show(path: &Path, known: &mut Known) -> Result<usize, Failure> {
+/// Reads the events in `path`, or on standard input if that is `-`; returns of how many bridges they are.
+pub(super) fn read(path: &Path, seen: &mut SeenFacts) -> Result<usize, Failure> {
     let name = path.display();
     let unreadable = |error: io::Error| Failure::Usage(format!("cannot read {name}: {error}"));
     let lines: Box<dyn BufRead> = match path.to_str() {
@@ -32,7 +32,7 @@ pub(super) fn show(path: &Path, known: &mut Known) -> Result<usize, Failure> {
         let line = line.map_err(unreadable)?;
         if line.is_empty() {
             if !inside {
-                return Err(untold(&format!("before line {} of {name}", index + 1)));
+                return Err(no_events(&format!("before line {} of {name}", index + 1)));
             }
             inside = false;
             continue;
@@ -44,18 +44,18 @@ pub(super) fn show(path: &Path, known: &mut Known) -> Result<usize, Failure> {
         })?;
         if !inside {
             bridges += 1;
-            known.others_since(received.as_millisecond());
+            seen.others_since(received.as_millisecond());
         }
         inside = true;
-        known.heard(line.as_bytes());
+        seen.add_event(line.as_bytes());
     }
     if !inside {
-        return Err(untold(&format!("at the end of {name}")));
+        return Err(no_events(&format!("at the end of {name}")));
     }
     Ok(bridges)
 }
 
-/// From when on a bridge would tell that it has stored something, nobody knows if it has stored nothing.
-fn untold(place: &str) -> Failure {
-    Failure::Usage(format!("expected the events of a bridge, but found none {place}"))
+/// Of a bridge that has stored nothing, nobody knows from when on it keeps everything.
+fn no_events(at: &str) -> Failure {
+    Failure::Usage(format!("expected the events of a bridge, but found none {at}"))
 }

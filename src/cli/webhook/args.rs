@@ -116,7 +116,7 @@ fn check_url(given: &Secret, force: bool) -> Result<(), String> {
                 .into(),
         );
     }
-    if crate::cli::platform::is_here(&uri) {
+    if crate::cli::platform::is_loopback(&uri) {
         return Err("expected a URL that Sendbird can reach, but found one of this machine (--force sends it)".into());
     }
     Ok(())

@@ -1,0 +1,46 @@
+//! Tables and numbers for people at a terminal.
+
+/// Lines whose columns are as wide as they have to be, two spaces apart. The first row is the header.
+pub(super) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += &format!("{cell:<width$}  ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// The first row of a table.
+pub(super) fn header(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// A number and what it counts: "1 event", "3 events".
+pub(super) fn counted(count: u64, singular: &str) -> String {
+    if count == 1 { format!("1 {singular}") } else { format!("{count} {singular}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let row = |cells: [&str; 3]| header(&cells);
+        let text = table(&[row(["SINK", "N", "DETAIL"]), row(["kafka", "1200", "é"]), row(["x", "", "long one"])]);
+        assert_eq!(text, "SINK   N     DETAIL\nkafka  1200  é\nx            long one\n");
+        assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!([0, 1, 2].map(|n| counted(n, "event")), ["0 events", "1 event", "2 events"]);
+    }
+}
