@@ -140,7 +140,7 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- $grace := int $v.terminationGracePeriodSeconds -}}
 {{- $least := add (int $v.preStopSeconds) 25 -}}
 {{- if lt $grace (int $least) -}}
-{{- fail (printf "terminationGracePeriodSeconds: expected at least %d (preStopSeconds, 20 s in which the bridge stops, 5 s to close the journal), but found %d" $least $grace) -}}
+{{- fail (printf "terminationGracePeriodSeconds: expected at least %d (preStopSeconds, 20 s in which the bridge stops, 5 s to spare), but found %d" $least $grace) -}}
 {{- end -}}
 {{- if and $v.config.reconcile (or $v.autoscaling.enabled (gt (int $v.replicas) 1)) -}}
 {{- fail "config.reconcile: expected replicas=1 without autoscaling with it, because each of several bridges would publish what the others have stored, but found more" -}}
@@ -154,7 +154,7 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- $budget := default "8GiB" $v.config.journal.max_bytes -}}
 {{- $size := include "bridge.mebibytes" $v.journal.size | float64 -}}
 {{- if and (gt $size 0.0) (ge (include "bridge.mebibytes" $budget | float64) $size) -}}
-{{- fail (printf "journal.size: expected more than config.journal.max_bytes (%s), because the write-ahead log and dead letters need room too, but found %s" $budget $v.journal.size) -}}
+{{- fail (printf "journal.size: expected more than config.journal.max_bytes (%s), because the state of the sinks and the ids of the window need room too, but found %s" $budget $v.journal.size) -}}
 {{- end -}}
 {{- if and $v.tls.server.clientCaKey (not $v.tls.server.secretName) -}}
 {{- fail "tls.server.clientCaKey: expected tls.server.secretName with it, but found none" -}}
