@@ -1,6 +1,8 @@
 //! What the webhook answers, to whom, and what of it is durable.
 
 use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::support::bridge::{Config, PATH, TOKEN, signed, signed_by};
@@ -368,6 +370,30 @@ fn a_connection_too_many_is_answered_503_and_closed() {
     eventually("there is room again", || {
         signed(&dial("a", 4)).try_send(bridge.webhook).is_ok_and(|it| it.status == 200)
     });
+}
+
+#[test]
+fn senders_that_read_no_answers_lose_their_connections() {
+    let bridge = Config::new().set("server.max_connections", "4").start();
+    let address = bridge.webhook;
+    let filling: Vec<_> = (0..4).map(|_| std::thread::spawn(move || fill_with_answers(address))).collect();
+    let unread: Vec<TcpStream> = filling.into_iter().map(|filling| filling.join().unwrap()).collect();
+    signed(&dial("a", 1)).send(bridge.webhook).problem(503);
+    eventually_within(Duration::from_secs(90), "there is room again", || {
+        signed(&dial("a", 1)).try_send(bridge.webhook).is_ok_and(|it| it.status == 200)
+    });
+    let timed_out = || bridge.metric("sendbird_bridge_rejected_total", &[("reason", "write_timeout")]);
+    eventually("each is counted", || timed_out() == 4.0);
+    drop(unread);
+}
+
+/// Sends requests and reads no answer, until the bridge can't write any more and so reads no more either.
+fn fill_with_answers(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    let requests = Request::get("/nothing").bytes().repeat(1_000);
+    while stream.write_all(&requests).is_ok() {}
+    stream
 }
 
 #[test]

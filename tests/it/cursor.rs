@@ -14,7 +14,7 @@ use crate::support::eventually;
 use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::proxy::Proxy;
 use crate::support::samples::dial;
-use crate::support::shim::{Shim, Step};
+use crate::support::shim::{Of, Shim, Step};
 
 for_each_broker! {
     killed_between_a_publish_and_its_cursor_an_event_comes_again_and_is_never_lost
@@ -98,8 +98,9 @@ fn killed_between_a_publish_and_its_cursor_an_event_comes_again_and_is_never_los
             proxy.hold_answers(true);
             let id = sender.send(&bridge, "c");
             eventually("the broker has it", || place.count() == there + 1);
-            // The next that is written is the cursor, within a tick of the acknowledgement.
-            shim.kill(step, nth);
+            // The next that is written to the state is the cursor, within a tick of the acknowledgement.
+            shim.wait_until_idle();
+            shim.kill_at(Of::State, step, nth);
             proxy.hold_answers(false);
             killed(&shim, bridge);
             verify(&config);

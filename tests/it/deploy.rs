@@ -1,6 +1,10 @@
 //! What lies in `deploy` for others to use: each says what the others say.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sendbird_bridge::app::STOP_LIMIT;
+use serde_json::Value;
 
 use crate::support::repository::read;
 
@@ -58,4 +62,29 @@ fn each_alert_says_what_to_do_and_has_its_section_in_the_runbook() {
         let anchor = link.split(')').next().unwrap();
         assert!(names.iter().any(|name| name.to_lowercase() == anchor), "no section {anchor}");
     }
+}
+
+/// What a pod has beyond the bridge's own limit of a stop, for the machine's part in it.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+
+/// The integer after `key` at the beginning of a line.
+fn number_after(text: &str, key: &str) -> u64 {
+    let mut lines = text.lines().filter_map(|line| line.trim().strip_prefix(key));
+    let value = lines.next().unwrap_or_else(|| panic!("no {key}")).trim().trim_end_matches('s');
+    value.parse().unwrap_or_else(|error| panic!("{key} {value}: {error}"))
+}
+
+#[test]
+fn a_grace_period_is_longer_than_a_stop() {
+    let least = (STOP_LIMIT + STOP_MARGIN).as_secs();
+    let chart = |file: &str| read(&format!("deploy/helm/sendbird-bridge/{file}"));
+    let (values, schema): (String, Value) =
+        (chart("values.yaml"), serde_json::from_str(&chart("values.schema.json")).unwrap());
+    let pre_stop = number_after(&values, "preStopSeconds:");
+    assert!(pre_stop + least <= number_after(&values, "terminationGracePeriodSeconds:"));
+    assert_eq!(schema["properties"]["terminationGracePeriodSeconds"]["minimum"], least);
+    // What the chart refuses, and says.
+    assert!(chart("templates/_helpers.tpl").contains(&format!("$least := add (int $v.preStopSeconds) {least} -")));
+    assert!(chart("README.md").contains(&format!("at least `preStopSeconds` + {least}.")));
+    assert!(least <= number_after(&read("deploy/compose.yaml"), "stop_grace_period:"));
 }

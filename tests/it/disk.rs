@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::support::http::{Connection, Response};
 use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
-use crate::support::shim::{ALWAYS, EIO, ENOSPC, EROFS, Shim};
+use crate::support::shim::{ALWAYS, EIO, ENOSPC, EROFS, Of, Shim};
 use crate::support::{eventually, eventually_within};
 
 /// Deliveries of one key in their order, with their answers.
@@ -62,6 +62,9 @@ fn fails_and_recovers(fault: impl Fn(&Shim)) {
         assert_eq!(sender.send(&bridge, &dial("a", at)).status, 200);
     }
     sender.judge(bridge, &config);
+    let files = std::fs::read_dir(config.dir().join("journal")).unwrap().map(|entry| entry.unwrap().file_name());
+    let aside: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with("state-damaged")).collect();
+    assert!(aside.is_empty(), "a disk that failed has damaged nothing, but there is {aside:?}");
 }
 
 #[test]
@@ -101,15 +104,50 @@ fn a_single_error_costs_one_answer() {
     let (shim, config) = Shim::under(Config::new());
     let bridge = config.start();
     let mut sender = Sender::default();
+    // What no answer waits for costs none.
+    shim.only(Of::Events);
     let faults: [fn(&Shim); 3] =
         [|shim| shim.fail_syncs(EIO, 1), |shim| shim.fail_writes(EIO, 1), |shim| shim.fail_writes(ENOSPC, 1)];
     for (round, fault) in (0u64..).zip(faults) {
         (0..5).for_each(|at| assert_eq!(sender.send(&bridge, &dial("a", round * 10 + at)).status, 200));
+        shim.wait_until_idle();
         fault(&shim);
         assert_eq!(sender.send(&bridge, &dial("a", round * 10 + 5)).status, 503);
         eventually("it is ready again", || bridge.is_ready());
         assert_eq!(shim.failed(), round as i64 + 1);
     }
+    sender.judge(bridge, &config);
+}
+
+/// A quota: the disk seems to have room, and every write is refused for a long time.
+#[test]
+fn a_quota_keeps_the_bridge_unready_until_a_write_succeeds() {
+    let (shim, config) = Shim::under(Config::new());
+    let bridge = config.start();
+    let mut sender = Sender::default();
+    (0..5).for_each(|at| assert_eq!(sender.send(&bridge, &dial("a", at)).status, 200));
+    shim.fail_writes(ENOSPC, ALWAYS);
+    assert_eq!(sender.send(&bridge, &dial("a", 5)).status, 503);
+    let begun = Instant::now();
+    let mut at = 6;
+    // Several times longer than the bridge waits before it tries the disk.
+    while begun.elapsed() < Duration::from_secs(6) {
+        bridge.admin("/readyz").problem(503);
+        assert_eq!(bridge.metric("sendbird_bridge_journal_healthy", &[]), 0.0);
+        assert_eq!(bridge.admin("/livez").status, 200);
+        if at % 20 == 0 {
+            assert_eq!(sender.send(&bridge, &dial("a", at)).status, 503);
+        }
+        at += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(at > 60, "asked only {at} times");
+    let about = |line: &String| line.contains("journal") && line.contains("\"level\":\"ERROR\"");
+    let errors = bridge.log().so_far().iter().filter(|line| about(line)).count();
+    assert!(errors <= 2, "{errors} lines about one fault");
+    shim.heal();
+    eventually("it is ready again", || bridge.is_ready());
+    assert_eq!(sender.send(&bridge, &dial("a", at)).status, 200);
     sender.judge(bridge, &config);
 }
 
@@ -131,10 +169,16 @@ fn a_disk_that_fills_in_the_middle_of_a_commit_loses_nothing() {
 /// What `journal stats` says of a copy, as the directory itself is another process's.
 fn stats(dir: &Path) -> String {
     let copy = Config::new();
-    for file in ["journal.db", "journal.db-wal"] {
-        std::fs::copy(dir.join(file), copy.dir().join(file)).unwrap();
+    let to = copy.dir().join("copy");
+    std::fs::create_dir(&to).unwrap();
+    for file in std::fs::read_dir(dir).unwrap() {
+        let name = file.unwrap().file_name();
+        // What is removed meanwhile is not there any more.
+        if !["filler", "lock", "state.db-shm"].contains(&name.to_str().unwrap()) {
+            drop(std::fs::copy(dir.join(&name), to.join(&name)));
+        }
     }
-    let ended = copy.process(&["journal", "stats", "--dir", copy.dir().to_str().unwrap()]).wait();
+    let ended = copy.process(&["journal", "stats", "--dir", to.to_str().unwrap()]).wait();
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
     ended.stdout()
 }

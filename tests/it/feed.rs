@@ -1,8 +1,11 @@
 //! The admin endpoint: the feed of what is durable, health, status, metrics, and who may see them.
 
-use crate::support::bridge::{Config, Event, PATH};
+use std::fs;
+
+use crate::support::bridge::{Config, Event, Feed, PATH};
 use crate::support::eventually;
 use crate::support::http::{Connection, Request};
+use crate::support::metrics::Metrics;
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, large, samples};
 
@@ -219,4 +222,77 @@ fn a_reader_is_told_what_is_no_longer_kept() {
     let first = found[0];
     assert_eq!(found, (first..=60).collect::<Vec<_>>());
     assert_eq!(comments, [format!("positions 4 to {} are no longer kept", first - 1)]);
+}
+
+/// Reads a feed on to `last`. Positions may be left out only where a comment names them.
+fn reads_to(feed: &mut Feed, mut position: u64, last: u64) -> usize {
+    let told_before = feed.comments.len();
+    while position < last {
+        let told = feed.comments.len();
+        let event = feed.next().expect("a feed that goes on");
+        if event.position != position + 1 {
+            let gap = format!("positions {} to {} are no longer kept", position + 1, event.position - 1);
+            assert_eq!(feed.comments[told..], [gap], "before position {}", event.position);
+        }
+        position = event.position;
+    }
+    feed.comments.len() - told_before
+}
+
+#[test]
+fn a_follower_that_falls_behind_retention_is_told_what_it_misses() {
+    let bridge = Config::new().set("journal.retain_bytes", "'100KiB'").start();
+    bridge.deliver(&large("a", 0, 40_000)).stored();
+    let mut feeds = ["/events", "/events?key=a"].map(|target| bridge.feed(&Request::get(target)));
+    for feed in &mut feeds {
+        assert_eq!(feed.next().unwrap().position, 1);
+    }
+    // More than the buffers between the bridge and a follower that does not read can hold.
+    (1..300).for_each(|n| drop(bridge.deliver(&large("a", n, 40_000)).stored()));
+    eventually("old events are deleted", || bridge.status()["journal"]["first_position"].as_u64() > Some(250));
+    for feed in &mut feeds {
+        assert_eq!(reads_to(feed, 1, 300), 1, "the follower did not fall behind");
+    }
+}
+
+#[test]
+fn health_is_answered_however_many_feeds_are_open() {
+    let bridge = Config::new().start();
+    let mut feeds = Vec::new();
+    let refused = loop {
+        let mut feed = Connection::open(bridge.admin);
+        feed.write(&Request::get("/events").bytes());
+        match feed.try_head().unwrap() {
+            (200, _) => feeds.push(feed),
+            (503, headers) => break headers,
+            (status, _) => panic!("{status}"),
+        }
+    };
+    assert!(refused.contains(&("retry-after".into(), "1".into())), "{refused:?}");
+    for path in ["/livez", "/readyz", "/startupz", "/metrics", "/status"] {
+        assert_eq!(bridge.admin(path).status, 200, "{path} with {} feeds", feeds.len());
+    }
+    // A follower that leaves makes room as soon as the bridge has something to write to it.
+    drop(feeds.pop());
+    eventually("there is room again", || {
+        bridge.deliver(&dial("a", fastrand::u64(..1_000_000))).accepted();
+        bridge.admin("/events?follow=false").status == 200
+    });
+}
+
+#[test]
+fn a_scrape_opens_no_file() {
+    let bridge = Config::new().file_descriptors(64).stdout_sink(Stdout::Closed).start();
+    bridge.deliver(&dial("a", 1)).stored();
+    let mut scraper = Connection::open(bridge.admin);
+    let mut oldest_pending = || {
+        let metrics = Metrics::parse(scraper.send(&Request::get("/metrics")).text());
+        metrics.value("sendbird_bridge_sink_oldest_pending_seconds", &[("sink", "lines")])
+    };
+    eventually("an event is pending", || oldest_pending() > 0.0);
+    let others: Vec<Connection> = (0..64).map(|_| Connection::open(bridge.admin)).collect();
+    let open = || fs::read_dir(bridge.process.proc("fd")).unwrap().count();
+    eventually("no file descriptor is left", || open() >= 64);
+    assert!(oldest_pending() > 0.0);
+    drop(others);
 }

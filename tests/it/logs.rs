@@ -46,7 +46,7 @@ fn a_life_has_one_line_for_each_of_its_events() {
         "ready",
         "sink connected",
         "stopping; a second signal stops at once",
-        "sink disconnected",
+        "sink stopped",
         "stopped",
     ];
     assert_eq!(messages.iter().take(2).collect::<Vec<_>>(), expected.iter().take(2).collect::<Vec<_>>());
@@ -60,7 +60,7 @@ fn a_life_has_one_line_for_each_of_its_events() {
     assert_eq!(listening["config"].as_str(), config.dir().join("bridge.toml").to_str());
     assert_eq!(listening["journal"].as_str(), config.dir().join("journal").to_str());
     assert_eq!(with_message(&lines, "sink connected")[0]["sink"], "lines");
-    let disconnected = with_message(&lines, "sink disconnected")[0];
+    let disconnected = with_message(&lines, "sink stopped")[0];
     assert_eq!((&disconnected["sink"], &disconnected["cursor"]), (&"lines".into(), &20.into()));
     assert_eq!(with_message(&lines, "stopping; a second signal stops at once")[0]["signal"], "SIGTERM");
 }

@@ -47,10 +47,13 @@ mod reconcile;
 mod recovery;
 mod rotation;
 mod secrets;
+mod set_aside;
 mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
 mod steps;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod stuck;
 mod tls;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod tokens;

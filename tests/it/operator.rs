@@ -35,7 +35,7 @@ fn a_replay_comes_again_with_its_ids_and_a_mark() {
     let counted = done(&bridge, &["replay", "--sink", "lines", "--key", "a", "--dry-run"]);
     assert!(counted.starts_with("2 events would be"), "{counted}");
     let queued = done(&bridge, &["replay", "--sink", "lines", "--key", "a"]);
-    assert!(queued.starts_with("2 events are"), "{queued}");
+    assert!(queued.starts_with("2 events queued for lines as replay 1"), "{queued}");
     eventually("they are printed again", || bridge.printed().count() == 5);
     let again: Vec<Value> = bridge.printed().so_far()[3..].iter().map(|line| envelope(line)).collect();
     let again_ids: Vec<&str> = again.iter().map(|envelope| envelope["id"].as_str().unwrap()).collect();
@@ -73,18 +73,84 @@ fn a_replay_is_as_fast_as_wanted_and_seen_while_it_lasts() {
 }
 
 #[test]
+fn a_replay_is_listed_and_cancelled_beside_a_bridge_and_on_a_stopped_ones_directory() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    (0..20).for_each(|at| drop(bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()));
+    eventually("they are printed", || bridge.printed().count() == 20);
+    done(&bridge, &["replay", "--sink", "lines", "--all", "--rate", "1"]);
+    done(&bridge, &["replay", "--sink", "lines", "--key", "a", "--rate", "1"]);
+    let listed = done(&bridge, &["replay", "list", "--json"]);
+    let listed: Vec<Value> = listed.lines().map(envelope).collect();
+    let numbers: Vec<u64> = listed.iter().map(|replay| replay["id"].as_u64().unwrap()).collect();
+    assert_eq!((numbers, &listed[0]["total"], &listed[0]["rate"]), (vec![1, 2], &20.into(), &1.into()));
+    eventually("what is done is counted", || {
+        let first = envelope(done(&bridge, &["replay", "list", "--json"]).lines().next().unwrap());
+        let (done, to_come) = (first["done"].as_u64().unwrap(), first["to_come"].as_u64().unwrap());
+        assert_eq!(done + to_come, 20);
+        done > 0
+    });
+    let cancelled = done(&bridge, &["replay", "cancel", "1"]);
+    assert!(
+        cancelled.starts_with("replay 1 to lines cancelled, ") && cancelled.ends_with(" of 20 done"),
+        "{cancelled}"
+    );
+    assert_eq!(command(&bridge, &["replay", "cancel", "1"]).code(), Some(1));
+    assert!(done(&bridge, &["replay", "list"]).ends_with("1 replay under way"));
+    let cancelled = done(&bridge, &["replay", "cancel", "--sink", "lines"]);
+    assert!(cancelled.starts_with("replay 2 to lines cancelled"), "{cancelled}");
+    eventually("nothing is to come", || {
+        bridge.metric("sendbird_bridge_sink_resends_pending", &[("sink", "lines")]) == 0.0
+    });
+    assert_eq!(done(&bridge, &["replay", "list"]), "0 replays under way");
+    assert_eq!(done(&bridge, &["replay", "cancel", "--all"]), "0 replays cancelled");
+    assert!(bridge.printed().count() < 40);
+
+    let config = bridge.config().clone();
+    bridge.stop();
+    let runs = |arguments: &[&str]| {
+        let ended = config.process(arguments).wait();
+        assert_eq!(ended.code(), Some(0), "{arguments:?}: {}", ended.stderr());
+        ended.stdout()
+    };
+    runs(&["replay", "--sink", "lines", "--all"]);
+    assert!(runs(&["replay", "list", "--sink", "lines"]).contains("3       lines  0     20       any "));
+    runs(&["replay", "cancel", "--all"]);
+    let bridge = config.start();
+    bridge.deliver(&dial("a", 1)).stored();
+    eventually("what is new is printed", || bridge.printed().count() > 0);
+    assert_eq!(bridge.stop().stdout.len(), 1, "nothing is replayed");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     for (arguments, word) in [
         (vec!["replay", "--sink", "lines"], "--all"),
         (vec!["replay", "--sink", "other", "--all"], "lines"),
         (vec!["replay", "--sink", "lines", "--since", "yesterday"], "yesterday"),
+        (vec!["replay", "--sink", "lines", "--since", "1h", "--until", "2h"], "before --until"),
+        (vec!["replay", "--sink", "lines", "list"], "behind that word"),
+        (vec!["replay", "list", "--sink", "other"], "lines"),
+        (vec!["replay", "cancel"], "--all"),
+        (vec!["stuck", "set-aside"], "--all"),
+        (vec!["stuck", "list", "--sink", "other"], "lines"),
+        (vec!["stuck", "show", "no-id"], "a UUID"),
         (vec!["dead-letters", "list", "--sink", "other"], "lines"),
         (vec!["dead-letters", "discard"], "--all"),
     ] {
         let ended = command(&bridge, &arguments);
         assert_eq!(ended.code(), Some(64), "{arguments:?}: {}", ended.stderr());
         assert!(ended.stderr().contains(word), "{arguments:?}: {}", ended.stderr());
+    }
+    for arguments in [
+        vec!["replay", "cancel", "7"],
+        vec!["stuck", "set-aside", "--id", "5a3b0a8b-a655-8799-986b-1897eba43203"],
+        vec!["stuck", "show", "5a3b0a8b-a655-8799-986b-1897eba43203"],
+        vec!["dead-letters", "requeue", "--id", "5a3b0a8b-a655-8799-986b-1897eba43203"],
+    ] {
+        let ended = command(&bridge, &arguments);
+        assert_eq!(ended.code(), Some(1), "{arguments:?}: {}", ended.stderr());
+        assert!(ended.stderr().contains("there is no "), "{arguments:?}: {}", ended.stderr());
     }
     let ended = command(&bridge, &["journal", "stats", "--dir", "/nonexistent"]);
     assert_eq!(ended.code(), Some(1));
@@ -102,11 +168,11 @@ fn a_journal_is_summed_up_and_verified_while_the_bridge_runs_and_after() {
         let stats = done(&bridge, &["journal", "stats"]);
         stats.contains("events        20, positions 1 to 20") && stats.contains("sink lines: cursor 20, pending 0")
     });
-    assert_eq!(done(&bridge, &["journal", "verify"]), "20 events are right");
+    assert_eq!(done(&bridge, &["journal", "verify"]), "20 events OK");
     let config = bridge.config().clone();
     bridge.stop();
     let ended = config.stdout(Stdout::Read).process(&["journal", "verify"]).wait();
-    assert_eq!((ended.code(), ended.stdout()), (Some(0), "20 events are right".to_owned()));
+    assert_eq!((ended.code(), ended.stdout()), (Some(0), "20 events OK".to_owned()));
 }
 
 #[cfg(feature = "rabbitmq")]

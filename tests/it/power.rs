@@ -1,30 +1,42 @@
 //! Power cuts: what was answered 200 is there, though the disk lost all that it was not told to keep.
 //!
-//! A shim under the bridge records every write and every fsync of the journal's files in their order, and each answer
-//! notes how long that record was when it came. A cut at any place of the record then gives the files that a machine
-//! would find after it: what was fsynced, and of the rest nothing, or a random part in sectors of 512 bytes. The real
-//! program opens them, and the oracle compares.
+//! A shim under the bridge records every write, rename, deletion and fsync of the journal's files in their order, and
+//! each answer notes how long that record was when it came. A cut at any place of the record then gives the files that a
+//! machine would find after it: what was fsynced, and of the rest nothing, or a random part: sectors of 512 bytes, and
+//! each rename and deletion for itself. The real program opens them, and the oracle compares.
 //!
 //! Proven: the bridge asks for the fsyncs that its answers depend on, in time and in the right order, during start,
-//! commits and checkpoints, and recovers from what is left. Not proven: that the disk, its cache and the file system
-//! do what an fsync asks for; and that new names of files are durable, since a file counts here as there once its
-//! content was fsynced.
+//! commits, and while segments are closed and released, and recovers from what is left; what is released has been
+//! published for good. Not proven: that the disk, its cache and the file system do what an fsync asks for; and that new
+//! names of files are durable, since a file counts here as there once its content was fsynced.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::aftermath::{printed, verify};
 use crate::support::bridge::{Bridge, Config};
 use crate::support::eventually;
 use crate::support::oracle::{Arrived, Fault, Id, Sent, Verdict, judge};
+use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
-use crate::support::shim::{ALWAYS, DATABASE, Done, EIO, Files, Loss, Operation, Shim};
+use crate::support::shim::{ALWAYS, Done, EIO, Files, Loss, Operation, Shim};
 
 /// A delivery, with the length of the record when it was answered 200.
 struct Delivery {
     key: String,
     body: Value,
     answered: Option<(String, u64)>,
+}
+
+impl Delivery {
+    /// What its sender knew of it when the record had this length.
+    fn before(&self, cut: u64) -> Sent {
+        let id = self.answered.as_ref().filter(|(_, at)| *at <= cut).map(|(id, _)| Id::parse(id));
+        Sent::new(&self.key, id, &self.body)
+    }
 }
 
 /// Delivers `count` bodies of each of four keys, one key beside the other.
@@ -58,39 +70,69 @@ fn verdict(files: &Files, deliveries: &[Delivery], cut: u64) -> Verdict {
     let arrived: Vec<Arrived> = bridge.events().iter().map(|event| Arrived::envelope(&event.envelope)).collect();
     bridge.deliver(&dial("fresh", 1)).stored();
     bridge.kill_9();
-    let before =
-        |delivery: &Delivery| delivery.answered.clone().filter(|(_, at)| *at <= cut).map(|(id, _)| Id::parse(&id));
-    let sent = deliveries.iter().map(|delivery| Sent::new(&delivery.key, before(delivery), &delivery.body));
+    let sent = deliveries.iter().map(|delivery| delivery.before(cut));
     judge(&sent.collect::<Vec<_>>(), &arrived)
 }
 
-/// Cuts in the start, anywhere, and while pages were moved into the database.
-fn cuts(operations: &[Operation], random: &mut fastrand::Rng) -> Vec<usize> {
-    let moved = |index: &usize| {
-        operations[*index].file == DATABASE && *index > 40 && matches!(operations[*index].done, Done::Write { .. })
+/// Up to where the record is the start.
+const START: usize = 40;
+
+/// The places in the record, after the start, where something else is done than to add events or to write the state.
+fn maintenance(operations: &[Operation]) -> Vec<usize> {
+    let is_maintenance = |operation: &Operation| match &operation.done {
+        Done::Rename(_) | Done::Unlink | Done::Create | Done::Truncate(_) => true,
+        _ => !operation.name.ends_with(".log") && !operation.name.starts_with("state.db"),
     };
-    let moving: Vec<usize> = (0..operations.len()).filter(moved).collect();
-    assert!(moving.len() > 100, "expected a checkpoint in the record, but found {} writes", moving.len());
+    (START..operations.len()).filter(|index| is_maintenance(&operations[*index])).collect()
+}
+
+/// Cuts at the end, in the start, anywhere, while pages were moved into the state file, and while segments were closed
+/// and released.
+fn cuts(operations: &[Operation], random: &mut fastrand::Rng) -> Vec<usize> {
+    let maintenance = maintenance(operations);
+    assert!(maintenance.len() > 20, "expected segments to be closed, but found {} operations", maintenance.len());
+    let moves_pages =
+        |index: &usize| operations[*index].name == "state.db" && matches!(operations[*index].done, Done::Write { .. });
+    let moving: Vec<usize> = (START..operations.len()).filter(moves_pages).collect();
     let mut cuts = vec![operations.len()];
-    cuts.extend((0..3).map(|_| random.usize(1..40)));
-    cuts.extend((0..4).map(|_| random.usize(40..operations.len())));
-    cuts.extend((0..4).map(|_| moving[random.usize(..moving.len())]));
+    cuts.extend((0..3).map(|_| random.usize(1..START)));
+    cuts.extend((0..4).map(|_| random.usize(START..operations.len())));
+    cuts.extend((0..6).map(|_| maintenance[random.usize(..maintenance.len())]));
+    cuts.extend((0..2).filter(|_| !moving.is_empty()).map(|_| moving[random.usize(..moving.len())]));
     cuts
+}
+
+fn say_cut(operations: &[Operation]) {
+    let Operation { name, done, .. } = operations.last().expect("an operation");
+    let done = format!("{done:?}");
+    let done = done.split([' ', '(']).next().unwrap_or_default();
+    eprintln!("cut after operation {}: {done} {name}", operations.len());
+}
+
+fn seeded() -> fastrand::Rng {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
+/// A journal of many segments: half a MiB each.
+fn many_segments(config: Config) -> Config {
+    config.set("journal.max_bytes", "'8MiB'").set("journal.retain_bytes", "'8MiB'")
 }
 
 #[test]
 fn what_was_answered_200_survives_a_power_cut() {
-    let seed = fastrand::u64(..);
-    eprintln!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let (shim, config) = Shim::under(Config::new());
+    let mut random = seeded();
+    let (shim, config) = Shim::under(many_segments(Config::new()));
     let bridge = config.start();
-    let deliveries = load(&bridge, &shim, 60, 25_000);
+    // Twice as much in the journal, and all of it has room.
+    let deliveries = load(&bridge, &shim, 60, 11_000);
     bridge.kill_9();
     assert!(deliveries.iter().all(|delivery| delivery.answered.is_some()));
     let operations = shim.record();
     for count in cuts(&operations, &mut random) {
         let (operations, cut) = (&operations[..count], operations[count - 1].end);
+        say_cut(operations);
         verdict(&Files::after(operations, Loss::Everything, |_| true), &deliveries, cut).exactly_once();
         verdict(&Files::after(operations, Loss::Some(&mut random), |_| true), &deliveries, cut).exactly_once();
     }
@@ -110,7 +152,7 @@ fn what_is_answered_after_a_failed_fsync_survives_a_power_cut_too() {
     shim.fail_syncs(EIO, ALWAYS);
     deliveries.push(deliver(&bridge, &shim, "e", &dial("e", 1)));
     assert!(deliveries.iter().last().unwrap().answered.is_none());
-    // Closing the file has failed as well, and so have attempts to open it again.
+    // The bridge has tried to go on in another file, and that has failed as well.
     let failed = shim.failed();
     eventually("it was tried again", || shim.failed() > failed + 2);
     shim.heal();
@@ -119,4 +161,58 @@ fn what_is_answered_after_a_failed_fsync_survives_a_power_cut_too() {
     bridge.kill_9();
     let operations = shim.record();
     verdict(&Files::after(&operations, Loss::Everything, |_| true), &deliveries, u64::MAX).exactly_once();
+}
+
+/// How many lines had been printed when the record had a length, noted again and again.
+fn note_lines(bridge: &Bridge, shim: &Shim, done: &AtomicBool) -> Vec<(u64, usize)> {
+    let lines = bridge.printed();
+    let mut notes = Vec::new();
+    while !done.load(Ordering::Relaxed) {
+        // In this order: what was read by now was printed before.
+        let count = lines.count();
+        notes.push((shim.recorded(), count));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    notes
+}
+
+/// Published events are released all the while. Whatever is cut off, each event has been printed before or is there.
+#[test]
+fn what_is_released_has_been_published_for_good() {
+    let mut random = seeded();
+    let (shim, config) = Shim::under(many_segments(Config::new().stdout_sink(Stdout::Read)));
+    let config = config.set("journal.retain_bytes", "'64KiB'");
+    let bridge = config.start();
+    let done = AtomicBool::new(false);
+    let (deliveries, notes) = std::thread::scope(|scope| {
+        let noting = scope.spawn(|| note_lines(&bridge, &shim, &done));
+        let deliveries = load(&bridge, &shim, 60, 25_000);
+        bridge.caught_up();
+        eventually("old events are released", || bridge.status()["journal"]["records"].as_u64().unwrap() < 120);
+        done.store(true, Ordering::Relaxed);
+        (deliveries, noting.join().unwrap())
+    });
+    let lines = bridge.kill_9().stdout;
+    let operations = shim.record();
+    let removed = operations.iter().filter(|operation| matches!(operation.done, Done::Unlink)).count();
+    assert!(removed > 5, "only {removed} files were removed");
+    for count in cuts(&operations, &mut random) {
+        let (operations, cut) = (&operations[..count], operations[count - 1].end);
+        say_cut(operations);
+        let printed_before = notes.iter().rev().find(|(at, _)| *at <= cut).map_or(0, |(_, count)| *count);
+        for files in [
+            Files::after(operations, Loss::Everything, |_| true),
+            Files::after(operations, Loss::Some(&mut random), |_| true),
+        ] {
+            let config = Config::new().stdout_sink(Stdout::Read);
+            files.write(&config);
+            let bridge = config.start();
+            bridge.caught_up();
+            let mut arrived = printed(&lines[..printed_before]);
+            arrived.extend(printed(&bridge.stop().stdout));
+            verify(&config);
+            let sent: Vec<Sent> = deliveries.iter().map(|delivery| delivery.before(cut)).collect();
+            judge(&sent, &arrived).clean();
+        }
+    }
 }

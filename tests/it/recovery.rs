@@ -1,7 +1,9 @@
 //! `kill -9` and what is left: every delivery that was answered 200, once, in order by key.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fs;
 
+use crate::support::aftermath::{segments, verify};
 use crate::support::bridge::Config;
 use crate::support::eventually;
 use crate::support::load::{Load, stored_by};
@@ -139,23 +141,122 @@ fn the_feed_is_the_same_after_a_crash() {
     assert_eq!(bridge.events().last().unwrap().position, 201);
 }
 
+/// What the files of the journal's directory hold, but for the lock.
+fn contents(config: &Config) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(config.dir().join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap()));
+    files.filter(|(name, _)| name != "lock" && !name.ends_with("-shm")).collect()
+}
+
+/// The bridge does not start, says all of this, and leaves the files as they are. Nor do the commands read them.
+#[track_caller]
+fn is_refused(config: &Config, words: &[&str]) {
+    let before = contents(config);
+    for arguments in [&["serve"][..], &["journal", "stats"], &["journal", "verify"]] {
+        let ended = config.process(arguments).wait();
+        assert_eq!(ended.code(), Some(1), "{arguments:?}: {}", ended.stderr());
+        let said = ended.stderr();
+        assert!(words.iter().all(|word| said.contains(word)), "{arguments:?}: {said}");
+    }
+    assert!(contents(config) == before, "the files have been changed");
+}
+
 #[test]
-fn a_journal_of_another_program_is_refused_and_left_alone() {
+fn a_state_file_of_another_program_is_refused_and_left_alone() {
     let config = Config::new();
-    let dir = config.dir().join("journal");
     let bridge = config.start();
     bridge.deliver(&dial("a", 1)).stored();
     bridge.stop();
-    let file = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
-    let file = file
-        .filter(|path| path.file_name().is_some_and(|name| name != "lock"))
-        .max_by_key(|path| std::fs::metadata(path).unwrap().len());
-    let file = file.unwrap();
-    std::fs::write(&file, b"something else entirely, and more than sixteen bytes of it").unwrap();
-    let ended = config.refused();
-    assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
-    assert!(ended.stderr().contains(file.file_name().unwrap().to_str().unwrap()), "{}", ended.stderr());
-    assert!(std::fs::read(&file).unwrap().starts_with(b"something else"), "it is left alone");
+    let file = config.dir().join("journal/state.db");
+    fs::remove_file(&file).unwrap();
+    let other = rusqlite::Connection::open(&file).unwrap();
+    other.execute_batch("CREATE TABLE things (one)").unwrap();
+    other.close().unwrap();
+    is_refused(&config, &["expected a journal", "state.db", "another program's database"]);
+}
+
+/// `tests/fixtures/journal` keeps a journal that a version wrote whose format this one does not read.
+#[test]
+fn a_journal_of_the_first_edition_is_refused_with_a_way_out() {
+    let config = Config::new();
+    let journal = config.dir().join("journal");
+    fs::create_dir(&journal).unwrap();
+    fs::copy("tests/fixtures/journal/v1.db", journal.join("journal.db")).unwrap();
+    let way_out = "start the version that wrote it until every sink's sendbird_bridge_sink_pending_records is 0, stop it, \
+                   and remove journal.db";
+    is_refused(&config, &["expected a journal of format 2", "found journal.db of format 1", way_out]);
+    fs::remove_file(journal.join("journal.db")).unwrap();
+    config.start().deliver(&dial("a", 1)).stored();
+}
+
+/// Where a segment's header says its format, and where its checksum stands.
+const MAJOR: usize = 8;
+const MINOR: usize = 10;
+const CHECKSUM: usize = 60;
+
+/// A stopped bridge's journal with one event; its id.
+fn stopped() -> (Config, String) {
+    let config = Config::new();
+    let bridge = config.start();
+    let id = bridge.deliver(&dial("a", 1)).stored();
+    bridge.stop();
+    (config, id)
+}
+
+/// Writes another format into the header of each segment.
+fn set_format(config: &Config, at: usize, version: u8) {
+    for path in segments(config) {
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[at] = version;
+        let checksum = crc32fast::hash(&bytes[..CHECKSUM]);
+        bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
+#[test]
+fn segments_of_another_major_format_are_refused() {
+    for major in [1, 3] {
+        let (config, id) = stopped();
+        set_format(&config, MAJOR, major);
+        is_refused(
+            &config,
+            &["expected a journal of format 2", &format!("but found {major}"), "use the version that wrote it"],
+        );
+        set_format(&config, MAJOR, 2);
+        assert_eq!(config.start().deliver(&dial("a", 1)).duplicate(), id);
+    }
+}
+
+/// So that a release can be rolled back: what a later one of the same major format adds, this one can do without.
+#[test]
+fn segments_of_another_minor_format_are_read() {
+    for minor in [1, 255] {
+        let (config, id) = stopped();
+        set_format(&config, MINOR, minor);
+        let bridge = config.start();
+        assert_eq!(bridge.events().iter().map(|event| event.id().to_owned()).collect::<Vec<_>>(), [&*id]);
+        assert_eq!(bridge.deliver(&dial("a", 1)).duplicate(), id);
+        bridge.deliver(&dial("a", 2)).stored();
+        bridge.stop();
+        verify(&config);
+    }
+}
+
+#[test]
+fn a_state_file_of_another_major_format_is_refused() {
+    for major in [1, 3] {
+        let (config, id) = stopped();
+        let set = |version: i64| {
+            let state = rusqlite::Connection::open(config.dir().join("journal/state.db")).unwrap();
+            state.pragma_update(None, "user_version", version).unwrap();
+            state.close().unwrap();
+        };
+        set(major);
+        is_refused(&config, &["expected a journal of format 2", "state.db", &format!("but found {major}")]);
+        set(2);
+        assert_eq!(config.start().deliver(&dial("a", 1)).duplicate(), id);
+    }
 }
 
 #[test]
@@ -172,31 +273,4 @@ fn an_id_is_forgotten_when_it_leaves_the_window() {
     assert!(at.elapsed() > std::time::Duration::from_secs(8), "forgotten after {:?}", at.elapsed());
     assert_eq!(again.0, id, "under the same id");
     assert_eq!(bridge.events().len(), 2);
-}
-
-/// `tests/fixtures/journal` keeps a journal of each layout that a released version wrote: the samples in the order of
-/// their names, of which the sink `lines` has dealt with five and has set the third aside.
-#[test]
-fn a_journal_of_every_layout_is_taken_over() {
-    let layouts = std::fs::read_dir("tests/fixtures/journal").unwrap().map(|entry| entry.unwrap().path());
-    let layouts: Vec<PathBuf> = layouts.filter(|path| path.extension().is_some_and(|it| it == "db")).collect();
-    assert!(!layouts.is_empty());
-    for layout in layouts {
-        let config = Config::new().stdout_sink(Stdout::Read);
-        let config = config.set("journal.retain_for", "'876000h'").set("dedup.window", "'876000h'");
-        let journal = config.dir().join("journal");
-        std::fs::create_dir(&journal).unwrap();
-        std::fs::copy(&layout, journal.join("journal.db")).unwrap();
-        let bridge = config.start();
-        let events = bridge.events();
-        assert_eq!(events.len(), 13, "{}", layout.display());
-        eventually("what waited is published", || bridge.printed().count() == 8);
-        assert_eq!(bridge.printed().so_far()[0], events[5].line);
-        assert_eq!(bridge.metric("sendbird_bridge_sink_dead_letters", &[("sink", "lines")]), 1.0);
-        let known = std::fs::read("tests/fixtures/samples/direct_call.accept.json").unwrap();
-        assert_eq!(bridge.deliver(&known).duplicate(), events[0].id());
-        bridge.deliver(&dial("fresh", 1)).stored();
-        let ended = config.clone().stdout(Stdout::Read).process(&["journal", "verify"]).wait();
-        assert_eq!(ended.code(), Some(0), "{}{}", ended.stdout(), ended.stderr());
-    }
 }

@@ -15,6 +15,7 @@ use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::process::{Ended, Stdout};
 use crate::support::samples::dial;
 use crate::support::senders::{Heard, Senders};
+use crate::support::shim::Shim;
 use crate::support::verdict::read;
 
 /// From the signal to the end of a process that has little to do.
@@ -299,6 +300,23 @@ fn it_stops_politely_on_the_admin_side_too() {
     assert!(feed.next().is_none());
     assert!(kept.is_closed());
     assert_eq!(bridge.process.wait_within(SOON).code(), Some(0));
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_hold_up_the_end() {
+    let (shim, config) = Shim::under(Config::new());
+    let bridge = config.start();
+    let id = bridge.deliver(&dial("answered", 1)).stored();
+    shim.delay_syncs(STOP_LIMIT * 3);
+    bridge.deliver(&dial("hangs", 2)).problem(503);
+    let at = Instant::now();
+    bridge.process.terminate();
+    let ended = bridge.process.wait_within(STOP_LIMIT * 4);
+    assert!(at.elapsed() < STOP_LIMIT + Duration::from_secs(3), "it took {:?}", at.elapsed());
+    assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
+    assert!(ended.stderr().contains("cannot close the journal"), "{}", ended.stderr());
+    shim.heal();
+    assert_eq!(config.start().events()[0].id(), id, "what was answered 200 is kept");
 }
 
 #[test]

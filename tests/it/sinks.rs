@@ -353,7 +353,7 @@ fn keys_have_the_partitions_that_java_gives_them() {
 
 /// As in Apache Kafka's `Utils.murmur2`.
 #[cfg(feature = "kafka")]
-fn murmur2(data: &[u8]) -> i32 {
+pub(crate) fn murmur2(data: &[u8]) -> i32 {
     const M: u32 = 0x5bd1_e995;
     let mut h = 0x9747_b28c_u32 ^ u32::try_from(data.len()).unwrap();
     let mut chunks = data.chunks_exact(4);

@@ -1,5 +1,5 @@
 //! `kill -9` at each named step of an event's way, from the shim under the journal: before its commit, after it and
-//! before the answer, while old events are deleted, and during a start.
+//! before the answer, while a segment is closed and the next begun, while old events are released, and during a start.
 //!
 //! A process that is killed leaves what it has written, whether or not it was fsynced; what a power cut would leave is
 //! `power.rs`. The steps on the way to a broker are in `cursor.rs`.
@@ -7,16 +7,16 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::support::aftermath::{durable_cursor, killed, printed, say, verify};
+use crate::support::aftermath::{closed_segments, durable_cursor, killed, newest_segment, printed, say, verify};
 use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::eventually;
 use crate::support::load::{Load, stored_by};
-use crate::support::oracle::{Arrived, Id, Sent, judge, read_record};
+use crate::support::oracle::{Arrived, Id, Judge, Sent, judge, read_record};
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
-use crate::support::shim::{Shim, Step};
+use crate::support::shim::{Of, Shim, Step};
 
 /// Deliveries with their answers. One that was not answered the first time has the answer to its retry.
 #[derive(Default)]
@@ -43,16 +43,14 @@ fn killed_around_a_commit_the_retry_is_answered_as_what_is_there() {
     let (shim, config) = Shim::under(Config::new());
     let mut sender = Sender::default();
     let mut at = 0;
-    // Without a sink, the next that is written is the delivery.
+    // The next that is written to a segment is the delivery, with one write.
     let steps = [
-        ("before the commit, nothing written", Step::BeforeWrite, 1, Some(false)),
-        ("before the commit, its first write", Step::InWrite, 1, Some(false)),
-        ("before the commit, its second write", Step::InWrite, 2, Some(false)),
-        ("before the commit, its fourth write", Step::InWrite, 4, None),
-        ("before the commit's fsync", Step::BeforeSync, 1, Some(true)),
-        ("after the commit, before the answer", Step::AfterSync, 1, Some(true)),
+        ("before the commit, nothing written", Step::BeforeWrite, false),
+        ("before the commit, half of it written", Step::InWrite, false),
+        ("before the commit's fsync", Step::BeforeSync, true),
+        ("after the commit, before the answer", Step::AfterSync, true),
     ];
-    for (name, step, nth, expected) in steps {
+    for (name, step, is_stored) in steps {
         const ROUNDS: usize = 3;
         let before = sender.sent.len();
         for _ in 0..ROUNDS {
@@ -61,7 +59,8 @@ fn killed_around_a_commit_the_retry_is_answered_as_what_is_there() {
             sender.send(&bridge, "k", &dial("k", at));
             at += 1;
             let body = dial("k", at);
-            shim.kill(step, nth);
+            shim.wait_until_idle();
+            shim.kill_at(Of::Events, step, 1);
             signed(&body).try_send(bridge.webhook).expect_err("a connection that breaks");
             killed(&shim, bridge);
 
@@ -72,7 +71,7 @@ fn killed_around_a_commit_the_retry_is_answered_as_what_is_there() {
             if let Some(found) = &found {
                 assert_eq!(found.id(), id, "{name}");
             }
-            assert_eq!(expected.unwrap_or(found.is_some()), found.is_some(), "{name}");
+            assert_eq!(found.is_some(), is_stored, "{name}");
             at += 1;
             sender.send(&bridge, "k", &dial("k", at));
             bridge.kill_9();
@@ -87,10 +86,11 @@ fn killed_at_any_write_or_fsync_under_load_nothing_is_lost() {
     let seed = fastrand::u64(..);
     eprintln!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    for (name, retention) in [("any write or fsync, under load", false), ("the same, while events are deleted", true)] {
+    for (name, retention) in [("any write or fsync, under load", false), ("the same, while events are released", true)]
+    {
         const ROUNDS: usize = 8;
         let config = Config::new().fixed_address().stdout_sink(Stdout::Read);
-        // The smallest journal: most commits have to make room.
+        // The smallest journal: segments of 64 KiB, and most of them have to be released.
         let small = |config: Config| config.set("journal.max_bytes", "'1MiB'").set("journal.retain_bytes", "'64KiB'");
         let (shim, config) = Shim::under(if retention { small(config) } else { config });
         let mut arrived = Vec::new();
@@ -109,15 +109,21 @@ fn killed_at_any_write_or_fsync_under_load_nothing_is_lost() {
         bridge.caught_up();
         let first = bridge.status()["journal"]["first_position"].as_u64().unwrap();
         assert_eq!(first > 1_000, retention, "the journal begins at {first}");
+        // What is left of the order in which the events were stored: without retention, all of it.
+        let stored = bridge.events();
+        let stored = stored.iter().map(|event| (Id::parse(event.id()), event.position));
         arrived.extend(printed(&bridge.stop().stdout));
         let sent = read_record(&record);
-        let verdict = judge(&sent, &arrived).clean();
+        let mut judge = Judge::new(&sent).stored(stored);
+        arrived.iter().for_each(|event| judge.hear(event));
+        let verdict = judge.verdict().clean();
         say(name, ROUNDS, &sent, &[verdict]);
         assert_eq!(sent.len(), 2_500);
     }
 }
 
-/// A journal as a crash has left it: some of its events published and some not, and the write-ahead log as it was.
+/// A journal as a crash has left it: some of its events published and some not, and the state's write-ahead log as it
+/// was.
 struct Backlog {
     config: Config,
     sent: Vec<Sent>,
@@ -125,9 +131,9 @@ struct Backlog {
 }
 
 impl Backlog {
-    /// So many deliveries to a sink that gets stuck after some of the first `published` bytes of them.
-    fn new(count: u64, bytes: usize) -> Self {
-        let (shim, config) = Shim::under(Config::new().stdout_sink(Stdout::Held));
+    /// So many deliveries to a sink that gets stuck after some of them. Half of the last record is written.
+    fn new(config: Config, count: u64, bytes: usize) -> Self {
+        let (shim, config) = Shim::under(config.stdout_sink(Stdout::Held));
         let mut bridge = config.start();
         let mut sender = Sender::default();
         for at in 1..=count {
@@ -136,7 +142,8 @@ impl Backlog {
         }
         eventually("what was published is durable", || durable_cursor(&config) >= 3);
         let body = dial("k0", count + 1);
-        shim.kill(Step::InWrite, 2);
+        shim.wait_until_idle();
+        shim.kill_at(Of::Events, Step::InWrite, 1);
         signed(&body).try_send(bridge.webhook).expect_err("a connection that breaks");
         bridge.process.read_stdout();
         let printed = printed(&killed(&shim, bridge).stdout);
@@ -175,62 +182,140 @@ fn each(numbers: impl Iterator<Item = i64> + Send, work: impl Fn(i64) -> bool + 
     });
 }
 
-#[test]
-fn killed_while_old_events_are_deleted_nothing_unpublished_is_lost() {
-    const HOURS_AHEAD: i64 = 25;
-    let backlog = Backlog::new(60, 1_000);
-    let (sent, rounds) = (&backlog.sent, Mutex::new(Vec::new()));
-    let published = backlog.printed.len();
-    assert!((3..50).contains(&published), "{published} of 60 were published");
-    let steps = [
-        (Step::BeforeWrite, 1),
-        (Step::InWrite, 2),
-        (Step::InWrite, 4),
-        (Step::BeforeWrite, 5),
-        (Step::InWrite, 6),
-        (Step::InWrite, 8),
-        (Step::BeforeSync, 1),
-        (Step::AfterSync, 1),
-        (Step::BeforeSync, 2),
-        (Step::AfterSync, 2),
-    ];
-    each(0..steps.len() as i64, |index| {
-        let (step, nth) = steps[index as usize];
-        // Nobody reads from the sink, so what it prints first fills the pipe, and then only retention writes.
-        let (shim, config) = backlog.copy(Config::new().stdout_sink(Stdout::Held));
-        let mut bridge = config.start();
-        // Not by the cursor: which lines come first is nobody's promise, and one that is left over holds it.
-        let printed_so_far = || bridge.metric("sendbird_bridge_sink_published_total", &[("sink", "lines")]);
-        eventually("the pipe is full", || {
-            let before = printed_so_far();
-            std::thread::sleep(Duration::from_millis(300));
-            before > 0.0 && printed_so_far() == before
-        });
-        shim.kill(step, nth);
-        shim.set_clock_ahead(HOURS_AHEAD * 3_600_000);
-        eventually(&format!("it is killed: {step:?} {nth}"), || !bridge.process.is_running());
-        bridge.process.read_stdout();
-        let mut arrived = backlog.printed.clone();
-        arrived.extend(printed(&killed(&shim, bridge).stdout));
-        verify(&config);
+/// What can be killed at, by name.
+const STEPS: [(&str, Step); 4] = [
+    ("before its nth write", Step::BeforeWrite),
+    ("in its nth write", Step::InWrite),
+    ("before its nth fsync", Step::BeforeSync),
+    ("after its nth fsync", Step::AfterSync),
+];
 
-        let bridge = config.clone().stdout(Stdout::Read).start();
-        bridge.caught_up();
-        eventually("the rest is deleted", || bridge.status()["journal"]["records"] == 1);
-        assert_eq!(bridge.metric("sendbird_bridge_dedup_ids", &[]), 0.0);
-        bridge.deliver(&dial("fresh", 1)).stored();
-        eventually("the sink goes on", || bridge.printed().so_far().last().is_some_and(|line| line.contains("fresh")));
-        let mut lines = bridge.stop().stdout;
-        lines.pop();
-        arrived.extend(printed(&lines));
-        verify(&config);
-        let verdict = judge(sent, &arrived).clean();
-        rounds.lock().unwrap().push(verdict);
-        false
+/// Waits until the bridge has been killed, or has nothing more to write; whether it was killed.
+fn ends_or_is_done(shim: &Shim, bridge: &mut Bridge) -> bool {
+    /// The journal looks once a second at what can be released.
+    const DONE: Duration = Duration::from_millis(2_500);
+    let mut before = (shim.recorded(), Instant::now());
+    eventually("it is killed or done", || {
+        let now = shim.recorded();
+        if now != before.0 {
+            before = (now, Instant::now());
+        }
+        !bridge.process.is_running() || before.1.elapsed() >= DONE
     });
-    let verdicts = rounds.into_inner().unwrap();
-    assert_eq!(verdicts.len(), steps.len());
-    say("while old events are deleted", steps.len(), sent, &verdicts);
+    let was_killed = !bridge.process.is_running();
+    shim.spare();
+    was_killed
+}
+
+/// 1 MiB, and so segments of 64 KiB.
+fn small_segments() -> Config {
+    Config::new().set("journal.max_bytes", "'1MiB'").set("journal.retain_bytes", "'1MiB'")
+}
+
+#[test]
+fn killed_while_old_events_are_released_nothing_unpublished_is_lost() {
+    const HOURS_AHEAD: i64 = 25;
+    let backlog = Backlog::new(small_segments(), 120, 2_000);
+    let sent = &backlog.sent;
+    let published = backlog.printed.len();
+    assert!((3..60).contains(&published), "{published} of 120 were published");
+    for (name, step) in STEPS {
+        let verdicts = Mutex::new(Vec::new());
+        each(1.., |nth| {
+            // Nobody reads from the sink, so what it prints first fills the pipe, and then only retention writes.
+            let (shim, config) = backlog.copy(small_segments().stdout_sink(Stdout::Held));
+            let mut bridge = config.start();
+            // Not by the cursor: which lines come first is nobody's promise, and one that is left over holds it.
+            let printed_so_far = || bridge.metric("sendbird_bridge_sink_published_total", &[("sink", "lines")]);
+            eventually("the pipe is full", || {
+                let before = printed_so_far();
+                std::thread::sleep(Duration::from_millis(300));
+                before > 0.0 && printed_so_far() == before
+            });
+            shim.wait_until_idle();
+            let records = || bridge.status()["journal"]["records"].as_u64().unwrap();
+            let kept = records();
+            shim.kill(step, nth);
+            shim.set_clock_ahead(HOURS_AHEAD * 3_600_000);
+            let was_killed = ends_or_is_done(&shim, &mut bridge);
+            if !was_killed {
+                let left = bridge.status()["journal"]["records"].as_u64().unwrap();
+                assert!(left < kept && left >= 50, "of {kept} events {left} are left");
+            }
+            bridge.process.read_stdout();
+            let ended = if was_killed { killed(&shim, bridge) } else { bridge.kill_9() };
+            let mut arrived = backlog.printed.clone();
+            arrived.extend(printed(&ended.stdout));
+            verify(&config);
+
+            let bridge = config.clone().stdout(Stdout::Read).start();
+            bridge.caught_up();
+            eventually("the rest is released", || bridge.status()["journal"]["records"] == 0);
+            assert_eq!(bridge.metric("sendbird_bridge_dedup_ids", &[]), 0.0);
+            bridge.deliver(&dial("fresh", 1)).stored();
+            let last = || bridge.printed().so_far().last().is_some_and(|line| line.contains("fresh"));
+            eventually("the sink goes on", last);
+            let mut lines = bridge.stop().stdout;
+            lines.pop();
+            arrived.extend(printed(&lines));
+            verify(&config);
+            let verdict = judge(sent, &arrived).clean();
+            if was_killed {
+                verdicts.lock().unwrap().push(verdict);
+            }
+            !was_killed
+        });
+        let verdicts = verdicts.into_inner().unwrap();
+        say(&format!("while old events are released, {name}"), verdicts.len(), sent, &verdicts);
+        assert!(!verdicts.is_empty() || step == Step::InWrite, "{name}: nothing was killed");
+    }
+}
+
+#[test]
+fn killed_while_a_segment_is_closed_and_the_next_begun_nothing_is_lost() {
+    for (name, step) in STEPS {
+        let rounds = Mutex::new(0);
+        each(1.., |nth| {
+            let (shim, config) = Shim::under(small_segments());
+            let mut bridge = config.start();
+            let mut sender = Sender::default();
+            // Up to the brink: the one after the next closes the segment at the latest.
+            let mut at = 0;
+            while newest_segment(&config) < 64 * 1024 - 3_500 {
+                at += 1;
+                sender.send(&bridge, "k", &large("k", at, 1_000));
+            }
+            assert!(closed_segments(&config).is_empty(), "a segment is closed too early to prove anything");
+            shim.wait_until_idle();
+            shim.kill(step, nth);
+            for at in at + 1..=at + 3 {
+                let body = large("k", at, 1_000);
+                let answer = signed(&body).try_send(bridge.webhook).map(|answer| answer.accepted().0);
+                let body = serde_json::from_slice(&body).unwrap();
+                sender.sent.push(Sent::new("k", answer.as_ref().ok().map(|id| Id::parse(id)), &body));
+                if answer.is_err() {
+                    break;
+                }
+            }
+            let was_killed = ends_or_is_done(&shim, &mut bridge);
+            if was_killed {
+                drop(killed(&shim, bridge))
+            } else {
+                drop(bridge.kill_9())
+            }
+            assert!(was_killed || closed_segments(&config).len() == 1, "no segment was closed");
+            let bridge = config.start();
+            sender.send(&bridge, "k", &dial("k", at + 4));
+            judge(&sender.sent, &in_feed(&bridge)).exactly_once();
+            bridge.stop();
+            verify(&config);
+            *rounds.lock().unwrap() += u32::from(was_killed);
+            !was_killed
+        });
+        let rounds = rounds.into_inner().unwrap();
+        eprintln!("a segment is closed, {name:<24} rounds {rounds:>3}   each answered event is there once");
+        assert!(rounds > 3, "{name}: killed only {rounds} times");
+    }
 }
 
 /// Starts a bridge that is to be killed during its start; whether it was, or came through.
@@ -270,11 +355,15 @@ fn killed_during_its_first_start_the_next_one_is_whole() {
     }
 }
 
-const STARTS: [(&str, Step); 2] = [("in its nth write", Step::InWrite), ("after its nth fsync", Step::AfterSync)];
+const STARTS: [(&str, Step); 3] = [
+    ("before its nth write, creation or rename", Step::BeforeWrite),
+    ("in its nth write", Step::InWrite),
+    ("after its nth fsync", Step::AfterSync),
+];
 
 #[test]
 fn killed_during_a_start_after_a_crash_nothing_is_lost() {
-    let backlog = Backlog::new(30, 2_500);
+    let backlog = Backlog::new(Config::new(), 30, 2_500);
     let pending = backlog.sent.len() - backlog.printed.len();
     assert!(pending > 5, "only {pending} were left to publish");
     for (name, step) in STARTS {

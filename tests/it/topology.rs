@@ -137,6 +137,45 @@ fn a_rabbitmq_alarm_holds_up_nobody_but_the_sink() {
     }
 }
 
+/// A queue whose process is suspended is given messages and confirms none.
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn a_rabbitmq_queue_that_does_not_confirm_holds_up_no_other_queue() {
+    // More than the sink has channels in its pool.
+    const EACH: u64 = 100;
+    let own = Own::start(Kind::RabbitMq);
+    let (place, silent) = (own.place(), own.place());
+    let queue = |place: &Place, prefix: &str| {
+        let bindings: Vec<String> = (0..EACH).map(|n| format!("'{prefix}-{n}'")).collect();
+        format!("{{ name = '{}', type = 'classic', bindings = [{}] }}", place.name, bindings.join(", "))
+    };
+    let bridge = place
+        .sink(Config::new(), SINK)
+        .set(&format!("sinks.{SINK}.routing_key"), "'{key}'")
+        .set(
+            &format!("sinks.{SINK}.declare"),
+            &format!("{{ queues = [{}, {}] }}", queue(&place, "heard"), queue(&silent, "silent")),
+        )
+        .start();
+    let connections = || bridge.log().so_far().iter().filter(|line| line.contains("sink connected")).count();
+    eventually("the queues are declared", || connections() == 1);
+    let process = |verb: &str| {
+        let name = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{}\">>)", silent.name);
+        let call = format!("{{ok, Q}} = rabbit_amqqueue:lookup({name}), sys:{verb}(amqqueue:get_pid(Q)).");
+        own.ctl(&["eval", &call]);
+    };
+    process("suspend");
+    for prefix in ["silent", "heard"] {
+        for n in 0..EACH {
+            assert_eq!(bridge.deliver(&dial(&format!("{prefix}-{n}"), n)).status, 200);
+        }
+    }
+    eventually("the other queue has all", || place.count() == EACH);
+    process("resume");
+    bridge.caught_up();
+    assert_eq!((silent.count(), place.count(), connections()), (EACH, EACH, 1), "each once, over one connection");
+}
+
 /// A broker on which the bridge's right to publish can be taken away.
 struct Guarded {
     own: Own,

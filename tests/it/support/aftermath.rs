@@ -1,6 +1,8 @@
 //! What is left of a bridge that was killed: its end, its output, its journal.
 
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -39,6 +41,26 @@ pub(crate) fn durable_cursor(config: &Config) -> u64 {
     let said = ended.stdout();
     let cursor = said.split_once("cursor ").expect("a cursor").1;
     cursor.split([',', ' ', '\n']).next().unwrap().parse().unwrap_or_else(|_| panic!("a position in {said}"))
+}
+
+/// The logs of the journal's segments, oldest first; the last may have been made ahead.
+pub(crate) fn segments(config: &Config) -> Vec<PathBuf> {
+    let files = fs::read_dir(config.dir().join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    let is_log = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "log");
+    let mut logs: Vec<PathBuf> = files.filter(is_log).collect();
+    logs.sort();
+    logs
+}
+
+/// Those that nothing is added to any more: they have an index.
+pub(crate) fn closed_segments(config: &Config) -> Vec<PathBuf> {
+    segments(config).into_iter().filter(|log| log.with_extension("idx").exists()).collect()
+}
+
+/// How long the log is that events are added to.
+pub(crate) fn newest_segment(config: &Config) -> u64 {
+    let open = segments(config).into_iter().filter(|log| !log.with_extension("idx").exists());
+    open.map(|log| fs::metadata(log).unwrap().len()).max().expect("an open segment")
 }
 
 /// The journal is whole.

@@ -174,11 +174,12 @@ impl Flood {
 }
 
 /// An answer, as far as it matters here.
-struct Answer {
+pub(super) struct Answer {
     status: u16,
-    id: Option<String>,
+    /// Where the answer is 200.
+    pub(super) id: Option<String>,
     retry_after: bool,
-    closing: bool,
+    pub(super) closing: bool,
 }
 
 impl Tally {
@@ -234,14 +235,14 @@ async fn send(address: SocketAddr, key: String, enough: Arc<AtomicBool>, answere
     tally
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     let stream = timeout(PATIENCE, socket.connect(address)).await.map_err(io::Error::other)??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-async fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<Answer> {
+pub(super) async fn answer(stream: &mut BufReader<TcpStream>) -> io::Result<Answer> {
     timeout(PATIENCE, read_answer(stream)).await.map_err(io::Error::other)?
 }
 

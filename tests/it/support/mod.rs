@@ -7,6 +7,8 @@ pub(crate) mod broker;
 pub(crate) mod certificates;
 #[cfg(feature = "otlp")]
 pub(crate) mod collector;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod deliveries;
 pub(crate) mod flood;
 pub(crate) mod growth;
 pub(crate) mod http;

@@ -3,6 +3,15 @@
 //! Every delivery that was answered 200 must have arrived, with the content that was sent, and the first appearances
 //! of a key's events in the order in which they were sent. One that was not answered 200 may have arrived or not. What
 //! nobody sent must not be there. An event may arrive more than once, under the same id: that is counted, not blamed.
+//!
+//! One thing may come out of order: an event whose last try was never answered. Its sender gave up waiting and sent the
+//! next of the key, while the request may still have been on its way, so the bridge may have read and stored it later.
+//! Such events are counted ([`Verdict::late`]), not blamed; and they are blamed where the journal is known to have stored
+//! them in order ([`Judge::stored`]). An answer, of whatever status, ends a try: order is promised to what was answered,
+//! and to a try that found nobody to connect to.
+//!
+//! No order is promised to what an operator makes either: a replay is no first appearance (its events say that they are
+//! replayed), and [`Judge::moved`] names what was set aside and requeued.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -108,11 +117,19 @@ pub(crate) struct Sent {
     /// The id that the bridge answered, if it answered 200.
     pub(crate) id: Option<Id>,
     body: Print,
+    /// Whether the last try may have been under way still when the next delivery was sent.
+    may_be_late: bool,
 }
 
 impl Sent {
+    /// A delivery whose last try had come to its end when the next was sent.
     pub(crate) fn new(key: &str, id: Option<Id>, body: &Value) -> Self {
-        Self { key: Print::of_text(key), id, body: Print::of_body(body) }
+        Self { key: Print::of_text(key), id, body: Print::of_body(body), may_be_late: false }
+    }
+
+    /// A delivery whose last try was never answered.
+    pub(crate) fn unanswered(key: &str, body: &Value) -> Self {
+        Self { may_be_late: true, ..Self::new(key, None, body) }
     }
 }
 
@@ -124,20 +141,23 @@ pub(crate) struct Arrived {
     /// Of the delivery as the envelope repeats it. What was left unhidden by the bridge, [`Print::of_body`] would hide,
     /// so that is looked for apart: see [`Arrived::new`].
     raw: Print,
+    /// Whether an operator has asked for it.
+    replayed: bool,
 }
 
 impl Arrived {
     #[track_caller]
     pub(crate) fn new(id: &str, key: &str, raw: &Value) -> Self {
         assert!(!shows_a_secret(raw), "the event {id} shows a secret");
-        Self { id: Id::parse(id), key: Print::of_text(key), raw: Print::of_body(raw) }
+        Self { id: Id::parse(id), key: Print::of_text(key), raw: Print::of_body(raw), replayed: false }
     }
 
     /// From a structured envelope.
     #[track_caller]
     pub(crate) fn envelope(envelope: &Value) -> Self {
         let id = envelope["id"].as_str().expect("an id");
-        Self::new(id, envelope["partitionkey"].as_str().expect("a partitionkey"), &envelope["data"]["raw"])
+        let key = envelope["partitionkey"].as_str().expect("a partitionkey");
+        Self { replayed: envelope["replayed"] == true, ..Self::new(id, key, &envelope["data"]["raw"]) }
     }
 }
 
@@ -173,6 +193,8 @@ pub(crate) struct Verdict {
     pub(crate) events: usize,
     /// How often an event came again.
     pub(crate) again: usize,
+    /// Events that first came after a later one of their key, and whose last try was never answered.
+    pub(crate) late: usize,
 }
 
 impl Verdict {
@@ -206,9 +228,24 @@ pub(crate) struct Judge<'a> {
     /// Those of each key that were not answered and have not arrived yet.
     unanswered: HashMap<Print, Vec<usize>>,
     seen: HashSet<Id>,
+    /// Those that were not replayed.
+    published: HashSet<Id>,
     /// The latest of each key that has arrived.
-    latest: HashMap<Print, usize>,
+    latest: HashMap<Print, Latest>,
+    /// Where the journal has stored each event, as far as that is known.
+    stored: HashMap<Id, u64>,
+    /// What no order is promised to.
+    moved: HashSet<Id>,
     verdict: Verdict,
+}
+
+/// The latest event of a key that has arrived.
+#[derive(Clone, Copy, Debug)]
+struct Latest {
+    /// Which delivery it was.
+    index: usize,
+    /// The last position of any that has arrived.
+    position: Option<u64>,
 }
 
 impl<'a> Judge<'a> {
@@ -221,8 +258,29 @@ impl<'a> Judge<'a> {
                 None => unanswered.entry(sent.key).or_default().push(index),
             }
         }
-        let (seen, latest) = (HashSet::with_capacity(sent.len()), HashMap::new());
-        Self { sent, by_id, unanswered, seen, latest, verdict: Verdict::default() }
+        Self {
+            sent,
+            by_id,
+            unanswered,
+            seen: HashSet::with_capacity(sent.len()),
+            published: HashSet::with_capacity(sent.len()),
+            latest: HashMap::new(),
+            stored: HashMap::new(),
+            moved: HashSet::new(),
+            verdict: Verdict::default(),
+        }
+    }
+
+    /// In which order the journal has stored the events: then what came late must have been stored late.
+    pub(crate) fn stored(mut self, positions: impl IntoIterator<Item = (Id, u64)>) -> Self {
+        self.stored = positions.into_iter().collect();
+        self
+    }
+
+    /// Events that an operator has set aside or requeued: they must be there, and may come at any time.
+    pub(crate) fn moved(mut self, ids: impl IntoIterator<Item = Id>) -> Self {
+        self.moved = ids.into_iter().collect();
+        self
     }
 
     pub(crate) fn hear(&mut self, event: &Arrived) {
@@ -236,12 +294,19 @@ impl<'a> Judge<'a> {
             self.verdict.faults.push(Fault::Altered { id: event.id });
         }
         // The first appearance decides; what comes again may come at any time.
-        if first_time {
-            let latest = self.latest.entry(event.key).or_insert(index);
-            if index < *latest {
-                self.verdict.faults.push(Fault::Swapped { id: event.id });
+        let decides = !event.replayed && self.published.insert(event.id);
+        if decides && !self.moved.contains(&event.id) {
+            let position = self.stored.get(&event.id).copied();
+            let latest = self.latest.entry(event.key).or_insert(Latest { index, position });
+            if index < latest.index {
+                let is_stored_in_order = position.is_some() && position < latest.position;
+                if sent.may_be_late && !is_stored_in_order {
+                    self.verdict.late += 1;
+                } else {
+                    self.verdict.faults.push(Fault::Swapped { id: event.id });
+                }
             }
-            *latest = index.max(*latest);
+            *latest = Latest { index: index.max(latest.index), position: position.max(latest.position) };
         }
     }
 
@@ -290,6 +355,13 @@ pub(crate) struct Outcome {
     pub(crate) error: Option<String>,
 }
 
+impl Outcome {
+    /// Whether the last try may have been read after its sender had given it up.
+    fn may_be_late(&self) -> bool {
+        self.status.is_none() && self.error.as_deref() != Some("no connection")
+    }
+}
+
 /// What the bridge answered.
 #[derive(Debug, Deserialize)]
 #[allow(dead_code, reason = "only the crash test reads all of it, and builds without brokers do not have that")]
@@ -301,7 +373,7 @@ pub(crate) struct Answer {
 
 /// What `send --record` wrote, in the order of the intents, so that those of one key stand in the order in which they
 /// were sent. A delivery without an outcome, because the sender was killed, counts as not answered; `each` hears the
-/// others. A last line that is cut off belongs to a write that the kill cut short, and is as good as not there. Whatever
+/// others. Of the tries the last one alone is recorded: if that was not answered, it may have been read later. A last line that is cut off belongs to a write that the kill cut short, and is as good as not there. Whatever
 /// else is wrong with the record is a panic.
 fn read_lines(mut record: impl BufRead, mut each: impl FnMut(&Outcome)) -> Vec<Sent> {
     let (mut sent, mut line) = (Vec::new(), Vec::new());
@@ -317,13 +389,14 @@ fn read_lines(mut record: impl BufRead, mut each: impl FnMut(&Outcome)) -> Vec<S
             (Some(key), None) => {
                 // A sender after a killed one starts over with its numbers.
                 open.insert(n, sent.len());
-                sent.push(Sent::new(&key, None, &body));
+                sent.push(Sent::unanswered(&key, &body));
             }
             (None, Some(outcome)) => {
                 let index = open.remove(&n).expect("an intent before its outcome");
                 let answered = outcome.status == Some(200);
                 sent[index].id =
                     answered.then(|| Id::parse(&outcome.answer.as_ref().expect("an answer with an id").id));
+                sent[index].may_be_late = outcome.may_be_late();
                 each(&outcome);
             }
             _ => panic!("neither an intent nor an outcome: {}", String::from_utf8_lossy(&line)),
@@ -419,6 +492,79 @@ mod tests {
         with[3] = Arrived { id: id(9), ..with[2] };
         let found = faults(&sent, &with);
         assert_eq!(found, [Fault::Invented { id: id(9) }, Fault::Missing { id: id(4) }]);
+    }
+
+    /// The third of [`all_sent`] was answered otherwise or not at all, and is stored under the id 8.
+    fn third_comes_last(third: Sent) -> (Vec<Sent>, [Arrived; 4]) {
+        let mut sent = all_sent();
+        sent[2] = third;
+        let mut arrived = [("k", 1), ("l", 2), ("k", 4), ("k", 3)].map(|(key, id)| arrived(key, id));
+        arrived[3].id = id(8);
+        (sent, arrived)
+    }
+
+    #[test]
+    fn an_event_whose_last_try_was_not_answered_may_come_late_and_is_counted() {
+        let (sent, arrived) = third_comes_last(Sent::unanswered("k", &json!({ "of": 3, "password": 1 })));
+        let verdict = judge(&sent, &arrived).clean();
+        assert_eq!((verdict.late, verdict.events, verdict.again), (1, 4, 0));
+        // What was answered is not excused by that: the event before it comes last.
+        let [first, other, last, late] = arrived;
+        assert_eq!(faults(&sent, &[other, late, last, first]), [Fault::Swapped { id: id(1) }]);
+        assert_eq!(faults(&sent, &[late, other, first, last]), [Fault::Swapped { id: id(1) }]);
+    }
+
+    #[test]
+    fn an_event_that_was_stored_in_order_may_not_come_late() {
+        let (sent, arrived) = third_comes_last(Sent::unanswered("k", &json!({ "of": 3, "password": 1 })));
+        let verdict = |order: [u8; 4]| {
+            let mut judge = Judge::new(&sent).stored(order.into_iter().map(id).zip(1..));
+            arrived.iter().for_each(|event| judge.hear(event));
+            judge.verdict()
+        };
+        assert_eq!(verdict([1, 2, 4, 8]).clean().late, 1);
+        assert_eq!(verdict([1, 2, 8, 4]).faults, [Fault::Swapped { id: id(8) }]);
+    }
+
+    #[test]
+    fn an_event_that_was_refused_may_not_come_late() {
+        let (sent, arrived) = third_comes_last(Sent::new("k", None, &json!({ "of": 3, "password": 1 })));
+        assert_eq!(faults(&sent, &arrived), [Fault::Swapped { id: id(8) }]);
+    }
+
+    #[test]
+    fn an_event_that_an_operator_moved_may_come_at_any_time_but_has_to_come() {
+        let mut all = [("k", 1), ("l", 2), ("k", 4), ("k", 3)].map(|(key, id)| arrived(key, id)).to_vec();
+        let sent = all_sent();
+        let verdict = |arrived: &[Arrived]| {
+            let mut judge = Judge::new(&sent).moved([id(3)]);
+            arrived.iter().for_each(|event| judge.hear(event));
+            judge.verdict()
+        };
+        verdict(&all).exactly_once();
+        all.swap(0, 2);
+        assert_eq!(verdict(&all).faults, [Fault::Swapped { id: id(1) }]);
+        assert_eq!(verdict(&all[..3]).faults, [Fault::Swapped { id: id(1) }, Fault::Missing { id: id(3) }]);
+    }
+
+    #[test]
+    fn a_replay_says_nothing_of_the_order_but_counts_as_there() {
+        let mut all = [("k", 4), ("l", 2), ("k", 1), ("k", 3), ("k", 4)].map(|(key, id)| arrived(key, id)).to_vec();
+        all[0].replayed = true;
+        assert_eq!(judge(&all_sent(), &all).clean().again, 1);
+        assert_eq!(faults(&all_sent(), &all[..4]), []);
+        all.swap(3, 4);
+        assert_eq!(faults(&all_sent(), &all), [Fault::Swapped { id: id(3) }]);
+    }
+
+    #[test]
+    fn only_a_last_try_without_an_answer_may_be_late() {
+        let outcome = |status: Option<u16>, error: Option<&str>| {
+            let outcome = json!({ "status": status, "answer": null, "ms": 1, "error": error });
+            serde_json::from_value::<Outcome>(outcome).unwrap().may_be_late()
+        };
+        assert!(outcome(None, Some("no answer in time")) && outcome(None, Some("the connection broke")));
+        assert!(!outcome(None, Some("no connection")) && !outcome(Some(503), None) && !outcome(Some(200), None));
     }
 
     #[test]

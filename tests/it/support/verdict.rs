@@ -67,7 +67,7 @@ impl Answers {
 /// A line for each sink.
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) fn sinks_table<'a>(sinks: impl IntoIterator<Item = (&'a str, &'a Verdict)>) -> String {
-    let columns = ["events", "lost", "altered", "invented", "out of order", "duplicates"];
+    let columns = ["events", "lost", "altered", "invented", "out of order", "late", "duplicates"];
     let mut text = format!("{:<10}", "sink");
     columns.iter().for_each(|column| write!(text, "{column:>14}").unwrap());
     for (label, verdict) in sinks {
@@ -78,6 +78,7 @@ pub(crate) fn sinks_table<'a>(sinks: impl IntoIterator<Item = (&'a str, &'a Verd
             count(|fault| matches!(fault, Fault::Altered { .. })),
             count(|fault| matches!(fault, Fault::Invented { .. })),
             count(|fault| matches!(fault, Fault::Swapped { .. })),
+            verdict.late,
             verdict.again,
         ];
         write!(text, "\n{label:<10}").unwrap();

@@ -106,6 +106,18 @@ pub(crate) fn make_one(place: &Place, suffix: &str) {
     }
 }
 
+/// Makes the topic of this name behind the prefix, and puts each partition on one node of a cluster alone: the first on
+/// the first, and so on.
+pub(crate) fn make_spread(place: &Place, suffix: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(place).create().unwrap();
+    let name = place.destination(suffix);
+    let topic = NewTopic::new(&name, PARTITIONS, TopicReplication::Variable(&[&[1], &[2], &[3]]));
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    for made in block_on(admin.create_topics([&topic], &options)).expect("an answer of the broker") {
+        made.expect("a topic");
+    }
+}
+
 /// Reads all partitions from their beginnings to where they end now.
 pub(crate) fn consume(place: &Place, mut take: impl FnMut(Message)) {
     let consumer: BaseConsumer =

@@ -48,6 +48,22 @@ pub(crate) fn make(place: &Place, limits: Limits) {
     });
 }
 
+/// One more durable queue of the place's exchange, of this name and for this binding, which holds at most so many messages
+/// and refuses more.
+pub(crate) fn make_queue(place: &Place, name: &str, binding: &str, most: Option<u32>) {
+    with_channel(place, async |channel| {
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        if let Some(most) = most {
+            arguments.insert("x-max-length".into(), AMQPValue::LongUInt(most));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        }
+        channel.queue_declare(name.into(), durable, arguments).await?;
+        let (exchange, options) = (place.name.clone().into(), QueueBindOptions::default());
+        channel.queue_bind(name.into(), exchange, binding.into(), options, FieldTable::default()).await
+    });
+}
+
 /// The exchange first: what no queue takes is refused for good, what finds no exchange is not.
 pub(crate) fn remove(place: &Place) {
     let name = || place.name.clone().into();
