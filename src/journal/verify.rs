@@ -1,10 +1,15 @@
 //! `journal verify`: reads everything and names what is damaged.
 
+use std::time::Duration;
+
 use super::admin::AdminError;
 use super::{Filter, JournalAdmin, Limits, Row, admin, resends, state};
 
 /// How much is read at a time.
 const LIMITS: Limits = Limits { rows: 1_000, bytes: 8 * 1024 * 1024 };
+
+/// How long a running bridge may take to make the index of a segment that is full.
+const SEALED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Something wrong with a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,10 +83,16 @@ impl JournalAdmin {
         if segment > 0 && proof.position > chain.last() {
             found(Fault::Missing { first: chain.last() + 1, last: proof.position });
         }
-        for segment in chain.segments().iter().filter(|segment| !segment.is_sealed()) {
-            // Only the newest has none yet; one that is there and was not used is damaged.
+        let segments = chain.segments();
+        for (number, segment) in segments.iter().enumerate().filter(|(_, segment)| !segment.is_sealed()) {
+            // One that is there and was not used is damaged. The newest has none yet, and a running bridge may be about
+            // to make that of the one before it.
             let index = segment.name.index(&self.dir);
-            if index.exists() {
+            let is_missing = || {
+                std::thread::sleep(SEALED_WITHIN);
+                !index.exists() && chain.is_current(segment).unwrap_or(true)
+            };
+            if index.exists() || (number + 1 < segments.len() && is_missing()) {
                 found(Fault::Index(index.display().to_string()));
             }
         }

@@ -381,11 +381,14 @@ fn lives(damaged: &Damaged) {
     only_what_was_sent(damaged, &fresh, &lines, true);
 }
 
+/// What is to do its work for all the rest.
+type Work = fn(&Damaged);
+
 /// Each kind of damage in its own copy, two at a time. All of them are tried, and what fails is named at the end.
 fn each_kind(kinds: Vec<(String, Damaged)>) {
     assert!(!kinds.is_empty());
     let (kinds, failed) = (Mutex::new(kinds.into_iter()), Mutex::new(Vec::new()));
-    let works: [(&str, fn(&Damaged)); 3] = [("verify", is_named), ("salvage", is_salvaged), ("the bridge", lives)];
+    let works: [(&str, Work); 3] = [("verify", is_named), ("salvage", is_salvaged), ("the bridge", lives)];
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
