@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::admin::AdminError;
+use super::index::Index;
 use super::{Filter, JournalAdmin, Limits, Row, admin, resends, state};
 
 /// How much is read at a time.
@@ -85,14 +86,16 @@ impl JournalAdmin {
         }
         let segments = chain.segments();
         for (number, segment) in segments.iter().enumerate().filter(|(_, segment)| !segment.is_sealed()) {
-            // One that is there and was not used is damaged. The newest has none yet, and a running bridge may be about
-            // to make that of the one before it.
+            // One that is there may be whole, where the segment itself is cut off or missing. The newest has none yet, and
+            // a running bridge may be about to make that of the one before it.
             let index = segment.name.index(&self.dir);
+            let is_damaged = || !Index::read(&index).is_ok_and(|(_, whole)| whole);
             let is_missing = || {
                 std::thread::sleep(SEALED_WITHIN);
                 !index.exists() && chain.is_current(segment).unwrap_or(true)
             };
-            if index.exists() || (number + 1 < segments.len() && is_missing()) {
+            let is_newest = number + 1 == segments.len();
+            if (index.exists() && is_damaged()) || (!index.exists() && !is_newest && is_missing()) {
                 found(Fault::Index(index.display().to_string()));
             }
         }
