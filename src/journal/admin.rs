@@ -145,7 +145,7 @@ pub enum AdminError {
 
 impl From<rusqlite::Error> for AdminError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::State(error.into())
+        if state::is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::State(error.into()) }
     }
 }
 
@@ -207,19 +207,19 @@ impl JournalAdmin {
 
     // ---- dead letters ----------------------------------------------------------------------------------------------
 
-    /// The dead letters in order of sink and position.
+    /// The dead letters in order of sink and position. Of a damaged state file, those that can be read.
     ///
     /// # Errors
     /// When the state file cannot be read.
     pub fn dead_letters(&self, sink: Option<&str>, id: Option<&[u8; 16]>) -> Result<Vec<StoredDeadLetter>, AdminError> {
-        let sql = format!(
-            "SELECT {} FROM dead_letters d WHERE (?1 IS NULL OR d.sink = ?1) AND (?2 IS NULL OR d.id = ?2)
-             ORDER BY d.sink, d.position",
-            dead_letters::COLUMNS
-        );
-        let mut statement = self.connection.prepare(&sql)?;
-        let found = statement.query_map(params![sink, id], |row| dead_letters::stored(row, 0))?;
-        Ok(found.filter_map(|stored| state::readable(stored).transpose()).collect::<rusqlite::Result<_>>()?)
+        let select = |connection: &Connection| dead_letters::select(connection, sink, id);
+        match select(&self.connection) {
+            Err(error) if state::is_damage(&error) && self.damage.is_none() => {
+                tracing::error!(%error, "the state file is damaged; listing the dead letters that can be read");
+                Ok(select(&state::read_damaged(&self.dir)?)?)
+            }
+            selected => Ok(selected?),
+        }
     }
 
     /// Puts dead letters into the queue of what is published once more; those in it already stay once. They remain dead

@@ -99,6 +99,28 @@ pub(super) fn delete(connection: &Connection, sink: &str, position: u64) -> rusq
     Ok(bytes.map_or_else(Growth::default, |bytes| Growth { count: -1, bytes: -(bytes + ROW_BYTES as i64) }))
 }
 
+/// Those of a sink, of an event or all, in order of sink and position.
+pub(super) fn select(
+    connection: &Connection,
+    sink: Option<&str>,
+    id: Option<&[u8; 16]>,
+) -> rusqlite::Result<Vec<StoredDeadLetter>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM dead_letters d WHERE (?1 IS NULL OR d.sink = ?1) AND (?2 IS NULL OR d.id = ?2)
+         ORDER BY d.sink, d.position"
+    );
+    let mut statement = connection.prepare(&sql)?;
+    let found = statement.query_map(params![sink, id], |row| stored(row, 0))?;
+    found.filter_map(|stored| state::readable(stored).transpose()).collect()
+}
+
+/// The event of one; `None` where that is damaged, or there is none.
+pub(super) fn event(connection: &Connection, sink: &str, position: u64) -> rusqlite::Result<Option<Record>> {
+    let sql = format!("SELECT {COLUMNS} FROM dead_letters d WHERE d.sink = ?1 AND d.position = ?2");
+    let found = connection.prepare_cached(&sql)?.query_row(params![sink, position as i64], |row| stored(row, 0));
+    Ok(state::readable(found.optional())?.flatten().and_then(|stored| stored.event))
+}
+
 /// How many a sink has.
 pub(super) fn count(connection: &Connection, sink: &str) -> rusqlite::Result<u64> {
     let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1";

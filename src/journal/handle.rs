@@ -5,6 +5,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use super::reader::ReadError;
@@ -13,7 +14,7 @@ use super::sinks::Sink;
 use super::state_writer::{StateOp, open_for_reading};
 use super::{
     AppendError, Appended, Closed, Command, DeadLetter, Entry, Health, Limits, Origin, Reader, Resend, ResendCursor,
-    ResendOutcome, Resume, Shared, Stats, StuckEvent,
+    ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters,
 };
 
 /// Bytes that may wait for the writer, so that large bodies cannot fill the memory.
@@ -78,11 +79,12 @@ impl Journal {
 
     // ---- what a sink does ------------------------------------------------------------------------------------------
 
-    /// Where a sink goes on after a start. The waiting positions are given once.
+    /// Where a sink goes on after a start. The waiting positions and the targets are given once.
     pub fn resume(&self, sink: &str) -> Resume {
         let waiting = self.shared.resume.lock().unwrap_or_else(PoisonError::into_inner).remove(sink);
+        let stuck = self.shared.stuck_targets.lock().unwrap_or_else(PoisonError::into_inner).remove(sink);
         let frontier = self.shared.sinks.get(sink).map_or(0, |sink| sink.progress().frontier);
-        Resume { frontier, waiting: waiting.unwrap_or_default() }
+        Resume { frontier, waiting: waiting.unwrap_or_default(), stuck: stuck.unwrap_or_default() }
     }
 
     /// Records that a sink has read everything up to `through`, and that of it the positions of `waiting` are to be
@@ -110,18 +112,30 @@ impl Journal {
         self.shared.sinks.get(sink).map_or(0, Sink::pending)
     }
 
-    /// When the oldest of them was accepted, in Unix milliseconds. Blocks for a short read.
+    /// When the oldest of them was accepted, in Unix milliseconds. Blocks for a short read, where it is another one than
+    /// the last time.
     pub fn oldest_pending_ms(&self, sink: &str) -> Option<i64> {
         let sink = self.shared.sinks.get(sink).filter(|sink| sink.pending() > 0)?;
         let (first, frontier) = {
             let progress = sink.progress();
             (progress.waiting.first(), progress.frontier)
         };
-        let mut reader = self.reader();
-        if let Some(position) = first {
-            return Some(reader.entry(position).ok()??.accepted_ms);
+        let mut oldest = sink.oldest_pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = first.unwrap_or(frontier + 1);
+        if let Some((_, accepted_ms)) = oldest.filter(|(known, _)| *known == position) {
+            return Some(accepted_ms);
         }
-        reader.first_entry(frontier, |kind| sink.wants(kind)).ok()?.map(|entry| entry.accepted_ms)
+        let mut reader = self.reader();
+        let found = match first {
+            Some(position) => reader.entry(position),
+            None => reader.first_entry(frontier, |kind| sink.wants(kind)),
+        };
+        match found {
+            Ok(found) => *oldest = found.map(|entry| (position, entry.accepted_ms)),
+            // What was the oldest is no younger.
+            Err(error) => tracing::debug!(%error, "cannot read when the oldest pending event was accepted"),
+        }
+        oldest.map(|(_, accepted_ms)| accepted_ms)
     }
 
     /// Keeps an event that a broker refused for good as a dead letter, with its reason; it waits no more. Returns once
@@ -193,34 +207,71 @@ impl Journal {
         cursor: &mut ResendCursor,
         limits: Limits,
     ) -> Result<Vec<Resend>, ReadError> {
+        let (given, unusable) = self.read_state(|state| resends::next(state, &self.shared, sink, cursor, limits))?;
+        self.drop_requeued(sink, unusable);
+        Ok(given)
+    }
+
+    /// One resend that was given before; `None` where it is gone. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read now.
+    pub fn resend_at(
+        &self,
+        sink: &str,
+        origin: Origin,
+        position: u64,
+        reader: &mut Reader,
+    ) -> Result<Option<Row>, ReadError> {
+        match origin {
+            Origin::Replay { .. } => reader.at(position),
+            Origin::Requeue { .. } => {
+                let event = self.read_state(|state| Ok(dead_letters::event(state, sink, position)?))?;
+                Ok(event.map(Row::Intact))
+            }
+        }
+    }
+
+    /// Says of a resend that it cannot be read any more.
+    pub fn drop_resend(&self, sink: &str, origin: Origin, position: u64) {
+        match origin {
+            Origin::Replay { id } => self.shared.replays.finish(id, position),
+            Origin::Requeue { seq } => self.drop_requeued(sink, vec![seq]),
+        }
+    }
+
+    fn drop_requeued(&self, sink: &str, seqs: Vec<u64>) {
+        if seqs.is_empty() {
+            return;
+        }
+        let dropped = seqs.len() as u64;
+        tracing::warn!(
+            sink,
+            dropped,
+            "dropped requeued events that are damaged or gone; see: sendbird-bridge dead-letters list"
+        );
+        self.shared.resends_dropped.fetch_add(dropped, Ordering::Relaxed);
+        self.shared.state.push(StateOp::DropRequeued { sink: sink.to_owned(), seqs });
+    }
+
+    /// Reads the state file beside the thread that writes it.
+    fn read_state<T>(&self, read: impl FnOnce(&Connection) -> Result<T, NextError>) -> Result<T, ReadError> {
         let edition = self.shared.state_edition.load(Ordering::Acquire);
         let failed = |error| ReadError::of_state(&self.shared.chain.dir, error);
         let mut connection = self.shared.state_reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.is_none() {
-            *connection = Some(open_for_reading(&self.shared.chain.dir).map_err(failed)?);
-        }
-        let Some(open) = connection.as_ref() else { return Ok(Vec::new()) };
-        let (given, unusable) = match resends::next(open, &self.shared, sink, cursor, limits) {
-            Ok(found) => found,
-            Err(NextError::Read(error)) => return Err(error),
-            Err(NextError::Engine(error)) => {
+        let open = match connection.take() {
+            Some(open) => open,
+            None => open_for_reading(&self.shared.chain.dir).map_err(failed)?,
+        };
+        let found = read(connection.insert(open));
+        found.map_err(|error| match error {
+            NextError::Read(error) => error,
+            NextError::Engine(error) => {
                 *connection = None;
                 self.shared.state.report(&error, edition);
-                return Err(failed(error));
+                failed(error)
             }
-        };
-        drop(connection);
-        if !unusable.is_empty() {
-            let dropped = unusable.len() as u64;
-            tracing::warn!(
-                sink,
-                dropped,
-                "dropped requeued events that are damaged or gone; see: sendbird-bridge dead-letters list"
-            );
-            self.shared.resends_dropped.fetch_add(dropped, Ordering::Relaxed);
-            self.shared.state.push(StateOp::DropRequeued { sink: sink.to_owned(), seqs: unusable });
-        }
-        Ok(given)
+        })
     }
 
     /// Records what became of a resend. Durable within 100 ms.

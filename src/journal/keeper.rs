@@ -417,13 +417,14 @@ impl Keeper {
     fn remove(&mut self, segment: &Segment) -> io::Result<()> {
         let dir = &self.shared.chain.dir;
         let newest_ms = segment.newest_ms();
+        // From here on the segment is gone, also for a start after a kill.
+        fs::rename(segment.name.index(dir), segment.name.ids(dir)).or_else(ignore_missing)?;
+        remove(&segment.name.log(dir))?;
         if newest_ms.saturating_add(self.options.window_ms) > self.shared.clock.now_ms() {
-            fs::rename(segment.name.index(dir), segment.name.ids(dir)).or_else(ignore_missing)?;
             self.ids.push((segment.name, newest_ms));
-        } else {
-            remove(&segment.name.index(dir))?;
+            return Ok(());
         }
-        remove(&segment.name.log(dir))
+        remove(&segment.name.ids(dir))
     }
 
     /// Makes one segment of several, with nothing but what is needed.

@@ -167,6 +167,8 @@ struct SinkModel {
     cursor: ResendCursor,
     dead_letters: BTreeSet<u64>,
     requeued: BTreeSet<u64>,
+    /// Events that were released while it was not configured.
+    missed: BTreeSet<u64>,
     /// Events of a replay that were given since the start, by its number.
     given: BTreeMap<u64, BTreeSet<u64>>,
 }
@@ -512,6 +514,10 @@ impl Model {
                 let was_configured = before.contains(&name) && model.is_known;
                 self.check_restart(name, &model, &found, restart, was_configured, &rows);
                 (model.now, model.durable, model.is_known) = (found.clone(), found, true);
+                if !was_configured {
+                    let kept: BTreeSet<u64> = rows.iter().map(Row::position).collect();
+                    model.missed = self.events.keys().copied().filter(|position| !kept.contains(position)).collect();
+                }
             }
             *self.of(name) = model;
         }
@@ -535,8 +541,8 @@ impl Model {
             position > published.frontier || published.waiting.contains(&position)
         };
         for (position, stored) in self.events.iter().filter(|(_, stored)| wants(name, stored.kind)) {
-            let is_touched = self.touched.contains(position);
-            if was_configured && lacks(&model.now, *position) && !is_touched {
+            let may_be_gone = self.touched.contains(position) || model.missed.contains(position);
+            if was_configured && lacks(&model.now, *position) && !may_be_gone {
                 assert!(kept.contains(position), "(5, 7) {position} is lost for {name}");
                 assert!(lacks(found, *position), "(1) {position} would not be published by {name}");
             }
@@ -652,7 +658,8 @@ impl Model {
             // (5, 7) Whatever a sink lacks is kept.
             for (position, stored) in &self.events {
                 let lacks = *position > model.now.frontier || model.now.waiting.contains(position);
-                if lacks && wants(name, stored.kind) && !self.touched.contains(position) {
+                let may_be_gone = self.touched.contains(position) || model.missed.contains(position);
+                if lacks && wants(name, stored.kind) && !may_be_gone {
                     assert!(kept.contains(position), "(5) {position} is lost for {name}");
                 }
             }

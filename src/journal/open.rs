@@ -20,12 +20,13 @@ use super::index::Index;
 use super::keeper::{Keeper, KeeperOptions, KeeperSignal};
 use super::reader::Reader;
 use super::resends::{self, Replays};
-use super::segment::{MAJOR, Name, Segment};
+use super::segment::{self, MAJOR, Name, Segment};
 use super::shared::{Newest, Shared};
 use super::sinks::{KindCounter, Progress, Sink, Sinks, WaitingKey};
 use super::state_writer::{StateOp, StateQueue, StateWriter, read_requests};
+use super::stuck::{self, StuckTarget};
 use super::writer::{Writer, fill_window};
-use super::{EngineError, Health, Journal, OpenError, Options, directory, state, stuck};
+use super::{EngineError, Health, Journal, OpenError, Options, directory, state};
 use crate::domain::dedup::Window;
 
 /// Commands that may wait for the writer; one more is refused, because a longer queue could not be written within
@@ -53,6 +54,8 @@ impl Journal {
             source: EngineError::from(source),
         };
         let files = |source| OpenError::Directory { path: dir.clone(), source };
+        // Before anything is written.
+        segment::is_of_this_format(&dir).map_err(|source| unreadable(&dir, source))?;
         let opened = state::open(&dir)?;
         if let Some(path) = &opened.damaged {
             tracing::error!(path = %path.display(), "the state file was damaged; what can be read was carried over");
@@ -76,7 +79,7 @@ impl Journal {
         };
         let ids = clean_up(&dir, &found).map_err(files)?;
 
-        let mut loaded = Loaded::new(&options, stored.progress);
+        let mut loaded = Loaded::new(&options, stored.progress, stored.stuck);
         loaded.read(&dir, &found, &ids, &options).map_err(files)?;
         let shared = Arc::new(loaded.shared(&dir, &found, &options, (stored.highest, stored.number), is_whole));
         shared.resends_dropped.store(stored.resends_dropped, Ordering::Relaxed);
@@ -134,6 +137,7 @@ pub(super) fn unreadable(dir: &Path, source: io::Error) -> OpenError {
 /// What the state file says.
 struct Stored {
     progress: BTreeMap<String, Progress>,
+    stuck: BTreeMap<String, Vec<StuckTarget>>,
     /// The highest position that anything names, and the number of the newest segment.
     highest: u64,
     number: u64,
@@ -143,7 +147,7 @@ struct Stored {
 
 fn read_state(connection: &Connection, options: &Options, found: &Found) -> rusqlite::Result<Stored> {
     let names: Vec<&str> = options.sinks.iter().map(|sink| sink.name.as_str()).collect();
-    let mut progress = BTreeMap::new();
+    let (mut progress, mut stuck_targets) = (BTreeMap::new(), BTreeMap::new());
     for name in &names {
         let mut loaded = state::load_progress(connection, name)?.unwrap_or_default();
         for position in stuck::positions(connection, name)? {
@@ -154,10 +158,12 @@ fn read_state(connection: &Connection, options: &Options, found: &Found) -> rusq
             }
         }
         progress.insert((*name).to_owned(), loaded);
+        stuck_targets.insert((*name).to_owned(), stuck::targets(connection, name)?);
     }
     state::configure_sinks(connection, &names)?;
     Ok(Stored {
         progress,
+        stuck: stuck_targets,
         highest: state::highest_position(connection, found.last)?,
         number: found.number.max(state::load_proof(connection)?.0.min(u64::MAX / 2)),
         resends_dropped: resends::drop_orphans(connection, &names)?,
@@ -207,19 +213,24 @@ fn clean_up(dir: &Path, found: &Found) -> io::Result<Vec<(Name, i64)>> {
 struct Loaded {
     sinks: BTreeMap<String, Sink>,
     waiting: BTreeMap<String, Vec<WaitingKey>>,
+    stuck: BTreeMap<String, Vec<StuckTarget>>,
     window: Window,
     damaged: Vec<u64>,
 }
 
 impl Loaded {
-    fn new(options: &Options, mut progress: BTreeMap<String, Progress>) -> Self {
+    fn new(
+        options: &Options,
+        mut progress: BTreeMap<String, Progress>,
+        stuck: BTreeMap<String, Vec<StuckTarget>>,
+    ) -> Self {
         let mut sinks = BTreeMap::new();
         for spec in &options.sinks {
             let known = progress.remove(&spec.name).unwrap_or_default();
             sinks.insert(spec.name.clone(), Sink::new(spec.clone(), known));
         }
         let window = Window::new(options.dedup.window.as_millis(), options.dedup.max_ids);
-        Self { sinks, waiting: BTreeMap::new(), window, damaged: Vec::new() }
+        Self { sinks, waiting: BTreeMap::new(), stuck, window, damaged: Vec::new() }
     }
 
     /// Reads the indexes of the segments in which a sink or the window needs something.
@@ -299,6 +310,7 @@ impl Loaded {
             candidates_wait: AtomicBool::new(true),
             backfilled: Mutex::default(),
             resume: Mutex::new(std::mem::take(&mut self.waiting)),
+            stuck_targets: Mutex::new(std::mem::take(&mut self.stuck)),
             state_reader: Mutex::default(),
             state_edition: AtomicU64::new(0),
             closing: AtomicBool::new(false),

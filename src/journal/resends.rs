@@ -352,6 +352,12 @@ pub(super) enum NextError {
     Read(ReadError),
 }
 
+impl From<rusqlite::Error> for NextError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
 fn requeued(
     connection: &Connection,
     sink: &str,

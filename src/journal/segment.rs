@@ -262,19 +262,19 @@ pub(super) fn is_damage(error: &io::Error) -> bool {
         || error.raw_os_error().is_some_and(|code| lost.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-/// Whether the segments in a directory say that it is a journal of this major version.
-pub(super) fn is_of_this_format(dir: &Path) -> bool {
+/// Whether any segment in a directory says that it is a journal of this major version.
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`] where one says that it is of another.
+pub(super) fn is_of_this_format(dir: &Path) -> io::Result<bool> {
     let mut is_known = false;
-    for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+    for path in fs::read_dir(dir)?.flatten().map(|entry| entry.path()) {
         let name = path.file_name().and_then(|file| file.to_str()).and_then(Name::parse);
         if let (Some((_, "log")), Ok(file)) = (name, File::open(&path)) {
-            match read_header(&file) {
-                Ok(header) => is_known |= header.is_some(),
-                Err(_other_major) => return false,
-            }
+            is_known |= read_header(&file)?.is_some();
         }
     }
-    is_known
+    Ok(is_known)
 }
 
 /// How far a segment is known to have been fsynced.

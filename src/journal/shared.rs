@@ -16,6 +16,7 @@ use super::resends::Replays;
 use super::segment::{Name, Proof};
 use super::sinks::{Sinks, WaitingKey, subtract};
 use super::state_writer::StateQueue;
+use super::stuck::StuckTarget;
 use super::{AppendError, Appended, DISK_RESERVE, Entry, Health};
 use crate::domain::clock::Clock;
 
@@ -56,6 +57,8 @@ pub(super) struct Shared {
     pub(super) backfilled: Mutex<Vec<i64>>,
     /// What each sink goes on with after a start, until it asks.
     pub(super) resume: Mutex<BTreeMap<String, Vec<WaitingKey>>>,
+    /// For each sink, the targets that failed when it stopped; given once.
+    pub(super) stuck_targets: Mutex<BTreeMap<String, Vec<StuckTarget>>>,
     /// For reading resends.
     pub(super) state_reader: Mutex<Option<Connection>>,
     /// How often the state file was replaced by a new one: connections to the one before see nothing new.

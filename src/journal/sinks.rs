@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::positions::Positions;
-use super::stuck::StuckEvent;
+use super::stuck::{StuckEvent, StuckTarget};
 use crate::domain::glob;
 
 /// A configured sink, as far as the journal has to know it.
@@ -36,6 +36,8 @@ pub struct Resume {
     pub frontier: u64,
     /// What of that it has not dealt with, in order of position.
     pub waiting: Vec<WaitingKey>,
+    /// The targets that failed when it stopped.
+    pub stuck: Vec<StuckTarget>,
 }
 
 /// A waiting position and the hash of its key.
@@ -82,6 +84,8 @@ pub(super) struct Sink {
     pub(super) dirty: AtomicBool,
     pub(super) dead_letters: AtomicU64,
     pub(super) resends: AtomicU64,
+    /// The oldest position that it has not published when that was last asked, and when its event was accepted.
+    pub(super) oldest_pending: Mutex<Option<(u64, i64)>>,
     /// What is to be written of its stuck events.
     pub(super) stuck: Mutex<Vec<StuckEvent>>,
     /// What an operator wants to be set aside.
@@ -119,6 +123,7 @@ impl Sink {
             dirty: AtomicBool::new(true),
             dead_letters: AtomicU64::new(0),
             resends: AtomicU64::new(0),
+            oldest_pending: Mutex::default(),
             stuck: Mutex::default(),
             requests: Mutex::default(),
         }

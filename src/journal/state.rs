@@ -89,11 +89,17 @@ const NAMES: [&str; 12] = [
     "backfilled",
 ];
 
-/// Whether the file does not hold what was written to it: whatever is not the fault of the disk's room, of another
-/// process or of who may open it.
+/// Whether the file does not hold what was written to it, or cannot be read: whatever is not the fault of a disk that
+/// takes no writes, of another process or of who may open it.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     use ErrorCode as Code;
+    use rusqlite::ffi::{SQLITE_IOERR_CORRUPTFS, SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ};
+    let extended = error.sqlite_error().map(|error| error.extended_code);
     match error.sqlite_error_code() {
+        Some(Code::SystemIoFailure) => {
+            let is_read = |code| [SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ, SQLITE_IOERR_CORRUPTFS].contains(&code);
+            extended.is_some_and(is_read)
+        }
         // The engine gave a value that is not of its column.
         None => !matches!(error, rusqlite::Error::InvalidQuery | rusqlite::Error::InvalidPath(_)),
         Some(
@@ -162,7 +168,7 @@ pub(super) fn is_damaged(dir: &Path, error: &OpenError) -> bool {
             is_damage(error) || (error.sqlite_error_code() == Some(ErrorCode::ReadOnly) && is_writable())
         }
         // Nothing protects the file's own version. The segments' versions have checksums.
-        OpenError::Schema { .. } | OpenError::Foreign { .. } => is_of_this_format(dir),
+        OpenError::Schema { .. } | OpenError::Foreign { .. } => is_of_this_format(dir).unwrap_or(false),
         _ => false,
     }
 }
@@ -191,9 +197,9 @@ fn open_whole(path: &Path) -> Result<(Connection, bool), OpenError> {
     Ok((connection, tables == 0))
 }
 
-/// Reads what a start and each commit depend on, so that damage shows now. Of dead letters no payload is read.
+/// Reads all that a start, a commit and a command depend on, so that damage shows now.
 fn read_all(connection: &Connection) -> rusqlite::Result<()> {
-    for table in NAMES.into_iter().filter(|table| *table != "dead_letters") {
+    for table in NAMES {
         // There is a row a second in it, and nothing looks them up.
         let check = if table == "progress" { "quick_check" } else { "integrity_check" };
         let found: String = connection.query_row(&format!("PRAGMA {check}('{table}')"), [], |row| row.get(0))?;
@@ -202,10 +208,9 @@ fn read_all(connection: &Connection) -> rusqlite::Result<()> {
             return Err(rusqlite::Error::SqliteFailure(code, Some(found)));
         }
     }
+    connection.query_row("SELECT total(seq) FROM sqlite_sequence", [], |_| Ok(()))?;
     dead_letters::bytes(connection)?;
-    highest_position(connection, u64::MAX)?;
-    let index = "SELECT total(rowid) FROM dead_letters INDEXED BY sqlite_autoindex_dead_letters_1";
-    connection.query_row(index, [], |_| Ok(()))
+    highest_position(connection, u64::MAX).map(drop)
 }
 
 /// Whether each table has the columns that it should have. An older minor version may lack tables, a newer one may have
@@ -355,8 +360,15 @@ pub(super) fn read_damaged(dir: &Path) -> rusqlite::Result<Connection> {
 /// [`OpenError::Database`].
 pub(super) fn salvage_into(from: &Path, to: &Path) -> Result<Connection, OpenError> {
     let path = to.join(FILE);
-    carry_over_file(from, &path).map_err(|source| OpenError::Database { path: path.clone(), source: source.into() })?;
-    open_whole(&path).map(|(connection, _)| connection)
+    let database = |source: rusqlite::Error| OpenError::Database { path: path.clone(), source: source.into() };
+    carry_over_file(from, &path).map_err(database)?;
+    let (connection, _) = open_whole(&path)?;
+    // What of it is damaged waits from now on, and is no damage of the new file.
+    for sink in sink_names(&connection).map_err(database)? {
+        let mut progress = load_progress(&connection, &sink).map_err(database)?.unwrap_or_default();
+        store_progress(&connection, &sink, &ChangedProgress::of(&mut progress)).map_err(database)?;
+    }
+    Ok(connection)
 }
 
 fn engine(error: &io::Error) -> rusqlite::Error {

@@ -21,6 +21,19 @@ pub struct StuckEvent {
     pub target: String,
 }
 
+/// A target of which events are stuck.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckTarget {
+    /// As in [`StuckEvent::target`]; never empty.
+    pub target: String,
+    /// When the first of the events was tried, in Unix milliseconds.
+    pub since_ms: i64,
+    /// The kind of failure, from the sinks' closed set.
+    pub reason: String,
+    /// What the broker said.
+    pub detail: String,
+}
+
 /// The tables: the stuck events themselves, and what an operator wants to be done about them. What a sink publishes or
 /// sets aside leaves both.
 pub(super) const TABLES: &str = "
@@ -80,6 +93,18 @@ pub(super) fn list(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<
     };
     let mut statement = connection.prepare_cached(sql)?;
     statement.query_map([sink], event)?.filter_map(|event| state::readable(event).transpose()).collect()
+}
+
+/// The targets of which events are stuck.
+pub(super) fn targets(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<StuckTarget>> {
+    // Of the other columns, SQLite gives those of the row with the least time.
+    let sql =
+        "SELECT target, min(since_ms), reason, detail FROM stuck WHERE sink = ?1 AND target <> '' GROUP BY target";
+    let target = |row: &SqlRow<'_>| {
+        Ok(StuckTarget { target: row.get(0)?, since_ms: row.get(1)?, reason: row.get(2)?, detail: row.get(3)? })
+    };
+    let mut statement = connection.prepare_cached(sql)?;
+    statement.query_map([sink], target)?.filter_map(|target| state::readable(target).transpose()).collect()
 }
 
 /// The positions of the stuck events of a sink.

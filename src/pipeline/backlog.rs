@@ -22,7 +22,7 @@ use crate::sink::{Fault, Reason};
 /// How much is read from the journal at a time.
 pub(super) const READ_AHEAD: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
 
-/// The memory for events that wait, payloads excluded: a million of them, each parked with a key of its own, under 25,000
+/// The memory for events that wait, payloads excluded: a million of them, each parked with a key of its own, under 16,000
 /// targets; or 130,000, each under a target of its own. Beyond that no more events are read until some are published or
 /// set aside.
 pub(super) const WAITING_BYTES: usize = 64 * 1024 * 1024;
@@ -64,15 +64,18 @@ impl Backlog {
     /// When that thread panics.
     pub(super) async fn resume(forwarder: &Forwarder) -> Result<Self, JoinError> {
         let (name, journal) = (forwarder.name.clone(), forwarder.journal.clone());
-        let (queue, frontier) = tokio::task::spawn_blocking(move || {
+        let (queue, frontier, stuck) = tokio::task::spawn_blocking(move || {
             let resume = journal.resume(&name);
-            (KeyedQueue::resume(&resume.waiting), resume.frontier)
+            (KeyedQueue::resume(&resume.waiting), resume.frontier, resume.stuck)
         })
         .await?;
         let (journal, now) = (&forwarder.journal, Instant::now());
+        let mut targets = Targets::new(now);
+        let begun = Moment { at: now, connected: Duration::ZERO, unix_ms: forwarder.clock.now_ms(), random: 0.0 };
+        stuck.iter().for_each(|stuck| targets.expect(stuck, &begun));
         Ok(Self {
             queue,
-            targets: Targets::new(now),
+            targets,
             congestion: CongestionWindow::new(now),
             pause: Pause::default(),
             connected: ConnectedTime::default(),

@@ -20,7 +20,7 @@ pub(super) const OPEN_RECORDS: usize = 4096;
 pub(super) const OPEN_BYTES: usize = 16 * 1024 * 1024;
 
 /// What one waiting event takes in memory, payload excluded: its entry in the map and one in a heap of heads.
-pub(super) const POSITION_BYTES: usize = 56;
+pub(super) const POSITION_BYTES: usize = 58;
 
 /// Where an event stands among all that a sink has to publish: first those of the journal by their position, then the
 /// resends in the order in which they were read.

@@ -42,6 +42,8 @@ pub(super) struct Session<'a> {
     pub(super) flights: FuturesUnordered<Flight>,
     /// What has given its place back, because it is without an answer for long.
     pub(super) unanswered: FuturesUnordered<Flight>,
+    /// When the full window is looked at next.
+    pub(super) look_at: Option<Instant>,
     /// Whether an event is being tried apart from the others, and those that wait for the same.
     is_alone: bool,
     waiting_to_be_alone: Vec<Head>,
@@ -76,6 +78,7 @@ impl<'a> Session<'a> {
             log,
             flights: FuturesUnordered::new(),
             unanswered: FuturesUnordered::new(),
+            look_at: None,
             is_alone: false,
             waiting_to_be_alone: Vec::new(),
             newest_acknowledged: None,
@@ -113,7 +116,7 @@ impl<'a> Session<'a> {
             if !stopping {
                 let next = self.send_what_is_due();
                 self.backlog.read(self.forwarder, &mut durable);
-                if let Some(at) = next {
+                if let Some(at) = next.into_iter().chain(self.next_look()).min() {
                     is_waking = true;
                     if wake.deadline() != at {
                         wake.as_mut().reset(at);
@@ -147,7 +150,7 @@ impl<'a> Session<'a> {
                     Err(_closed) => return Ended::Stopped,
                 },
                 _ = tick.tick() => self.on_tick(stopping),
-                () = &mut wake, if is_waking => Ok(()),
+                () = &mut wake, if is_waking => self.give_back_slots(&self.backlog.moment(self.forwarder)),
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
                     drained.as_mut().reset(Instant::now() + DRAIN_LIMIT);
@@ -241,7 +244,7 @@ impl<'a> Session<'a> {
                 }
                 Next::Park(scope) => {
                     queue.park(head);
-                    targets.park(&scope, head);
+                    targets.park(&scope, head, now.at);
                 }
                 Next::SetAside(fault) => self.set_aside((head, origin, position), fault),
                 Next::Wait => self.waiting_to_be_alone.push(head),

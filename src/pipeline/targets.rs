@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::BACKOFF;
 use super::queue::{Head, Place};
+use crate::journal::StuckTarget;
 use crate::sink::{Fault, Reason, Target};
 
 /// How many events for parked targets are tried in a second, all targets together, if none of them succeeds.
@@ -34,8 +35,11 @@ const BURST: f64 = 5.0;
 /// The part of the window that probes may take, as a divisor.
 const PROBE_SHARE: usize = 10;
 
+/// For how long a target that failed when the sink stopped is remembered with nothing that goes there.
+const EXPECTED: Duration = Duration::from_secs(600);
+
 /// What one parked target takes in memory, about.
-pub(super) const TARGET_BYTES: usize = 420;
+pub(super) const TARGET_BYTES: usize = 512;
 
 /// What events are parked under.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +122,8 @@ pub(super) struct Parked {
     pub(super) is_stuck: bool,
     /// Whether it is in [`Stuck::unrecorded`].
     pub(super) is_unrecorded: bool,
+    /// It failed when the sink stopped, and nothing was lined up for it since.
+    is_expected: bool,
     /// How many of `heads` were looked at to be recorded.
     pub(super) recorded: usize,
 }
@@ -147,6 +153,21 @@ impl Targets {
         }
     }
 
+    /// A target failed when the sink stopped. What goes there is parked unsent, and one of it tried at once: were all of
+    /// it tried, it would hold up all other events at every start.
+    pub(super) fn expect(&mut self, stuck: &StuckTarget, now: &Moment) {
+        let scope = Scope::Target(Target::new(stuck.target.as_str()));
+        let mut parked = Parked::new(Arc::from(stuck.detail.as_str()));
+        parked.reason = Reason::parse(&stuck.reason).unwrap_or(Reason::Other);
+        parked.since_ms = stuck.since_ms;
+        parked.failing_since = Some(now.connected);
+        (parked.is_stuck, parked.is_expected) = (true, true);
+        // Should nothing be lined up for it, it is forgotten then.
+        parked.due = Some(now.at + EXPECTED);
+        self.probes.push(Reverse((now.at + EXPECTED, scope.clone())));
+        self.parked.insert(scope, Box::new(parked));
+    }
+
     /// Whether no target is parked, so that there is nothing to ask for.
     pub(super) fn is_empty(&self) -> bool {
         self.parked.is_empty()
@@ -162,10 +183,14 @@ impl Targets {
     }
 
     /// An event that goes to a parked target is parked unsent.
-    pub(super) fn park(&mut self, scope: &Scope, head: Head) {
+    pub(super) fn park(&mut self, scope: &Scope, head: Head, now: Instant) {
         self.leave(head.place);
         let Some(parked) = self.parked.get_mut(scope) else { return };
         parked.push(head);
+        if std::mem::take(&mut parked.is_expected) {
+            parked.due = Some(now);
+            self.probes.push(Reverse((now, scope.clone())));
+        }
         if parked.failing_since.is_none() {
             self.recovering.push_back(scope.clone());
         }
@@ -394,6 +419,7 @@ impl Parked {
             silent: 0,
             is_stuck: false,
             is_unrecorded: false,
+            is_expected: false,
             recorded: 0,
         }
     }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::flight::{Attempt, Flight};
 use super::queue::Head;
 use super::session::Session;
@@ -21,12 +23,29 @@ const UNANSWERED_AFTER: Duration = Duration::from_secs(10);
 /// The same where much of the window is at stake, and the other one was sent so much later.
 const OVERTAKEN_BY: Duration = Duration::from_secs(1);
 
+/// The same where others are known to be without an answer, so that their like do not take the window from all others.
+const OVERTAKEN_BY_ONE_MORE: Duration = Duration::from_millis(200);
+
+/// How often that is looked at while the window is full.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// A connection ends when it has answered nothing for so long.
 const SILENT_AFTER: Duration = Duration::from_secs(30);
 
 impl Session<'_> {
+    /// When [`Session::give_back_slots`] is worth a look because nothing else can be sent.
+    pub(super) fn next_look(&mut self) -> Option<Instant> {
+        if self.connection.unanswered() == 0 || self.flights.len() < self.window() {
+            self.look_at = None;
+        } else if self.look_at.is_none() {
+            self.look_at = Some(Instant::now() + LOOK);
+        }
+        self.look_at
+    }
+
     /// Takes out of the window what is without an answer for long; an error ends the session.
     pub(super) fn give_back_slots(&mut self, now: &Moment) -> Result<(), Fault> {
+        self.look_at = None;
         let most = self.connection.unanswered();
         if most == 0 || !self.forwarder.status.connected() {
             return Ok(());
@@ -72,11 +91,12 @@ impl Session<'_> {
     fn is_overdue(&self, attempt: &Attempt, is_tight: bool, now: &Moment) -> bool {
         let overtaken_by = self.newest_acknowledged.map(|newest| newest.saturating_duration_since(attempt.sent));
         let overtaken_by = overtaken_by.filter(|overtaken_by| !overtaken_by.is_zero());
+        let enough = if self.unanswered.is_empty() { OVERTAKEN_BY } else { OVERTAKEN_BY_ONE_MORE };
         let age = now.at.saturating_duration_since(attempt.sent);
         // Where nobody is answered there is no hurry, but the events are stuck.
         now.connected.saturating_sub(attempt.sent_connected) >= STUCK_AFTER
             || overtaken_by.is_some() && age >= UNANSWERED_AFTER
-            || is_tight && overtaken_by.is_some_and(|overtaken_by| overtaken_by >= OVERTAKEN_BY)
+            || is_tight && overtaken_by.is_some_and(|overtaken_by| overtaken_by >= enough)
     }
 
     fn park_by_silence(&mut self, head: Head, sent: Duration, now: &Moment) {

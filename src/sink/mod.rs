@@ -189,6 +189,11 @@ impl Reason {
         Self::Other,
     ];
 
+    /// The reason with this label.
+    pub fn parse(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == label)
+    }
+
     /// The label.
     pub fn as_str(self) -> &'static str {
         match self {

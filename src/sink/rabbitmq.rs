@@ -31,7 +31,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::SemaphorePermit;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use channels::Channels;
 use errors::{blocked, confirmed, connecting, failure, lost};
@@ -48,6 +48,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// what the pipeline waits for, so that what had to wait for a channel is not counted as unanswered as well. A dead
 /// connection is found by the heartbeat.
 const CONFIRM: Duration = Duration::from_secs(5);
+
+/// The same for a publish that is overtaken by another one: its queue is silent or slow, and the pool is there for all.
+const OVERTAKEN: Duration = Duration::from_millis(100);
 
 /// Between an exchange's declaration and the binding of its queue.
 const BINDING: Duration = Duration::from_millis(500);
@@ -270,18 +273,34 @@ async fn confirmation(
     channel: &Channel,
     permit: Option<SemaphorePermit<'_>>,
 ) -> Result<Confirmation, Failure> {
+    let number = channels.begin();
     let mut confirming = pin!(message.publish_on(channel));
-    let confirmation = match timeout(CONFIRM, &mut confirming).await {
-        Ok(confirmation) => confirmation,
+    let confirmation = tokio::select! {
+        biased;
+        confirmation = &mut confirming => confirmation,
         // The broker does not read while it is blocked, and does when it is done: nothing is broken.
-        Err(_) if channels.is_blocked() => return Err(blocked()),
-        Err(_) => tokio::select! {
-            confirmation = &mut confirming => confirmation,
-            _unanswered = channels.unanswered.acquire() => {
-                drop(permit);
-                confirming.await
+        () = is_left_behind(channels, number) => if channels.is_blocked() {
+            return Err(blocked());
+        } else {
+            tokio::select! {
+                confirmation = &mut confirming => confirmation,
+                _unanswered = channels.unanswered.acquire() => {
+                    drop(permit);
+                    confirming.await
+                }
             }
         },
     };
+    if confirmation.is_ok() {
+        channels.confirmed(number);
+    }
     confirmation.map_err(|error| failure(&error, channels.is_connected(), &message.target))
+}
+
+/// Waits until a publish is to give its place in the pool to another.
+async fn is_left_behind(channels: &Channels, number: u64) {
+    let until = Instant::now() + CONFIRM;
+    while Instant::now() < until && !channels.is_overtaken(number) {
+        sleep(OVERTAKEN).await;
+    }
 }

@@ -241,7 +241,8 @@ fn reads_to(feed: &mut Feed, mut position: u64, last: u64) -> usize {
 
 #[test]
 fn a_follower_that_falls_behind_retention_is_told_what_it_misses() {
-    let bridge = Config::new().set("journal.retain_bytes", "'100KiB'").start();
+    let small = Config::new().set("journal.max_bytes", "'8MiB'");
+    let bridge = small.set("journal.retain_bytes", "'100KiB'").start();
     bridge.deliver(&large("a", 0, 40_000)).stored();
     let mut feeds = ["/events", "/events?key=a"].map(|target| bridge.feed(&Request::get(target)));
     for feed in &mut feeds {
@@ -251,7 +252,7 @@ fn a_follower_that_falls_behind_retention_is_told_what_it_misses() {
     (1..300).for_each(|n| drop(bridge.deliver(&large("a", n, 40_000)).stored()));
     eventually("old events are deleted", || bridge.status()["journal"]["first_position"].as_u64() > Some(250));
     for feed in &mut feeds {
-        assert_eq!(reads_to(feed, 1, 300), 1, "the follower did not fall behind");
+        assert!(reads_to(feed, 1, 300) > 0, "the follower did not fall behind");
     }
 }
 

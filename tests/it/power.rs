@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::aftermath::{printed, verify};
+use crate::support::aftermath::printed;
 use crate::support::bridge::{Bridge, Config};
 use crate::support::eventually;
 use crate::support::oracle::{Arrived, Fault, Id, Sent, Verdict, judge};
@@ -176,6 +176,19 @@ fn note_lines(bridge: &Bridge, shim: &Shim, done: &AtomicBool) -> Vec<(u64, usiz
     notes
 }
 
+/// An event that was being written when the power was cut may be torn, and is then named as damaged. Nothing else is.
+#[track_caller]
+fn names_only_what_was_not_answered(config: &Config, deliveries: &[Delivery], cut: u64) {
+    let ended = config.clone().stdout(Stdout::Read).process(&["journal", "verify"]).wait();
+    let named = ended.stdout();
+    let is_known = |line: &str| line.starts_with("position ") || line.ends_with(" events OK");
+    assert!(named.lines().all(is_known), "{named}{}", ended.stderr());
+    let answered = deliveries.iter().filter_map(|delivery| delivery.answered.as_ref());
+    for (id, _) in answered.filter(|(_, at)| *at <= cut) {
+        assert!(!named.contains(id.as_str()), "{named}");
+    }
+}
+
 /// Published events are released all the while. Whatever is cut off, each event has been printed before or is there.
 #[test]
 fn what_is_released_has_been_published_for_good() {
@@ -210,7 +223,7 @@ fn what_is_released_has_been_published_for_good() {
             bridge.caught_up();
             let mut arrived = printed(&lines[..printed_before]);
             arrived.extend(printed(&bridge.stop().stdout));
-            verify(&config);
+            names_only_what_was_not_answered(&config, &deliveries, cut);
             let sent: Vec<Sent> = deliveries.iter().map(|delivery| delivery.before(cut)).collect();
             judge(&sent, &arrived).clean();
         }

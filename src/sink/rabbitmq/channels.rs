@@ -4,6 +4,7 @@
 //! publish opens another, for one round trip; the other channels are not touched. A publish that is left unanswered
 //! keeps its channel and gives up its permit, so that the pool stays as large as it is for the others.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,10 @@ pub(super) struct Channels {
     pub(super) most_unanswered: usize,
     idle: Mutex<Vec<Channel>>,
     permits: Semaphore,
+    /// How many publishes have begun to wait for their confirmation.
+    begun: AtomicU64,
+    /// The last of those that were confirmed.
+    newest_confirmed: AtomicU64,
 }
 
 impl Channels {
@@ -50,7 +55,24 @@ impl Channels {
             most_unanswered,
             idle: Mutex::new(Vec::with_capacity(CHANNELS)),
             permits: Semaphore::new(CHANNELS),
+            begun: AtomicU64::new(0),
+            newest_confirmed: AtomicU64::new(0),
         }
+    }
+
+    /// A publish begins to wait for its confirmation; its number.
+    pub(super) fn begin(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// That publish is confirmed.
+    pub(super) fn confirmed(&self, number: u64) {
+        self.newest_confirmed.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// Whether a publish that began later than this one is confirmed.
+    pub(super) fn is_overtaken(&self, number: u64) -> bool {
+        self.newest_confirmed.load(Ordering::Relaxed) > number
     }
 
     /// A channel with nothing in flight, as soon as one of the pool is free, and the permit for it.

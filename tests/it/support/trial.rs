@@ -61,7 +61,12 @@ impl Trial {
             let failure = status["sinks"][0]["last_failure"].as_str().unwrap_or_default();
             failure.starts_with(reason)
                 && self.bridge.metric("sendbird_bridge_sink_retries_total", &retries) > 0.0
-                && self.bridge.log().so_far().iter().any(|line| line.contains("sink fails") && line.contains(reason))
+                && self
+                    .bridge
+                    .log()
+                    .so_far()
+                    .iter()
+                    .any(|line| line.contains("publish failed") && line.contains(reason))
         });
     }
 
