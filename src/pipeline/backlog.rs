@@ -12,11 +12,11 @@ use tokio::time::{Instant, timeout};
 
 use super::congestion::CongestionWindow;
 use super::fetch::Fetch;
-use super::queue::{Head, Item, KeyedQueue, POSITION_BYTES, Place};
-use super::resends::ResendReader;
+use super::queue::{Head, Item, KeyedQueue, Place, Unread};
+use super::resends::{ResendReader, marked};
 use super::targets::{Moment, TARGET_BYTES, Targets};
 use super::{BACKOFF, Forwarder};
-use crate::journal::{Batch, DeadLetter, Filter, Limits, Origin, ReadError, Reader, ResendOutcome, Row};
+use crate::journal::{Batch, DeadLetter, Filter, Journal, Limits, Origin, ReadError, Reader, ResendOutcome, Row};
 use crate::sink::{Fault, Reason};
 
 /// How much is read from the journal at a time.
@@ -52,7 +52,7 @@ pub(super) struct Backlog {
     pub(super) payloads: Fetch<Vec<(Head, Option<Row>)>>,
     pub(super) resends: ResendReader,
     /// The events whose payloads are being read.
-    pub(super) reading: Vec<Head>,
+    pub(super) reading: Vec<Unread>,
     /// Everything up to here has been read.
     frontier: u64,
 }
@@ -100,13 +100,13 @@ impl Backlog {
     /// Starts the reads that there is room for.
     pub(super) fn read(&mut self, forwarder: &Forwarder, durable: &mut watch::Receiver<u64>) {
         if self.queue.has_room() {
-            self.read_payloads();
+            self.read_payloads(forwarder);
             let frontier = self.frontier;
             if frontier < *durable.borrow_and_update() && !self.is_full(forwarder) {
                 self.batches.start(move |reader| reader.after(frontier, READ_AHEAD, &Filter::default()));
             }
         }
-        if self.queue.has_room_for_resends() {
+        if self.queue.has_room_for_resends() && !self.is_full(forwarder) {
             self.resends.start(&forwarder.name);
         }
     }
@@ -125,7 +125,7 @@ impl Backlog {
 
     /// Whether so many events wait that no more may be read.
     fn is_full(&self, forwarder: &Forwarder) -> bool {
-        let bytes = self.queue.len() * POSITION_BYTES + self.targets.len() * TARGET_BYTES;
+        let bytes = self.queue.waiting_bytes() + self.targets.len() * TARGET_BYTES;
         let is_full = bytes >= WAITING_BYTES;
         if forwarder.status.set_waiting_full(is_full) && is_full {
             tracing::error!(
@@ -139,11 +139,12 @@ impl Backlog {
         is_full
     }
 
-    fn read_payloads(&mut self) {
-        if self.queue.has_unread() && !self.payloads.is_running() {
-            let heads = self.queue.take_unread(READ_AHEAD.rows);
-            self.reading.clone_from(&heads);
-            self.payloads.start(move |reader| read_each(reader, &heads));
+    fn read_payloads(&mut self, forwarder: &Forwarder) {
+        if self.queue.wants_payloads() && !self.payloads.is_running() {
+            let (journal, sink) = (forwarder.journal.clone(), forwarder.name.clone());
+            let unread = self.queue.take_unread(READ_AHEAD.rows);
+            self.reading.clone_from(&unread);
+            self.payloads.start(move |reader| read_each(&journal, &sink, reader, &unread));
         }
     }
 
@@ -175,21 +176,25 @@ impl Backlog {
     /// Lines up events whose payloads were read.
     pub(super) fn load(&mut self, forwarder: &Forwarder, found: Vec<(Head, Option<Row>)>) {
         let mut found = found.into_iter().peekable();
-        for head in std::mem::take(&mut self.reading) {
-            match found.next_if(|(read, _)| *read == head) {
-                Some((_, row)) => self.load_one(forwarder, head, row),
+        for unread in std::mem::take(&mut self.reading) {
+            match found.next_if(|(read, _)| *read == unread.head) {
+                Some((_, row)) => self.load_one(forwarder, unread, row),
                 // Left out for an error, or because the others are large.
-                None => self.queue.unload(head),
+                None => self.queue.unload(unread.head),
             }
         }
     }
 
-    fn load_one(&mut self, forwarder: &Forwarder, head: Head, row: Option<Row>) {
-        let Some(position) = head.place.position() else { return };
-        match row {
-            Some(Row::Intact(record)) => return self.queue.load(head, record),
-            Some(Row::Damaged { .. }) => self.set_aside_damaged(forwarder, head, position),
-            None => {
+    fn load_one(&mut self, forwarder: &Forwarder, unread: Unread, row: Option<Row>) {
+        let Unread { head, position, origin } = unread;
+        match (row, origin) {
+            (Some(Row::Intact(record)), _) => return self.queue.load(head, marked(origin, record)),
+            (_, Some(origin)) => {
+                forwarder.journal.drop_resend(&forwarder.name, origin, position);
+                self.done(head);
+            }
+            (Some(Row::Damaged { .. }), None) => self.set_aside_damaged(forwarder, head, position),
+            (None, None) => {
                 forwarder.metrics.sink_gone.with_label_values(&[forwarder.name.as_str()]).inc();
                 tracing::error!(sink = forwarder.name, position, "event is no longer kept; it cannot be published");
                 forwarder.journal.acknowledge(&forwarder.name, position);
@@ -300,9 +305,9 @@ impl Backlog {
 
     /// Drops the resends that nobody wants any more.
     pub(super) fn drop_cancelled_resends(&mut self, forwarder: &Forwarder) {
-        let is_cancelled = |item: &&Item| item.origin.is_some_and(|origin| !forwarder.journal.is_wanted(&origin));
-        let cancelled: Vec<Head> = self.queue.held_resends().filter(is_cancelled).map(Item::head).collect();
-        for head in cancelled {
+        let resends = self.queue.all_resends();
+        let cancelled = resends.filter(|(_, origin)| !forwarder.journal.is_wanted(origin)).map(|(head, _)| head);
+        for head in cancelled.collect::<Vec<_>>() {
             if self.queue.seize(head) {
                 self.targets.withdrawn(head.place, Instant::now());
                 self.done(head);
@@ -311,11 +316,19 @@ impl Backlog {
     }
 }
 
-fn read_each(reader: &mut Reader, heads: &[Head]) -> Result<Vec<(Head, Option<Row>)>, ReadError> {
-    let (mut found, mut bytes, mut failed) = (Vec::with_capacity(heads.len()), 0, None);
-    for head in heads {
-        let Some(position) = head.place.position() else { continue };
-        match reader.at(position) {
+fn read_each(
+    journal: &Journal,
+    sink: &str,
+    reader: &mut Reader,
+    unread: &[Unread],
+) -> Result<Vec<(Head, Option<Row>)>, ReadError> {
+    let (mut found, mut bytes, mut failed) = (Vec::with_capacity(unread.len()), 0, None);
+    for Unread { head, position, origin } in unread {
+        let row = match origin {
+            None => reader.at(*position),
+            Some(origin) => journal.resend_at(sink, *origin, *position, reader),
+        };
+        match row {
             Ok(row) => {
                 if let Some(Row::Intact(record)) = &row {
                     bytes += record.payload.len();

@@ -19,8 +19,17 @@ use crate::journal::{Origin, Record, WaitingKey};
 pub(super) const OPEN_RECORDS: usize = 4096;
 pub(super) const OPEN_BYTES: usize = 16 * 1024 * 1024;
 
+/// Late events are read ahead up to this number.
+const LATE_RECORDS: usize = 256;
+
+/// Of so many turns, late events get one while others are ready.
+const TURNS: u32 = 5;
+
 /// What one waiting event takes in memory, payload excluded: its entry in the map and one in a heap of heads.
 pub(super) const POSITION_BYTES: usize = 58;
+
+/// What a resend without its payload takes besides.
+const CLOSED_BYTES: usize = 96;
 
 /// Where an event stands among all that a sink has to publish: first those of the journal by their position, then the
 /// resends in the order in which they were read.
@@ -63,6 +72,21 @@ impl Head {
     pub(super) fn new(place: Place, key_hash: u64) -> Self {
         Self { place, key_hash: if place.is_resend() { !key_hash } else { key_hash } }
     }
+
+    /// The hash of its key as its record has it.
+    fn of_record(self) -> u64 {
+        if self.place.is_resend() { !self.key_hash } else { self.key_hash }
+    }
+}
+
+/// Where the payload of a waiting event is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unread {
+    pub(super) head: Head,
+    /// The position in the journal.
+    pub(super) position: u64,
+    /// What it is resent for; `None` for an event of the journal whose turn it is.
+    pub(super) origin: Option<Origin>,
 }
 
 /// An event to be published.
@@ -115,8 +139,14 @@ pub(super) struct KeyedQueue {
     waiting: BTreeMap<(u64, Place), Mark>,
     /// Those with their payload: of each key the first few that wait, without a gap.
     open: HashMap<Place, Item>,
+    /// The resends without it.
+    closed: HashMap<Place, Unread>,
     /// The oldest first: a crash then costs the fewest copies.
     ready: BinaryHeap<Reverse<Head>>,
+    /// Those whose payload was read when their turn came: they were parked, or waited when the sink stopped. Many of
+    /// them may fail once more, so while others are ready they get a part of the turns only.
+    late: BinaryHeap<Reverse<Head>>,
+    turn: u32,
     unread: BinaryHeap<Reverse<Head>>,
     live: Held,
     resends: Held,
@@ -152,6 +182,11 @@ impl KeyedQueue {
         self.waiting.len()
     }
 
+    /// The memory that they take, payloads excluded.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.waiting.len() * POSITION_BYTES + self.closed.len() * CLOSED_BYTES
+    }
+
     /// How many of them are recorded as stuck.
     pub(super) fn stuck(&self) -> usize {
         self.stuck
@@ -173,7 +208,7 @@ impl KeyedQueue {
         let last = self.waiting.range((key_hash, Place(0))..=(key_hash, Place::LAST)).next_back();
         let (is_head, keep) = match last {
             Some(((_, last), _)) if *last >= place => return,
-            Some(((_, last), _)) => (false, place.is_resend() || self.open.contains_key(last)),
+            Some(((_, last), _)) => (false, self.open.contains_key(last)),
             None => (true, true),
         };
         let state = if is_head { State::Ready } else { State::Behind };
@@ -183,6 +218,8 @@ impl KeyedQueue {
         }
         if keep {
             self.hold(item);
+        } else {
+            self.close(&item);
         }
     }
 
@@ -190,11 +227,18 @@ impl KeyedQueue {
     /// [`KeyedQueue::retry`] or [`KeyedQueue::park`].
     pub(super) fn take(&mut self) -> Option<&Item> {
         loop {
-            let Reverse(head) = self.ready.pop()?;
+            let Reverse(head) = self.pop()?;
             if self.change(head, State::Ready, State::Out) {
                 return self.open.get(&head.place);
             }
         }
+    }
+
+    fn pop(&mut self) -> Option<Reverse<Head>> {
+        self.turn = (self.turn + 1) % TURNS;
+        let (first, second) =
+            if self.turn == 0 { (&mut self.late, &mut self.ready) } else { (&mut self.ready, &mut self.late) };
+        first.pop().or_else(|| second.pop())
     }
 
     /// The payload of an event that is held in memory.
@@ -207,7 +251,9 @@ impl KeyedQueue {
     pub(super) fn finish(&mut self, head: Head) -> bool {
         let Some(mark) = self.waiting.remove(&(head.key_hash, head.place)) else { return false };
         self.stuck -= usize::from(mark.stuck);
-        self.drop_payload(head.place);
+        if self.drop_payload(head.place).is_none() {
+            self.closed.remove(&head.place);
+        }
         if !matches!(mark.state, State::Behind | State::Seized) {
             let mut rest = self.waiting.range((head.key_hash, head.place)..=(head.key_hash, Place::LAST));
             if let Some(((_, next), _)) = rest.next() {
@@ -226,16 +272,17 @@ impl KeyedQueue {
         }
     }
 
-    /// An event that is out is to wait, and its key with it. The payloads of the journal's events are dropped; those of
-    /// resends are kept, because they cannot be read twice.
+    /// An event that is out is to wait, and its key with it. Their payloads are dropped, and read when their turn comes.
     pub(super) fn park(&mut self, head: Head) {
-        if !self.change(head, State::Out, State::Parked) || head.place.is_resend() {
+        if !self.change(head, State::Out, State::Parked) {
             return;
         }
         let behind = self.waiting.range((head.key_hash, head.place)..=(head.key_hash, Place::LAST));
         let open = behind.map(|((_, place), _)| *place).take_while(|place| self.open.contains_key(place));
         for place in open.collect::<Vec<_>>() {
-            self.drop_payload(place);
+            if let Some(item) = self.drop_payload(place) {
+                self.close(&item);
+            }
         }
     }
 
@@ -250,29 +297,31 @@ impl KeyedQueue {
 
     /// The oldest events whose payload has to be read before they can be sent, at most `most`. Each of them is out until
     /// [`KeyedQueue::load`], [`KeyedQueue::unload`] or [`KeyedQueue::finish`].
-    pub(super) fn take_unread(&mut self, most: usize) -> Vec<Head> {
-        let mut heads = Vec::new();
-        while heads.len() < most {
+    pub(super) fn take_unread(&mut self, most: usize) -> Vec<Unread> {
+        let mut taken = Vec::new();
+        while taken.len() < most {
             let Some(Reverse(head)) = self.unread.pop() else { break };
             if self.change(head, State::Unread, State::Out) {
-                heads.push(head);
+                let live = head.place.position().map(|position| Unread { head, position, origin: None });
+                taken.extend(live.or_else(|| self.closed.get(&head.place).copied()));
             }
         }
-        heads
+        taken
     }
 
-    /// Whether [`KeyedQueue::take_unread`] may find any.
-    pub(super) fn has_unread(&self) -> bool {
-        !self.unread.is_empty()
+    /// Whether [`KeyedQueue::take_unread`] may find any, and there is room for them.
+    pub(super) fn wants_payloads(&self) -> bool {
+        !self.unread.is_empty() && self.late.len() < LATE_RECORDS
     }
 
     /// The payload has been read.
     pub(super) fn load(&mut self, head: Head, mut record: Record) {
         if self.change(head, State::Out, State::Ready) {
             // What it was lined up by: there is one answer to what its key is.
-            record.key_hash = head.key_hash;
-            self.hold(Item { place: head.place, origin: None, record });
-            self.ready.push(Reverse(head));
+            record.key_hash = head.of_record();
+            let origin = self.closed.remove(&head.place).and_then(|closed| closed.origin);
+            self.hold(Item { place: head.place, origin, record });
+            self.late.push(Reverse(head));
         }
     }
 
@@ -314,9 +363,10 @@ impl KeyedQueue {
         heads.filter(|head| head.place.position().is_some_and(|position| positions.contains(&position))).collect()
     }
 
-    /// The resends that are held.
-    pub(super) fn held_resends(&self) -> impl Iterator<Item = &Item> {
-        self.open.values().filter(|item| item.place.is_resend())
+    /// All resends, with what they are resent for.
+    pub(super) fn all_resends(&self) -> impl Iterator<Item = (Head, Origin)> {
+        let open = self.open.values().filter_map(|item| item.origin.map(|origin| (item.head(), origin)));
+        open.chain(self.closed.values().filter_map(|closed| closed.origin.map(|origin| (closed.head, origin))))
     }
 
     /// Makes `head` the head of its key.
@@ -356,11 +406,19 @@ impl KeyedQueue {
         self.open.insert(item.place, item);
     }
 
-    fn drop_payload(&mut self, place: Place) {
-        if let Some(item) = self.open.remove(&place) {
-            let held = self.held(place);
-            held.records -= 1;
-            held.bytes -= item.record.payload.len();
+    fn drop_payload(&mut self, place: Place) -> Option<Item> {
+        let item = self.open.remove(&place)?;
+        let held = self.held(place);
+        held.records -= 1;
+        held.bytes -= item.record.payload.len();
+        Some(item)
+    }
+
+    /// Remembers where the payload of a resend is read.
+    fn close(&mut self, item: &Item) {
+        if item.place.is_resend() {
+            let closed = Unread { head: item.head(), position: item.record.position, origin: item.origin };
+            self.closed.insert(item.place, closed);
         }
     }
 }

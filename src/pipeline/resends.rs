@@ -1,8 +1,8 @@
 //! Reading what an operator wants to be published once more: requeued dead letters and replays.
 //!
 //! Resends are read whenever there is room for them, so they run at the pace of the sink, or at that of a replay with a
-//! rate. From then on they are items of the queue like any other, with an order by key of their own. Each is read once
-//! in the life of a forwarder, so they keep their payloads, and stay in the queue from one connection to the next.
+//! rate. From then on they are items of the queue like any other, with an order by key of their own, and stay in it from
+//! one connection to the next.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ use super::backlog::READ_AHEAD;
 use super::fetch::Fetch;
 use super::queue::{Item, KeyedQueue, Place};
 use crate::domain::envelope;
-use crate::journal::{Journal, Origin, Resend, ResendCursor};
+use crate::journal::{Journal, Origin, Record, Resend, ResendCursor};
 
 /// Reads the resends of one sink.
 pub(super) struct ResendReader {
@@ -53,15 +53,21 @@ impl ResendReader {
     /// Lines up what was read.
     pub(super) fn add(&mut self, queue: &mut KeyedQueue, resends: Vec<Resend>) {
         self.is_idle = resends.is_empty();
-        for Resend { origin, mut record } in resends {
-            // What is no envelope is found out when it is sent.
-            if matches!(origin, Origin::Replay { .. })
-                && let Ok(marked) = envelope::replayed(&record.payload)
-            {
-                record.payload = marked;
-            }
+        for Resend { origin, record } in resends {
+            let record = marked(Some(origin), record);
             self.read += 1;
             queue.add(Item { place: Place::resend(self.read), origin: Some(origin), record });
         }
     }
+}
+
+/// The event as it is published: that of a replay says that it is one.
+pub(super) fn marked(origin: Option<Origin>, mut record: Record) -> Record {
+    // What is no envelope is found out when it is sent.
+    if matches!(origin, Some(Origin::Replay { .. }))
+        && let Ok(marked) = envelope::replayed(&record.payload)
+    {
+        record.payload = marked;
+    }
+    record
 }

@@ -631,9 +631,9 @@ async fn an_event_that_is_no_longer_kept_is_counted_and_holds_up_nothing() {
     let mut backlog = Backlog::resume(&forwarder).await.unwrap();
     backlog.queue = KeyedQueue::resume(&[1, 2].map(|position| WaitingKey { position, key_hash: 7 }));
     backlog.reading = backlog.queue.take_unread(9);
-    let found = backlog.reading.iter().map(|head| (*head, None)).collect();
+    let found = backlog.reading.iter().map(|unread| (unread.head, None)).collect();
     backlog.load(&forwarder, found);
-    assert_eq!((bench.journal().cursor("s"), backlog.queue.len(), backlog.queue.has_unread()), (1, 1, true));
+    assert_eq!((bench.journal().cursor("s"), backlog.queue.len(), backlog.queue.wants_payloads()), (1, 1, true));
     assert_eq!(bench.metrics.sink_gone.with_label_values(&["s"]).get(), 1);
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::journal::Record;
+use crate::pipeline::queue::POSITION_BYTES;
 use crate::pipeline::targets::Scope;
 use crate::sink::Target;
 

@@ -83,28 +83,76 @@ fn a_parked_event_holds_up_its_key_alone_and_costs_no_payload() {
     assert_eq!(take_all(&mut queue), [5]);
     assert!(queue.release(head(1, 1)) && !queue.release(head(1, 1)));
     assert!(take_all(&mut queue).is_empty(), "its payload has to be read");
-    assert_eq!(queue.take_unread(9), [head(1, 1)]);
+    assert_eq!(unread(&mut queue), [head(1, 1)]);
     queue.load(head(1, 1), record(1, 1));
     assert_eq!(take_all(&mut queue), [1]);
     queue.finish(head(1, 1));
-    assert_eq!(queue.take_unread(9), [head(2, 1)]);
+    assert_eq!(unread(&mut queue), [head(2, 1)]);
     queue.unload(head(2, 1));
-    assert_eq!(queue.take_unread(9), [head(2, 1)]);
+    assert_eq!(unread(&mut queue), [head(2, 1)]);
 }
 
 #[test]
-fn a_parked_resend_keeps_its_payload_and_is_ordered_apart_from_the_journal() {
+fn a_parked_resend_holds_no_payload_and_is_ordered_apart_from_the_journal() {
     let mut queue = queue(&[(1, 1)]);
     queue.add(resend(7, 1));
     queue.add(resend(8, 1));
     assert_eq!(take_all(&mut queue), [1, 7]);
     let first = Head::new(Place::resend(7), 1);
     queue.park(first);
-    assert!(queue.release(first));
-    assert_eq!(take_all(&mut queue), [7]);
-    queue.finish(first);
-    assert_eq!(take_all(&mut queue), [8]);
-    assert_eq!(queue.held_resends().count(), 1);
+    assert_eq!(queue.resends, Held::default(), "nor do those behind it");
+    queue.add(resend(9, 1));
+    assert_eq!(queue.resends, Held::default());
+    assert_eq!(queue.all_resends().count(), 3);
+    for (position, before) in [(7, first), (8, Head::new(Place::resend(8), 1)), (9, Head::new(Place::resend(9), 1))] {
+        if position == 7 {
+            assert!(queue.release(before));
+        }
+        let origin = resend(position, 1).origin;
+        assert_eq!(queue.take_unread(9), [Unread { head: before, position, origin }]);
+        queue.load(before, record(position, 1));
+        let item = queue.take().unwrap();
+        assert_eq!((item.head(), item.origin, item.record.key_hash), (before, origin, 1));
+        queue.finish(before);
+    }
+    assert_eq!(queue.all_resends().count(), 0);
+    queue.finish(head(1, 1));
+    assert_empty(&queue);
+}
+
+#[test]
+fn what_waited_when_the_sink_stopped_gets_a_part_of_the_turns() {
+    let waiting = (1..=10).map(|position| WaitingKey { position, key_hash: position });
+    let mut queue = KeyedQueue::resume(&waiting.collect::<Vec<_>>());
+    for Unread { head, position, .. } in queue.take_unread(10) {
+        queue.load(head, record(position, position));
+    }
+    (101..=120).for_each(|position| queue.add(live(position, position)));
+    let order = take_all(&mut queue);
+    let late = |part: &[u64]| part.iter().filter(|position| **position <= 10).count();
+    assert_eq!((late(&order[..10]), late(&order[..25])), (2, 5), "{order:?}");
+    assert_eq!(order.len(), 30, "and all of them when nothing else is ready");
+}
+
+#[test]
+fn no_more_late_events_are_read_than_are_taken() {
+    let waiting = (1..=1_000).map(|position| WaitingKey { position, key_hash: position });
+    let mut queue = KeyedQueue::resume(&waiting.collect::<Vec<_>>());
+    let load = |queue: &mut KeyedQueue| {
+        while queue.wants_payloads() {
+            for Unread { head, position, .. } in queue.take_unread(100) {
+                queue.load(head, record(position, position));
+            }
+        }
+        queue.live.records
+    };
+    assert_eq!(load(&mut queue), 300);
+    assert_eq!(take_all(&mut queue).len(), 300);
+    assert_eq!(load(&mut queue), 600);
+}
+
+fn unread(queue: &mut KeyedQueue) -> Vec<Head> {
+    queue.take_unread(2).iter().map(|unread| unread.head).collect()
 }
 
 #[test]
@@ -113,12 +161,12 @@ fn after_a_start_the_first_event_of_each_key_is_read_first() {
     let mut queue = KeyedQueue::resume(&waiting);
     queue.add(live(10, 4));
     assert!(take_all(&mut queue).is_empty());
-    assert_eq!(queue.take_unread(2), [head(1, 5), head(2, 4)]);
-    assert_eq!(queue.take_unread(2), [head(9, 6)]);
+    assert_eq!(unread(&mut queue), [head(1, 5), head(2, 4)]);
+    assert_eq!(unread(&mut queue), [head(9, 6)]);
     queue.load(head(2, 4), record(2, 4));
     assert_eq!(take_all(&mut queue), [2]);
     queue.finish(head(2, 4));
-    assert_eq!(queue.take_unread(2), [head(10, 4)]);
+    assert_eq!(unread(&mut queue), [head(10, 4)]);
 }
 
 #[test]
@@ -228,7 +276,7 @@ impl Model {
     }
 
     fn load(&mut self) {
-        for head in self.queue.take_unread(2) {
+        for Unread { head, .. } in self.queue.take_unread(2) {
             self.queue.load(head, self.records[&head.place].clone());
         }
     }
