@@ -418,3 +418,43 @@ pub fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error
             .map_err(failed),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::config::Loaded;
+
+    async fn ready(admin: SocketAddr) -> String {
+        let mut stream = TcpStream::connect(admin).await.unwrap();
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_panic_of_the_journals_writer_stops_the_service_in_order() {
+        let home = tempfile::tempdir().unwrap();
+        let keys = [
+            ("ACCESS__OPEN", "true".to_owned()),
+            ("SERVER__LISTEN", "127.0.0.1:0".to_owned()),
+            ("ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
+            ("JOURNAL__DIR", home.path().join("journal").display().to_string()),
+        ];
+        let environment = keys.into_iter().map(|(key, value)| (format!("SENDBIRD_BRIDGE_{key}"), value));
+        let app = App::bind(Loaded::load(None, environment).unwrap().config).await.unwrap();
+        let (_, admin) = app.addresses().unwrap();
+        let journal = app.journal().clone();
+        let running = tokio::spawn(app.run(CancellationToken::new()));
+        assert!(ready(admin).await.starts_with("HTTP/1.1 200"));
+        tokio::task::spawn_blocking(move || journal.panic()).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("in time").unwrap();
+        assert!(matches!(&ended, Err(Error::TaskEnded { task }) if task == "journal"), "{ended:?}");
+        assert!(TcpStream::connect(admin).await.is_err(), "it does not listen any more");
+    }
+}

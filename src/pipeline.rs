@@ -42,7 +42,7 @@ use crate::domain::clock::Clock;
 use crate::domain::glob;
 use crate::domain::identity::EventId;
 use crate::domain::trace::TraceParent;
-use crate::journal::{AppendError, Appended, Entry, Journal, Pending, Record};
+use crate::journal::{AppendError, Appended, Entry, Journal, Pending};
 use crate::metrics::Metrics;
 use crate::sendbird::category::Category;
 use crate::sendbird::normalize::Receipt;
@@ -245,8 +245,8 @@ impl Forwarder {
         tracing::info!(sink = self.name, cursor = self.journal.cursor(&self.name), "sink stopped");
     }
 
-    fn wants(&self, record: &Record) -> bool {
-        self.types.is_empty() || self.types.iter().any(|pattern| glob::matches(pattern, &record.kind))
+    fn wants(&self, kind: &str) -> bool {
+        self.types.is_empty() || self.types.iter().any(|pattern| glob::matches(pattern, kind))
     }
 
     fn note_failure(&self, fault: &Fault, log: &mut FailureLog) {

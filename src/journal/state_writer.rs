@@ -204,6 +204,8 @@ impl StateWriter {
     fn commit(&mut self, ops: &[StateOp], with_progress: bool) -> rusqlite::Result<()> {
         let Some(connection) = &mut self.connection else { return Err(rusqlite::Error::InvalidQuery) };
         let shared = Arc::clone(&self.shared);
+        // While they wait: what waits for nobody may be released.
+        let rows = copies(ops, &mut self.reader);
         // In the same transaction as its dead letter, an event ceases to wait.
         for op in ops {
             if let StateOp::SetAside(DeadLetter { sink, position, .. }, _) = op
@@ -223,7 +225,6 @@ impl StateWriter {
             return Ok(());
         }
         let proof = shared.proof();
-        let rows = copies(ops, &mut self.reader);
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut taken = Vec::new();
         let written = (|| {

@@ -154,15 +154,15 @@ impl Backlog {
         let mut damaged = Vec::new();
         for row in batch.rows {
             match row {
-                Row::Intact(record) if forwarder.wants(&record) => {
+                Row::Intact(record) if forwarder.wants(&record.kind) => {
                     waiting.push(record.position);
                     self.queue.add(Item::live(record));
                 }
-                Row::Intact(_) => {}
-                Row::Damaged { position, .. } => {
+                Row::Damaged { position, kind, .. } if kind.as_deref().is_none_or(|kind| forwarder.wants(kind)) => {
                     waiting.push(position);
                     damaged.push(position);
                 }
+                Row::Intact(_) | Row::Damaged { .. } => {}
             }
         }
         self.frontier = self.frontier.max(batch.through);

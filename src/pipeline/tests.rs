@@ -13,7 +13,8 @@ use super::queue::KeyedQueue;
 use super::*;
 use crate::domain::envelope::View;
 use crate::journal::{
-    DedupSettings, Filter, Hook, JournalAdmin, ListedStuckEvent, Options, Settings, SinkSpec, StuckEvent, WaitingKey,
+    Batch, DedupSettings, Filter, Hook, JournalAdmin, ListedStuckEvent, Options, Row, Settings, SinkSpec, StuckEvent,
+    WaitingKey,
 };
 use crate::metrics::Labels;
 use crate::sink::{About, Connection, Failure, Published, Target};
@@ -635,6 +636,23 @@ async fn an_event_that_is_no_longer_kept_is_counted_and_holds_up_nothing() {
     backlog.load(&forwarder, found);
     assert_eq!((bench.journal().cursor("s"), backlog.queue.len(), backlog.queue.wants_payloads()), (1, 1, true));
     assert_eq!(bench.metrics.sink_gone.with_label_values(&["s"]).get(), 1);
+}
+
+#[tokio::test]
+async fn a_damaged_event_of_a_type_that_a_sink_does_not_want_is_not_set_aside() {
+    let bench = Bench::new();
+    let forwarder = bench.forwarder(&["room:*"]);
+    let mut backlog = Backlog::resume(&forwarder).await.unwrap();
+    let damaged = |position, kind: Option<&str>| Row::Damaged {
+        position,
+        key_hash: None,
+        id: None,
+        kind: kind.map(str::to_owned),
+    };
+    let rows = vec![damaged(1, Some("direct_call:dial")), damaged(2, Some("room:create")), damaged(3, None)];
+    backlog.add(&forwarder, Batch { rows, through: 3 });
+    assert_eq!(backlog.writes.len(), 2, "what it wants, and what it may want");
+    assert_eq!(bench.journal().pending("s"), 2);
 }
 
 #[tokio::test]

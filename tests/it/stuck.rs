@@ -519,8 +519,11 @@ fn a_replay_runs_at_the_pace_of_the_sink(kind: Kind) {
     // A half, and a little for a machine that has other things to do.
     assert!(replaying <= 2.5 * catching_up + 2.0, "{replaying:.1} s, which were {catching_up:.1} s");
     eventually("it has ended", || of_sink(&bridge, "resends_pending") == 0.0);
-    assert_eq!(done(&bridge, &["replay", "list", "--json"]), "");
-    assert_eq!(place.count(), 2 * u64::from(EVENTS));
+    eventually("none is listed", || done(&bridge, &["replay", "list", "--json"]).is_empty());
+    // A stream drops them on their way in, and says so.
+    let dropped = of_sink(&bridge, "broker_duplicates_total") as u64;
+    assert_eq!(place.count() + dropped, 2 * u64::from(EVENTS));
+    assert!(dropped == 0 || kind.label() == "nats");
 
     // A slow one is seen, and ended.
     done(&bridge, &["replay", "--sink", SINK, "--all", "--rate", "100"]);
@@ -531,7 +534,7 @@ fn a_replay_runs_at_the_pace_of_the_sink(kind: Kind) {
     assert_eq!(bridge.metric("sendbird_bridge_replays_active", &[("sink", SINK)]), 1.0);
     done(&bridge, &["replay", "cancel", &listed[0]["id"].to_string()]);
     eventually("it has ended", || of_sink(&bridge, "resends_pending") == 0.0);
-    assert_eq!(done(&bridge, &["replay", "list", "--json"]), "");
+    eventually("none is listed", || done(&bridge, &["replay", "list", "--json"]).is_empty());
     let resent = of_sink(&bridge, "resent_total");
     assert!(resent < f64::from(EVENTS + EVENTS / 2), "{resent} were resent");
     bridge.deliver(&Planned::call(0, EVENTS).body()).stored();
