@@ -2,8 +2,8 @@
 //! each sent until it is answered 200, over connections that are kept.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::bridge::signed;
 use super::flood::{answer, connect};
@@ -97,10 +98,11 @@ pub(crate) struct Deliveries {
 
 impl Deliveries {
     /// Begins to make them, in this order as far as many connections can keep it. They go on through restarts of a
-    /// bridge that keeps its address.
-    pub(crate) fn start(address: SocketAddr, planned: Vec<Planned>) -> Self {
+    /// bridge that keeps its address. At most `rate` of them begin in a second.
+    pub(crate) fn start(rate: Option<u32>, address: SocketAddr, planned: Vec<Planned>) -> Self {
         let progress = Arc::<Progress>::default();
         let seen = Arc::clone(&progress);
+        let pace = Arc::new(Pace::new(rate));
         let sending = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
@@ -108,7 +110,7 @@ impl Deliveries {
                 planned.iter().for_each(|it| shares[it.key as usize % CONNECTIONS].push(*it));
                 let mut senders = JoinSet::new();
                 for share in shares {
-                    senders.spawn(send(address, share, Arc::clone(&seen)));
+                    senders.spawn(send(address, share, Arc::clone(&pace), Arc::clone(&seen)));
                 }
                 senders.join_all().await.concat()
             })
@@ -129,7 +131,13 @@ impl Deliveries {
 /// Makes deliveries, each answered 200 at its first try.
 #[track_caller]
 pub(crate) fn deliver(address: SocketAddr, planned: Vec<Planned>) -> Vec<(Planned, Id)> {
-    let deliveries = Deliveries::start(address, planned);
+    deliver_at(None, address, planned)
+}
+
+/// The same with at most so many a second.
+#[track_caller]
+pub(crate) fn deliver_at(rate: Option<u32>, address: SocketAddr, planned: Vec<Planned>) -> Vec<(Planned, Id)> {
+    let deliveries = Deliveries::start(rate, address, planned);
     let progress = Arc::clone(&deliveries.progress);
     let made = deliveries.finish();
     assert_eq!(progress.failed(), 0, "some deliveries were not answered 200");
@@ -142,11 +150,40 @@ pub(crate) fn sent(made: &[(Planned, Id)]) -> Vec<Sent> {
     made.iter().map(|(it, id)| Sent::new(&it.name(), Some(*id), &body(it))).collect()
 }
 
-async fn send(address: SocketAddr, share: Vec<Planned>, progress: Arc<Progress>) -> Vec<(Planned, Id)> {
+/// Gives each delivery its time.
+struct Pace {
+    every: Option<Duration>,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(rate: Option<u32>) -> Self {
+        Self { every: rate.map(|rate| Duration::from_secs(1) / rate), next: Mutex::new(Instant::now()) }
+    }
+
+    async fn turn(&self) {
+        let Some(every) = self.every else { return };
+        let at = {
+            let mut next = self.next.lock().unwrap();
+            let at = (*next).max(Instant::now());
+            *next = at + every;
+            at
+        };
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+async fn send(
+    address: SocketAddr,
+    share: Vec<Planned>,
+    pace: Arc<Pace>,
+    progress: Arc<Progress>,
+) -> Vec<(Planned, Id)> {
     let mut kept: Option<BufReader<TcpStream>> = None;
     let mut made = Vec::with_capacity(share.len());
     for planned in share {
         let request = signed(&planned.body()).bytes();
+        pace.turn().await;
         loop {
             let stream = match kept.take() {
                 Some(stream) => Some(stream),
