@@ -450,10 +450,12 @@ mod tests {
         let app = App::bind(Loaded::load(None, environment).unwrap().config).await.unwrap();
         let (_, admin) = app.addresses().unwrap();
         let journal = app.journal().clone();
-        let running = tokio::spawn(app.run(CancellationToken::new()));
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(app.run(CancellationToken::new()));
         assert!(ready(admin).await.starts_with("HTTP/1.1 200"));
         tokio::task::spawn_blocking(move || journal.panic()).await.unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(20), running).await.expect("in time").unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(20), running.join_next()).await.expect("in time");
+        let ended = ended.expect("it was started").unwrap();
         assert!(matches!(&ended, Err(Error::TaskEnded { task }) if task == "journal"), "{ended:?}");
         assert!(TcpStream::connect(admin).await.is_err(), "it does not listen any more");
     }

@@ -190,8 +190,10 @@ impl Metrics {
                 "1 while so many events wait that no more are read until some are published or set aside, else 0.",
             )?,
             replays_active: declare.gauges("replays_active", "Replays under way.")?,
-            sink_dead_letters: declare
-                .gauges("sink_dead_letters", "Events set aside because the broker refused them.")?,
+            sink_dead_letters: declare.gauges(
+                "sink_dead_letters",
+                "Events set aside because the broker refused them, because they are damaged, or by an operator.",
+            )?,
             sink_resends_pending: declare.gauges(
                 "sink_resends_pending",
                 "Replays and requeued dead letters that the sink has yet to publish.",
