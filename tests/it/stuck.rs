@@ -682,9 +682,16 @@ fn a_kafka_partition_without_a_leader_holds_up_no_other_partition() {
     }
     let begun = Instant::now();
     made.extend(deliver(bridge.webhook, planned));
-    eventually_within(PATIENCE * 2, "the other partitions have all", || {
-        of_sink(&bridge, "published_total") == (60 + OTHERS) as f64
-    });
+    let mut published = 0.0;
+    // Long: three nodes and the tests beside this one share the machine. What is promised is that all of it comes.
+    let all = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        eventually_within(PATIENCE * 4, "the other partitions have all", || {
+            published = of_sink(&bridge, "published_total");
+            published == (60 + OTHERS) as f64
+        });
+    }));
+    let in_flight = of_sink(&bridge, "in_flight");
+    assert!(all.is_ok(), "{published} are published, {in_flight} in flight: {:#?}", bridge.log().so_far());
     eprintln!("{OTHERS} for the other partitions were published within {:?}", begun.elapsed());
     assert_eq!(of_sink(&bridge, "pending_records"), LOST as f64);
     eventually_within(UNTIL_STUCK * 2, "they count as stuck", || {
