@@ -157,7 +157,7 @@ impl Targets {
     /// it tried, it would hold up all other events at every start.
     pub(super) fn expect(&mut self, stuck: &StuckTarget, now: &Moment) {
         let scope = Scope::Target(Target::new(stuck.target.as_str()));
-        let mut parked = Parked::new(Arc::from(stuck.detail.as_str()));
+        let mut parked = Parked::new(self.shared_detail(&stuck.detail));
         parked.reason = Reason::parse(&stuck.reason).unwrap_or(Reason::Other);
         parked.since_ms = stuck.since_ms;
         parked.failing_since = Some(now.connected);
@@ -389,6 +389,10 @@ impl Targets {
     fn detail(&mut self, scope: &Scope, fault: &Fault) -> Arc<str> {
         let words = scope.words();
         let detail = fault.detail.strip_prefix(words).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&fault.detail);
+        self.shared_detail(detail)
+    }
+
+    fn shared_detail(&mut self, detail: &str) -> Arc<str> {
         if *self.last_detail != *detail {
             self.last_detail = Arc::from(detail);
         }

@@ -56,7 +56,7 @@ fn measure() {
 
 #[test]
 fn a_million_parked_events_fit_into_the_memory_for_waiting_events() {
-    for targets in [1, 16_000_usize] {
+    for targets in [1, 8_000_usize] {
         assert!(MILLION as usize * POSITION_BYTES + targets * TARGET_BYTES < WAITING_BYTES);
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "pipeline::backlog::tests::measure", "--ignored", "--nocapture"])
