@@ -22,8 +22,8 @@ use crate::sink::{Fault, Reason};
 /// How much is read from the journal at a time.
 pub(super) const READ_AHEAD: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
 
-/// The memory for events that wait, payloads excluded: a million of them, each parked with a key of its own, under 8,000
-/// targets; or 115,000, each under a target of its own. Beyond that no more events are read until some are published or
+/// The memory for events that wait, payloads excluded: a million of them, each parked with a key of its own, under one
+/// target; or 115,000, each under a target of its own. Beyond that no more events are read until some are published or
 /// set aside.
 pub(super) const WAITING_BYTES: usize = 64 * 1024 * 1024;
 

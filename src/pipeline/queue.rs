@@ -26,7 +26,7 @@ const LATE_RECORDS: usize = 256;
 const TURNS: u32 = 5;
 
 /// What one waiting event takes in memory, payload excluded: its entry in the map and one in a heap of heads.
-pub(super) const POSITION_BYTES: usize = 60;
+pub(super) const POSITION_BYTES: usize = 64;
 
 /// What a resend without its payload takes besides.
 const CLOSED_BYTES: usize = 96;
