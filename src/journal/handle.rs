@@ -232,12 +232,16 @@ impl Journal {
         }
     }
 
-    /// Says of a resend that it cannot be read any more.
-    pub fn drop_resend(&self, sink: &str, origin: Origin, position: u64) {
-        match origin {
-            Origin::Replay { id } => self.shared.replays.finish(id, position),
-            Origin::Requeue { seq } => self.drop_requeued(sink, vec![seq]),
+    /// Says of resends that they cannot be read any more; each with its position.
+    pub fn drop_resends(&self, sink: &str, dropped: &[(Origin, u64)]) {
+        let mut requeued = Vec::new();
+        for (origin, position) in dropped {
+            match *origin {
+                Origin::Replay { id } => self.shared.replays.finish(id, *position),
+                Origin::Requeue { seq } => requeued.push(seq),
+            }
         }
+        self.drop_requeued(sink, requeued);
     }
 
     fn drop_requeued(&self, sink: &str, seqs: Vec<u64>) {

@@ -176,30 +176,32 @@ impl Backlog {
     /// Lines up events whose payloads were read.
     pub(super) fn load(&mut self, forwarder: &Forwarder, found: Vec<(Head, Option<Row>)>) {
         let mut found = found.into_iter().peekable();
+        let mut dropped = Vec::new();
         for unread in std::mem::take(&mut self.reading) {
-            match found.next_if(|(read, _)| *read == unread.head) {
-                Some((_, row)) => self.load_one(forwarder, unread, row),
+            match (found.next_if(|(read, _)| *read == unread.head), unread.origin) {
+                (Some((_, Some(Row::Intact(record)))), origin) => self.queue.load(unread.head, marked(origin, record)),
+                (Some(_), Some(origin)) => {
+                    dropped.push((origin, unread.position));
+                    self.done(unread.head);
+                    self.targets.withdrawn(unread.head.place, Instant::now());
+                }
+                (Some((_, row)), None) => self.give_up(forwarder, unread, row.is_some()),
                 // Left out for an error, or because the others are large.
-                None => self.queue.unload(unread.head),
+                (None, _) => self.queue.unload(unread.head),
             }
         }
+        forwarder.journal.drop_resends(&forwarder.name, &dropped);
     }
 
-    fn load_one(&mut self, forwarder: &Forwarder, unread: Unread, row: Option<Row>) {
-        let Unread { head, position, origin } = unread;
-        match (row, origin) {
-            (Some(Row::Intact(record)), _) => return self.queue.load(head, marked(origin, record)),
-            (_, Some(origin)) => {
-                forwarder.journal.drop_resend(&forwarder.name, origin, position);
-                self.done(head);
-            }
-            (Some(Row::Damaged { .. }), None) => self.set_aside_damaged(forwarder, head, position),
-            (None, None) => {
-                forwarder.metrics.sink_gone.with_label_values(&[forwarder.name.as_str()]).inc();
-                tracing::error!(sink = forwarder.name, position, "event is no longer kept; it cannot be published");
-                forwarder.journal.acknowledge(&forwarder.name, position);
-                self.done(head);
-            }
+    /// An event of the journal cannot be read: it is damaged, or gone.
+    fn give_up(&mut self, forwarder: &Forwarder, Unread { head, position, .. }: Unread, is_damaged: bool) {
+        if is_damaged {
+            self.set_aside_damaged(forwarder, head, position);
+        } else {
+            forwarder.metrics.sink_gone.with_label_values(&[forwarder.name.as_str()]).inc();
+            tracing::error!(sink = forwarder.name, position, "event is no longer kept; it cannot be published");
+            forwarder.journal.acknowledge(&forwarder.name, position);
+            self.done(head);
         }
         self.targets.withdrawn(head.place, Instant::now());
     }

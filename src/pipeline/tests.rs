@@ -667,6 +667,52 @@ async fn a_resend_whose_connection_ends_is_sent_on_the_next_one() {
 }
 
 #[tokio::test]
+async fn a_resend_whose_target_is_missing_is_read_once_more_when_that_is_there() {
+    let bench = Bench::new();
+    let (refused, other) = (bench.store(1, "a", "create").await, bench.store(2, "b", "delete").await);
+    bench.fail(&refused, &[reject]);
+    bench.forward(&[]).await;
+    assert_eq!((bench.taken(), bench.dead_letters()), (vec![other.clone()], 1));
+    assert_eq!(bench.requeue().await, 1);
+    assert_eq!(bench.replay(&Filter::default()).await, 2);
+    bench.broker().missing.insert("creates");
+    let script = async {
+        eventually("what goes elsewhere is published", || bench.taken().len() == 2).await;
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(bench.journal().resends("s"), 2, "the dead letter, and the same event replayed");
+        bench.broker().missing.clear();
+        bench.done().await;
+    };
+    bench.forward_while(&[], script).await;
+    assert_eq!(
+        (bench.taken().split_off(1), bench.dead_letters()),
+        (vec![format!("{other}*"), refused.clone(), format!("{refused}*")], 0)
+    );
+}
+
+#[tokio::test]
+async fn a_resend_that_is_gone_when_it_is_read_once_more_is_dropped() {
+    let bench = Bench::new();
+    let refused = bench.store(1, "a", "create").await;
+    bench.fail(&refused, &[reject]);
+    bench.forward(&[]).await;
+    bench.requeue().await;
+    bench.broker().missing.insert("creates");
+    let script = async {
+        let is_parked = || bench.status.last_failure().is_some_and(|failure| failure.contains("it is missing"));
+        eventually("it is parked", is_parked).await;
+        let mut admin = bench.admin();
+        let letters = admin.dead_letters(Some("s"), None).unwrap();
+        assert_eq!(admin.discard(&letters).unwrap(), 1);
+        bench.broker().missing.clear();
+        let journal = bench.journal();
+        eventually("it is dropped", || journal.resends("s") == 0 && journal.resends_dropped() == 1).await;
+    };
+    bench.forward_while(&[], script).await;
+    assert!(bench.taken().is_empty());
+}
+
+#[tokio::test]
 async fn a_replay_runs_at_the_pace_of_the_sink() {
     let bench = Bench::new();
     let pending: Vec<_> = (0..3000).map(|n| bench.append(n, &format!("key {}", n % 500), "create").1).collect();

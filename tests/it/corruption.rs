@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 
 use crate::support::aftermath::{closed_segments, printed, segments};
-use crate::support::bridge::{Bridge, Config};
+use crate::support::bridge::{Bridge, Config, command, done};
 use crate::support::eventually;
 use crate::support::http::Request;
 use crate::support::oracle::{Id, Judge, Sent};
-use crate::support::process::{Ended, Stdout};
+use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
 use crate::support::shim::Shim;
 
@@ -60,17 +60,6 @@ struct Whole {
 /// 4 MiB, and so segments of 256 KiB, all of which are kept.
 fn small(config: Config) -> Config {
     config.set("journal.max_bytes", "'4MiB'").set("journal.retain_bytes", "'4MiB'")
-}
-
-fn command(config: &Config, arguments: &[&str]) -> Ended {
-    config.clone().stdout(Stdout::Read).process(arguments).wait()
-}
-
-#[track_caller]
-fn done(config: &Config, arguments: &[&str]) -> String {
-    let ended = command(config, arguments);
-    assert_eq!(ended.code(), Some(0), "{arguments:?}: {}{}", ended.stdout(), ended.stderr());
-    ended.stdout()
 }
 
 impl Whole {

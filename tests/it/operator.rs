@@ -4,22 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::bridge::{Bridge, Config};
+use crate::support::bridge::{Config, command, done};
 use crate::support::eventually;
-use crate::support::process::{Ended, Stdout};
+use crate::support::process::Stdout;
 use crate::support::samples::dial;
-
-/// Runs a command with the configuration of a bridge.
-fn command(bridge: &Bridge, arguments: &[&str]) -> Ended {
-    bridge.config().clone().stdout(Stdout::Read).process(arguments).wait()
-}
-
-#[track_caller]
-fn done(bridge: &Bridge, arguments: &[&str]) -> String {
-    let ended = command(bridge, arguments);
-    assert_eq!(ended.code(), Some(0), "{arguments:?}: {}", ended.stderr());
-    ended.stdout()
-}
 
 fn envelope(line: &str) -> Value {
     serde_json::from_str(line).unwrap()

@@ -9,21 +9,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::aftermath::segments;
-use crate::support::bridge::{Bridge, Config};
+use crate::support::bridge::{Bridge, Config, command, done};
 use crate::support::eventually;
-use crate::support::process::{Ended, Stdout};
+use crate::support::process::Stdout;
 use crate::support::samples::dial;
-
-fn command(config: &Config, arguments: &[&str]) -> Ended {
-    config.clone().stdout(Stdout::Read).process(arguments).wait()
-}
-
-#[track_caller]
-fn done(config: &Config, arguments: &[&str]) -> String {
-    let ended = command(config, arguments);
-    assert_eq!(ended.code(), Some(0), "{arguments:?}: {}{}", ended.stdout(), ended.stderr());
-    ended.stdout()
-}
 
 fn state(config: &Config) -> rusqlite::Connection {
     rusqlite::Connection::open(config.dir().join("journal/state.db")).unwrap()

@@ -334,3 +334,28 @@ impl Feed {
         std::iter::from_fn(|| self.next()).collect()
     }
 }
+
+impl AsRef<Config> for Config {
+    fn as_ref(&self) -> &Config {
+        self
+    }
+}
+
+impl AsRef<Config> for Bridge {
+    fn as_ref(&self) -> &Config {
+        &self.config
+    }
+}
+
+/// Runs a command with this configuration, or that of a bridge, to its end.
+pub(crate) fn command(of: &impl AsRef<Config>, arguments: &[&str]) -> Ended {
+    of.as_ref().clone().stdout(Stdout::Read).process(arguments).wait()
+}
+
+/// The same for a command that is to succeed; what it has printed.
+#[track_caller]
+pub(crate) fn done(of: &impl AsRef<Config>, arguments: &[&str]) -> String {
+    let ended = command(of, arguments);
+    assert_eq!(ended.code(), Some(0), "{arguments:?}: {}{}", ended.stdout(), ended.stderr());
+    ended.stdout()
+}
