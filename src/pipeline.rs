@@ -215,6 +215,7 @@ impl Forwarder {
             Err(_panicked) => return,
         };
         let mut log = FailureLog::new(&self.name);
+        self.report_resumed(&mut backlog, &mut log);
         let mut failures = 0;
         while let Some(connecting) = stop.run_until_cancelled(timeout(CONNECT_LIMIT, self.sink.connect())).await {
             let fault = match connecting {
@@ -243,6 +244,16 @@ impl Forwarder {
             }
         }
         tracing::info!(sink = self.name, cursor = self.journal.cursor(&self.name), "sink stopped");
+    }
+
+    /// What was stuck when the sink stopped is stuck still.
+    fn report_resumed(&self, backlog: &mut Backlog, log: &mut FailureLog) {
+        let total = backlog.queue.stuck();
+        self.status.set_stuck(total);
+        let mut targets = backlog.targets.all_parked();
+        if let Some((scope, parked)) = targets.find(|(_, parked)| !parked.heads.is_empty()) {
+            log.stuck(scope.words(), parked.reason.as_str(), total, std::time::Instant::now());
+        }
     }
 
     fn wants(&self, kind: &str) -> bool {

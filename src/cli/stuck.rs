@@ -221,9 +221,9 @@ impl Sums {
         let StuckEvent { reason, detail, target, since_ms, .. } = &event.stuck;
         self.events += 1;
         self.waiting_behind += event.waiting_behind;
-        let sum = self.by_cause.entry((event.sink.clone(), target.clone(), reason.clone())).or_default();
+        let sum = self.by_cause.entry((event.sink.clone(), target.to_string(), reason.to_string())).or_default();
         if sum.events == 0 || *since_ms < sum.since_ms {
-            (sum.since_ms, sum.detail) = (*since_ms, detail.clone());
+            (sum.since_ms, sum.detail) = (*since_ms, detail.to_string());
         }
         sum.events += 1;
         sum.waiting_behind += event.waiting_behind;
@@ -281,7 +281,7 @@ fn event_row(listed: &ListedStuckEvent) -> Vec<String> {
         tries.to_string(),
         listed.waiting_behind.to_string(),
         of_target(target),
-        reason.clone(),
+        reason.to_string(),
     ]
 }
 
@@ -307,7 +307,7 @@ fn json_line(listed: &ListedStuckEvent) -> String {
     let line = serde_json::json!({
         "sink": listed.sink, "position": position, "id": event.map(|event| id_text(Some(event.id))),
         "key": event.map(|event| &event.key), "type": event.map(|event| &event.kind),
-        "since": rfc3339(*since_ms), "tries": tries, "reason": reason, "detail": detail, "target": target,
+        "since": rfc3339(*since_ms), "tries": tries, "reason": **reason, "detail": **detail, "target": **target,
         "waiting_behind": listed.waiting_behind,
     });
     format!("{line}\n")
@@ -319,9 +319,9 @@ mod tests {
     use crate::journal::Record;
 
     fn stuck(position: u64, target: &str, waiting_behind: u64) -> ListedStuckEvent {
-        let (reason, detail) = ("not_found".to_owned(), format!("no such topic, try of {position}"));
+        let (reason, detail) = ("not_found".into(), format!("no such topic, try of {position}").into());
         let since_ms = 1_767_225_600_000 - position as i64;
-        let stuck = StuckEvent { position, since_ms, tries: 7, reason, detail, target: target.to_owned() };
+        let stuck = StuckEvent { position, since_ms, tries: 7, reason, detail, target: target.into() };
         let event = Record {
             position,
             accepted_ms: 0,

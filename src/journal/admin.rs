@@ -359,8 +359,8 @@ impl JournalAdmin {
         Ok(listed)
     }
 
-    /// Calls `each` with the stuck events in order of sink and position, for as long as it returns `true`. One at a time
-    /// is in memory: many may be stuck.
+    /// Calls `each` with the stuck events in order of sink and position, for as long as it returns `true`. Of the
+    /// events themselves one at a time is in memory: many may be stuck.
     ///
     /// # Errors
     /// When the state file or a segment cannot be read.

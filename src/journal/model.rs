@@ -398,7 +398,7 @@ impl Model {
             tries: 2,
             reason: "no_target".into(),
             detail: "unknown topic".into(),
-            target: String::new(),
+            target: "".into(),
         };
         let events = self.sinks[sink].now.waiting.iter().take(3).map(stuck).collect();
         self.journal.record_stuck(sink, events);

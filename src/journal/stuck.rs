@@ -1,10 +1,14 @@
 //! Events that a sink cannot publish for a reason of their own or of their target, as operators see them.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use rusqlite::{Connection, Row as SqlRow, Transaction, params};
 
 use super::state;
 
-/// An event that a sink could not publish for a while, although it was connected.
+/// An event that a sink could not publish for a while, although it was connected. There may be a hundred thousand of
+/// them, so those that say the same share the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StuckEvent {
     /// Its position.
@@ -14,24 +18,26 @@ pub struct StuckEvent {
     /// How often it has been tried.
     pub tries: u32,
     /// The kind of failure, from the sinks' closed set.
-    pub reason: String,
+    pub reason: Arc<str>,
     /// What the broker said last.
-    pub detail: String,
+    pub detail: Arc<str>,
     /// The topic and partition, exchange and routing key or subject; empty if it is about the event alone.
-    pub target: String,
+    pub target: Arc<str>,
 }
 
 /// A target of which events are stuck.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StuckTarget {
     /// As in [`StuckEvent::target`]; never empty.
-    pub target: String,
+    pub target: Arc<str>,
     /// When the first of the events was tried, in Unix milliseconds.
     pub since_ms: i64,
     /// The kind of failure, from the sinks' closed set.
-    pub reason: String,
-    /// What the broker said.
-    pub detail: String,
+    pub reason: Arc<str>,
+    /// What the broker said of that event.
+    pub detail: Arc<str>,
+    /// The positions of all of them, in order.
+    pub positions: Vec<u64>,
 }
 
 /// The tables: the stuck events themselves, and what an operator wants to be done about them. What a sink publishes or
@@ -80,31 +86,62 @@ pub(super) fn forget(transaction: &Transaction<'_>, sink: &str, position: u64) -
 
 /// The stuck events of a sink in order of position.
 pub(super) fn list(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<StuckEvent>> {
+    let mut listed = Vec::new();
+    for_each(connection, sink, |event| listed.push(event))?;
+    Ok(listed)
+}
+
+/// The targets of which events are stuck.
+pub(super) fn targets(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<StuckTarget>> {
+    let mut targets = HashMap::<Arc<str>, StuckTarget>::new();
+    // Not grouped by the engine, which would sort all rows in memory.
+    for_each(connection, sink, |StuckEvent { position, since_ms, reason, detail, target, .. }| {
+        if target.is_empty() {
+            return;
+        }
+        let known = targets.entry(target).or_insert_with_key(|target| {
+            let (target, reason, detail) = (Arc::clone(target), Arc::clone(&reason), Arc::clone(&detail));
+            StuckTarget { target, since_ms, reason, detail, positions: Vec::with_capacity(1) }
+        });
+        known.positions.push(position);
+        if since_ms < known.since_ms {
+            (known.since_ms, known.reason, known.detail) = (since_ms, reason, detail);
+        }
+    })?;
+    Ok(targets.into_values().collect())
+}
+
+fn for_each(connection: &Connection, sink: &str, mut each: impl FnMut(StuckEvent)) -> rusqlite::Result<()> {
     let sql = "SELECT position, since_ms, tries, reason, detail, target FROM stuck WHERE sink = ?1 ORDER BY position";
+    let [mut reasons, mut details, mut targets] = [(); 3].map(|()| Repeated::default());
     let event = |row: &SqlRow<'_>| {
         Ok(StuckEvent {
             position: row.get::<_, i64>(0)? as u64,
             since_ms: row.get(1)?,
             tries: row.get(2)?,
-            reason: row.get(3)?,
-            detail: row.get(4)?,
-            target: row.get(5)?,
+            reason: reasons.share(row.get_ref(3)?.as_str()?),
+            detail: details.share(row.get_ref(4)?.as_str()?),
+            target: targets.share(row.get_ref(5)?.as_str()?),
         })
     };
     let mut statement = connection.prepare_cached(sql)?;
-    statement.query_map([sink], event)?.filter_map(|event| state::readable(event).transpose()).collect()
+    for row in statement.query_map([sink], event)? {
+        state::readable(row)?.into_iter().for_each(&mut each);
+    }
+    Ok(())
 }
 
-/// The targets of which events are stuck.
-pub(super) fn targets(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<StuckTarget>> {
-    // Of the other columns, SQLite gives those of the row with the least time.
-    let sql =
-        "SELECT target, min(since_ms), reason, detail FROM stuck WHERE sink = ?1 AND target <> '' GROUP BY target";
-    let target = |row: &SqlRow<'_>| {
-        Ok(StuckTarget { target: row.get(0)?, since_ms: row.get(1)?, reason: row.get(2)?, detail: row.get(3)? })
-    };
-    let mut statement = connection.prepare_cached(sql)?;
-    statement.query_map([sink], target)?.filter_map(|target| state::readable(target).transpose()).collect()
+/// A text that is often the same as that of the row before.
+#[derive(Default)]
+struct Repeated(Arc<str>);
+
+impl Repeated {
+    fn share(&mut self, text: &str) -> Arc<str> {
+        if *self.0 != *text {
+            self.0 = text.into();
+        }
+        Arc::clone(&self.0)
+    }
 }
 
 /// The positions of the stuck events of a sink.

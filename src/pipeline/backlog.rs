@@ -16,7 +16,9 @@ use super::queue::{Head, Item, KeyedQueue, Place, Unread};
 use super::resends::{ResendReader, marked};
 use super::targets::{Moment, TARGET_BYTES, Targets};
 use super::{BACKOFF, Forwarder};
-use crate::journal::{Batch, DeadLetter, Filter, Journal, Limits, Origin, ReadError, Reader, ResendOutcome, Row};
+use crate::journal::{
+    Batch, DeadLetter, Filter, Journal, Limits, Origin, ReadError, Reader, ResendOutcome, Resume, Row, WaitingKey,
+};
 use crate::sink::{Fault, Reason};
 
 /// How much is read from the journal at a time.
@@ -64,15 +66,21 @@ impl Backlog {
     /// When that thread panics.
     pub(super) async fn resume(forwarder: &Forwarder) -> Result<Self, JoinError> {
         let (name, journal) = (forwarder.name.clone(), forwarder.journal.clone());
-        let (queue, frontier, stuck) = tokio::task::spawn_blocking(move || {
-            let resume = journal.resume(&name);
-            (KeyedQueue::resume(&resume.waiting), resume.frontier, resume.stuck)
+        let (now, unix_ms) = (Instant::now(), forwarder.clock.now_ms());
+        let (queue, targets, frontier) = tokio::task::spawn_blocking(move || {
+            let Resume { frontier, waiting, stuck } = journal.resume(&name);
+            let positions = stuck.iter().flat_map(|target| &target.positions).copied().collect();
+            let queue = KeyedQueue::resume(&waiting, &positions);
+            let begun = Moment { at: now, connected: Duration::ZERO, unix_ms, random: 0.0 };
+            let mut targets = Targets::new(now);
+            for target in stuck {
+                let heads = target.positions.iter().filter_map(|position| head_at(&waiting, *position));
+                targets.resume(&target, heads.filter(|head| queue.is_parked(*head)).collect(), &begun);
+            }
+            (queue, targets, frontier)
         })
         .await?;
-        let (journal, now) = (&forwarder.journal, Instant::now());
-        let mut targets = Targets::new(now);
-        let begun = Moment { at: now, connected: Duration::ZERO, unix_ms: forwarder.clock.now_ms(), random: 0.0 };
-        stuck.iter().for_each(|stuck| targets.expect(stuck, &begun));
+        let journal = &forwarder.journal;
         Ok(Self {
             queue,
             targets,
@@ -316,6 +324,12 @@ impl Backlog {
             }
         }
     }
+}
+
+/// The event at this position, if it is among those that wait in order of position.
+fn head_at(waiting: &[WaitingKey], position: u64) -> Option<Head> {
+    let found = waiting.binary_search_by_key(&position, |waiting| waiting.position).ok()?;
+    waiting.get(found).map(|waiting| Head::new(Place::live(position), waiting.key_hash))
 }
 
 fn read_each(

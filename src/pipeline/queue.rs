@@ -161,20 +161,32 @@ struct Held {
 }
 
 impl KeyedQueue {
-    /// What was waiting when the sink stopped.
-    pub(super) fn resume(waiting: &[WaitingKey]) -> Self {
+    /// What was waiting when the sink stopped. Those of it that were recorded as stuck are parked, each if it is the first
+    /// of its key.
+    pub(super) fn resume(waiting: &[WaitingKey], stuck: &HashSet<u64>) -> Self {
         let mut order: Vec<_> = waiting.iter().map(|event| (event.key_hash, Place::live(event.position))).collect();
         order.sort_unstable();
-        let (mut unread, mut last) = (Vec::new(), None);
+        let (mut unread, mut last, mut parked) = (Vec::new(), None, 0);
         let marked = order.into_iter().map(|(key_hash, place)| {
-            let state = if last.replace(key_hash) == Some(key_hash) { State::Behind } else { State::Unread };
+            let is_first = last.replace(key_hash) != Some(key_hash);
+            let stuck = is_first && stuck.contains(&place.0);
+            let state = match (is_first, stuck) {
+                (false, _) => State::Behind,
+                (true, true) => State::Parked,
+                (true, false) => State::Unread,
+            };
             if state == State::Unread {
                 unread.push(Reverse(Head { place, key_hash }));
             }
-            ((key_hash, place), Mark { state, stuck: false })
+            parked += usize::from(stuck);
+            ((key_hash, place), Mark { state, stuck })
         });
         let waiting = marked.collect();
-        Self { waiting, unread: BinaryHeap::from(unread), ..Self::default() }
+        Self { waiting, unread: BinaryHeap::from(unread), stuck: parked, ..Self::default() }
+    }
+
+    pub(super) fn is_parked(&self, head: Head) -> bool {
+        self.waiting.get(&(head.key_hash, head.place)).is_some_and(|mark| mark.state == State::Parked)
     }
 
     /// How many events wait or are in flight.

@@ -3,6 +3,7 @@
 //! An event is stuck if it is parked under a target that has failed for [`STUCK_AFTER`] of connected time without a
 //! success. It stays in the list until the sink is done with it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::{Head, KeyedQueue};
@@ -16,7 +17,7 @@ impl Targets {
     /// The events that are stuck and were not returned before, about `most` of them.
     pub(super) fn newly_stuck(&mut self, queue: &mut KeyedQueue, connected: Duration, most: usize) -> Vec<StuckEvent> {
         self.find_stuck(connected);
-        let mut events = self.freshly_parked(queue);
+        let mut events = self.freshly_parked(queue, most);
         while let Some(scope) = self.stuck.unrecorded.pop_front() {
             if events.len() >= most {
                 self.stuck.unrecorded.push_front(scope);
@@ -41,8 +42,9 @@ impl Targets {
         events
     }
 
-    fn freshly_parked(&mut self, queue: &mut KeyedQueue) -> Vec<StuckEvent> {
-        let fresh = std::mem::take(&mut self.stuck.fresh);
+    fn freshly_parked(&mut self, queue: &mut KeyedQueue, most: usize) -> Vec<StuckEvent> {
+        let some = self.stuck.fresh.len().min(most);
+        let fresh: Vec<_> = self.stuck.fresh.drain(..some).collect();
         let events = fresh.into_iter().filter_map(|(scope, head)| {
             let parked = self.parked_mut(&scope).filter(|parked| parked.is_stuck)?;
             is_new(queue, head).then(|| event(&scope, parked, head)).flatten()
@@ -74,7 +76,7 @@ fn event(scope: &Scope, parked: &Parked, head: Head) -> Option<StuckEvent> {
         since_ms: parked.since_ms,
         tries: parked.tries,
         reason: parked.reason.as_str().into(),
-        detail: parked.detail.to_string(),
-        target: scope.words().into(),
+        detail: Arc::clone(&parked.detail),
+        target: scope.shared_words(),
     })
 }

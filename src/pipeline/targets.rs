@@ -15,7 +15,7 @@
 //! Pure: time and randomness come in as arguments.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +57,13 @@ impl Scope {
             Self::Event(_) => "",
         }
     }
+
+    pub(super) fn shared_words(&self) -> Arc<str> {
+        match self {
+            Self::Target(target) => target.shared(),
+            Self::Event(_) => Arc::default(),
+        }
+    }
 }
 
 /// When something happens.
@@ -74,8 +81,8 @@ pub(super) struct Moment {
 #[derive(Debug)]
 pub(super) struct Targets {
     parked: HashMap<Scope, Box<Parked>>,
-    /// When the next probe of each target is due. An entry whose time is not its target's any more counts for nothing.
-    probes: BinaryHeap<Reverse<(Instant, Scope)>>,
+    /// When the next probe of each target is due: [`Parked::due`] of each target that has one.
+    probes: BTreeSet<(Instant, Scope)>,
     /// Targets that may have more events in flight than they have.
     recovering: VecDeque<Scope>,
     /// Events of parked targets that are on their way to the broker, or about to be.
@@ -141,7 +148,7 @@ impl Targets {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             parked: HashMap::new(),
-            probes: BinaryHeap::new(),
+            probes: BTreeSet::new(),
             recovering: VecDeque::new(),
             released: HashMap::new(),
             silent: HashMap::new(),
@@ -153,19 +160,20 @@ impl Targets {
         }
     }
 
-    /// A target failed when the sink stopped. What goes there is parked unsent, and one of it tried at once: were all of
-    /// it tried, it would hold up all other events at every start.
-    pub(super) fn expect(&mut self, stuck: &StuckTarget, now: &Moment) {
-        let scope = Scope::Target(Target::new(stuck.target.as_str()));
+    /// A target failed when the sink stopped, and of what was stuck, `heads` are parked still. They and what else goes there
+    /// wait, and one of them is tried at once: were all of them tried, they would hold up all other events at every start.
+    pub(super) fn resume(&mut self, stuck: &StuckTarget, heads: Vec<Head>, now: &Moment) {
+        let scope = Scope::Target(Target::new(Arc::clone(&stuck.target)));
         let mut parked = Parked::new(self.shared_detail(&stuck.detail));
         parked.reason = Reason::parse(&stuck.reason).unwrap_or(Reason::Other);
         parked.since_ms = stuck.since_ms;
         parked.failing_since = Some(now.connected);
-        (parked.is_stuck, parked.is_expected) = (true, true);
+        (parked.is_stuck, parked.is_expected) = (true, heads.is_empty());
         // Should nothing be lined up for it, it is forgotten then.
-        parked.due = Some(now.at + EXPECTED);
-        self.probes.push(Reverse((now.at + EXPECTED, scope.clone())));
-        self.parked.insert(scope, Box::new(parked));
+        let due = if heads.is_empty() { now.at + EXPECTED } else { now.at };
+        parked.heads = heads.into_iter().map(Reverse).collect();
+        self.parked.insert(scope.clone(), Box::new(parked));
+        self.schedule(&scope, Some(due));
     }
 
     /// Whether no target is parked, so that there is nothing to ask for.
@@ -187,12 +195,12 @@ impl Targets {
         self.leave(head.place);
         let Some(parked) = self.parked.get_mut(scope) else { return };
         parked.push(head);
-        if std::mem::take(&mut parked.is_expected) {
-            parked.due = Some(now);
-            self.probes.push(Reverse((now, scope.clone())));
-        }
+        let was_expected = std::mem::take(&mut parked.is_expected);
         if parked.failing_since.is_none() {
             self.recovering.push_back(scope.clone());
+        }
+        if was_expected {
+            self.schedule(scope, Some(now));
         }
         self.record_soon(scope, head);
     }
@@ -211,8 +219,7 @@ impl Targets {
         if parked.due.is_none() && parked.silent == 0 {
             let due = now.at + BACKOFF.pause(parked.failures, now.random);
             parked.failures = parked.failures.saturating_add(1);
-            parked.due = Some(due);
-            self.probes.push(Reverse((due, scope.clone())));
+            self.schedule(scope, Some(due));
         }
         self.record_soon(scope, head);
         if let Some(other) = left.filter(|left| left != scope) {
@@ -227,7 +234,7 @@ impl Targets {
         let parked = self.fail(&scope, Reason::Timeout, detail, sent, now.unix_ms);
         parked.tries = parked.tries.saturating_add(1);
         parked.silent += 1;
-        parked.due = None;
+        self.schedule(&scope, None);
         self.silent.insert(head.place, (head, scope.clone()));
         self.record_soon(&scope, head);
     }
@@ -243,12 +250,11 @@ impl Targets {
             self.tokens = (self.tokens + 2.0).min(probes_at_once(window) as f64).max(self.tokens);
         }
         let scope = self.leave(place).or_else(|| target.cloned());
-        let Some((scope, parked)) = scope.and_then(|scope| self.parked.get_mut(&scope).map(|parked| (scope, parked)))
-        else {
-            return;
-        };
+        let Some(scope) = scope else { return };
+        self.schedule(&scope, None);
+        let Some(parked) = self.parked.get_mut(&scope) else { return };
         parked.allowance = parked.allowance.saturating_add(1);
-        (parked.failures, parked.due, parked.failing_since) = (0, None, None);
+        (parked.failures, parked.failing_since) = (0, None);
         (parked.is_stuck, parked.recorded) = (false, 0);
         if parked.is_idle() {
             self.parked.remove(&scope);
@@ -274,13 +280,11 @@ impl Targets {
         }
         self.refill(now);
         while self.probing < probes_at_once(window) && self.tokens >= 1.0 {
-            let Reverse((due, _)) = self.probes.peek()?;
-            if *due > now {
+            let (due, scope) = self.probes.first()?.clone();
+            if due > now {
                 return None;
             }
-            let Reverse((due, scope)) = self.probes.pop()?;
-            let Some(parked) = self.parked.get_mut(&scope).filter(|parked| parked.due == Some(due)) else { continue };
-            parked.due = None;
+            self.schedule(&scope, None);
             if let Some(head) = self.release_of(&scope, true) {
                 self.tokens -= 1.0;
                 return Some(head);
@@ -297,7 +301,7 @@ impl Targets {
         if self.probing >= probes_at_once(window) {
             return None;
         }
-        let Reverse((due, _)) = self.probes.peek()?;
+        let (due, _) = self.probes.first()?;
         let missing = (1.0 - self.tokens).max(0.0) / f64::from(PROBES_PER_SECOND);
         Some((*due).max(self.refilled + Duration::from_secs_f64(missing)))
     }
@@ -340,7 +344,7 @@ impl Targets {
         }
         let Some(head) = parked.candidate.take().or_else(|| parked.pop()) else {
             if parked.is_idle() {
-                self.parked.remove(scope);
+                self.remove(scope);
             }
             return None;
         };
@@ -370,13 +374,37 @@ impl Targets {
     fn reschedule(&mut self, scope: &Scope, now: Instant) {
         let Some(parked) = self.parked.get_mut(scope) else { return };
         if parked.is_idle() {
-            self.parked.remove(scope);
+            self.remove(scope);
         } else if parked.failing_since.is_none() {
             self.recovering.push_back(scope.clone());
         } else if parked.due.is_none() && parked.silent == 0 && parked.released == 0 {
-            parked.due = Some(now);
-            self.probes.push(Reverse((now, scope.clone())));
+            self.schedule(scope, Some(now));
         }
+    }
+
+    /// Sets when the next probe of a target is due.
+    fn schedule(&mut self, scope: &Scope, due: Option<Instant>) {
+        let Some((scope, parked)) = self.parked.get_key_value(scope) else { return };
+        if parked.due == due {
+            return;
+        }
+        let before = parked.due;
+        // The name that the map has, not another copy of it: there may be many targets.
+        let scope = scope.clone();
+        if let Some(parked) = self.parked.get_mut(&scope) {
+            parked.due = due;
+        }
+        if let Some(before) = before {
+            self.probes.remove(&(before, scope.clone()));
+        }
+        if let Some(due) = due {
+            self.probes.insert((due, scope));
+        }
+    }
+
+    fn remove(&mut self, scope: &Scope) {
+        self.schedule(scope, None);
+        self.parked.remove(scope);
     }
 
     fn record_soon(&mut self, scope: &Scope, head: Head) {

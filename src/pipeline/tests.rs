@@ -606,8 +606,8 @@ async fn an_operator_sets_a_waiting_event_aside_and_its_key_goes_on() {
             since_ms: 0,
             tries: 1,
             reason: "not_found".into(),
-            detail: String::new(),
-            target: String::new(),
+            detail: "".into(),
+            target: "".into(),
         },
         event: None,
         waiting_behind: 0,
@@ -630,7 +630,7 @@ async fn an_event_that_is_no_longer_kept_is_counted_and_holds_up_nothing() {
     let forwarder = bench.forwarder(&[]);
     bench.journal().enqueue("s", 1, &[1]);
     let mut backlog = Backlog::resume(&forwarder).await.unwrap();
-    backlog.queue = KeyedQueue::resume(&[1, 2].map(|position| WaitingKey { position, key_hash: 7 }));
+    backlog.queue = KeyedQueue::resume(&[1, 2].map(|position| WaitingKey { position, key_hash: 7 }), &HashSet::new());
     backlog.reading = backlog.queue.take_unread(9);
     let found = backlog.reading.iter().map(|unread| (unread.head, None)).collect();
     backlog.load(&forwarder, found);

@@ -129,6 +129,11 @@ impl Target {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The words, shared.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
 }
 
 impl fmt::Display for Target {

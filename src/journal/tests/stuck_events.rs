@@ -38,6 +38,25 @@ fn stuck_events_are_listed_with_their_events_and_what_waits_behind() {
 }
 
 #[test]
+fn a_start_knows_the_targets_of_what_is_stuck() {
+    let (bench, journal) = with_stuck_events();
+    let alone = StuckEvent { target: "".into(), ..stuck_event(6) };
+    let other = StuckEvent { target: "topic \"y\"".into(), since_ms: 4, ..stuck_event(9) };
+    journal.record_stuck("a", vec![alone, StuckEvent { since_ms: 5, detail: "gone".into(), ..stuck_event(12) }, other]);
+    flush(&journal);
+    journal.close();
+    let journal = bench.open();
+    let mut stuck = journal.resume("a").stuck;
+    stuck.sort_by(|a, b| a.target.cmp(&b.target));
+    let found = stuck.iter().map(|StuckTarget { target, since_ms, detail, positions, .. }| {
+        (&**target, *since_ms, &**detail, &positions[..])
+    });
+    let expected = [("topic \"x\"", 5, "gone", &[3, 4, 12][..]), ("topic \"y\"", 4, "unknown topic", &[9])];
+    assert_eq!(found.collect::<Vec<_>>(), expected, "of the oldest, with all positions");
+    journal.close();
+}
+
+#[test]
 fn what_is_published_is_stuck_no_more_also_after_a_restart() {
     let (bench, journal) = with_stuck_events();
     assert_eq!(listed(&bench), [3, 4]);
@@ -64,7 +83,7 @@ fn a_stuck_event_that_is_recorded_after_a_restart_is_stuck_since_the_first_time(
     flush(&journal);
     let found = bench.admin().stuck(&StuckFilter::default(), 1).unwrap();
     let stuck = &found[0].stuck;
-    assert_eq!((stuck.since_ms, stuck.tries, stuck.detail.as_str()), (7, 8, "still"));
+    assert_eq!((stuck.since_ms, stuck.tries, &*stuck.detail), (7, 8, "still"));
     journal.close();
 }
 

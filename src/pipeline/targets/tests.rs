@@ -28,7 +28,7 @@ fn head(n: u64) -> Head {
 
 fn queue(events: u64) -> KeyedQueue {
     let waiting = (1..=events).map(|position| WaitingKey { position, key_hash: position });
-    KeyedQueue::resume(&waiting.collect::<Vec<_>>())
+    KeyedQueue::resume(&waiting.collect::<Vec<_>>(), &HashSet::new())
 }
 
 fn fault(detail: &str) -> Fault {
@@ -93,13 +93,14 @@ fn one_event_of_a_failing_target_is_tried_after_a_growing_pause() {
 fn of_a_target_that_failed_before_a_restart_one_event_is_tried_and_the_others_wait() {
     let mut bench = Bench::new();
     let stuck = |n: u64| StuckTarget {
-        target: target(n).words().to_owned(),
+        target: target(n).shared_words(),
         since_ms: 3,
         reason: "not_found".into(),
         detail: "no such topic".into(),
+        positions: Vec::new(),
     };
     let now = bench.moment();
-    (1..=2).for_each(|n| bench.targets.expect(&stuck(n), &now));
+    (1..=2).for_each(|n| bench.targets.resume(&stuck(n), Vec::new(), &now));
     assert_eq!(bench.release(), [0; 0], "nothing is known to go there yet");
     assert!(bench.targets.holds(Place::live(5), &target(1)));
     bench.park(&target(1), head(5));
@@ -114,6 +115,31 @@ fn of_a_target_that_failed_before_a_restart_one_event_is_tried_and_the_others_wa
     bench.wait(EXPECTED.as_millis() as u64);
     assert_eq!(bench.release(), [0; 0]);
     assert!(bench.targets.is_empty(), "the other is forgotten");
+}
+
+#[test]
+fn what_was_stuck_before_a_restart_is_tried_with_one_event_and_follows_when_it_succeeds() {
+    let mut bench = Bench::new();
+    let scope = target(1);
+    let stuck = StuckTarget {
+        target: scope.shared_words(),
+        since_ms: 3,
+        reason: "not_found".into(),
+        detail: "no such topic".into(),
+        positions: vec![4, 5, 6],
+    };
+    let waiting = [4, 5, 6].map(|position| WaitingKey { position, key_hash: position });
+    let mut queue = KeyedQueue::resume(&waiting, &HashSet::from([4, 5, 6]));
+    let now = bench.moment();
+    bench.targets.resume(&stuck, [4, 5, 6].map(head).to_vec(), &now);
+    check_probes(&bench.targets);
+    assert_eq!(bench.release(), [4], "one at once");
+    bench.failed(&scope, 4);
+    bench.wait(5_000);
+    assert_eq!(bench.release(), [4], "once more after a pause");
+    assert!(bench.targets.newly_stuck(&mut queue, Duration::ZERO, 9).is_empty(), "they are recorded");
+    bench.succeeded(4);
+    assert_eq!(bench.release(), [5, 6]);
 }
 
 #[test]
@@ -206,6 +232,23 @@ fn a_silent_target_is_not_tried_until_it_answers() {
 }
 
 #[test]
+fn of_many_events_that_are_stuck_at_once_some_are_recorded_in_each_tick() {
+    let mut bench = Bench::new();
+    let mut queue = queue(9);
+    bench.failed(&target(1), 1);
+    bench.wait(STUCK_AFTER.as_millis() as u64);
+    let recorded = |bench: &mut Bench, queue: &mut KeyedQueue| {
+        let connected = bench.moment().connected;
+        bench.targets.newly_stuck(queue, connected, 3).iter().map(|event| event.position).collect::<Vec<_>>()
+    };
+    assert_eq!(recorded(&mut bench, &mut queue), [1]);
+    (2..=9).for_each(|n| bench.park(&target(1), head(n)));
+    assert_eq!(recorded(&mut bench, &mut queue), [2, 3, 4]);
+    assert_eq!(recorded(&mut bench, &mut queue), [5, 6, 7]);
+    assert_eq!(recorded(&mut bench, &mut queue), [8, 9]);
+}
+
+#[test]
 fn events_of_a_target_are_stuck_after_30_s_of_failures() {
     let (mut bench, mut queue) = (Bench::new(), queue(5));
     for scope in [target(1), Scope::Event(Place::live(3))] {
@@ -220,7 +263,7 @@ fn events_of_a_target_are_stuck_after_30_s_of_failures() {
     bench.now += STUCK_AFTER - Duration::from_millis(1);
     assert_eq!(stuck(&mut bench, &mut queue, 9), BTreeSet::new());
     bench.wait(1);
-    let event = |position, target: &str| (position, target.to_owned(), "no such topic".to_owned());
+    let event = |position, target: &str| (position, Arc::from(target), Arc::from("no such topic"));
     let expected = [event(1, "topic \"1\""), event(2, "topic \"1\""), event(3, "")];
     assert_eq!(stuck(&mut bench, &mut queue, 9), BTreeSet::from(expected));
     assert_eq!((stuck(&mut bench, &mut queue, 9), queue.stuck()), (BTreeSet::new(), 3), "once");
@@ -303,6 +346,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Each target that has a probe due is in the list once, under the one copy of its name.
+fn check_probes(targets: &Targets) {
+    let due: BTreeSet<_> = targets.parked.iter().filter_map(|(scope, parked)| Some((parked.due?, scope))).collect();
+    assert!(due.iter().copied().eq(targets.probes.iter().map(|(due, scope)| (*due, scope))), "{targets:?}");
+    for ((_, scope), (_, probed)) in due.into_iter().zip(&targets.probes) {
+        let (Scope::Target(scope), Scope::Target(probed)) = (scope, probed) else { continue };
+        assert!(Arc::ptr_eq(&scope.shared(), &probed.shared()), "two copies of {scope}");
+    }
+}
+
 proptest! {
     /// Whatever fails and falls silent: each event is released once at a time, and when everything succeeds all are
     /// released in the end and nothing is left.
@@ -359,6 +412,7 @@ proptest! {
                 prop_assert!(parked.remove(&event), "{} was not parked", event);
                 out.push(event);
             }
+            check_probes(&bench.targets);
         }
         out.drain(..).chain(silent.drain(..)).for_each(|event| bench.succeeded(event));
         for _ in 0..2000 {
