@@ -4,32 +4,24 @@
 //! running bridge has to do itself, such as setting a stuck event aside, is written down as a request; on a stopped
 //! one's directory it is done here, under the directory's lock.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, params};
 
 use super::chain::{self, Chain, Released};
-use super::dead_letters;
 use super::reader::Reader;
-use super::resends;
 use super::{
-    BackfillCandidate, DeadLetter, EngineError, Filter, Limits, OpenError, ReadError, Record, ReplayStatus, Row,
-    StoredDeadLetter, StuckEvent, backfill, directory, state, stuck,
+    BackfillCandidate, DeadLetter, EngineError, Filter, Limits, OpenError, ReadError, ReplayStatus, Row,
+    StoredDeadLetter, backfill, dead_letters, directory, progress, repair, replays, resends, schema, state, stuck,
 };
 
 /// Rows written in one transaction.
-const CHUNK: usize = 500;
+pub(super) const CHUNK: usize = 500;
 
 /// How much is read at a time.
 const LIMITS: Limits = Limits { rows: CHUNK, bytes: 8 * 1024 * 1024 };
-
-/// How often a request is looked at while a running bridge carries it out.
-const POLL: Duration = Duration::from_millis(100);
 
 /// What a journal holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,34 +67,6 @@ pub struct SinkSummary {
     pub requeued: u64,
 }
 
-/// Which stuck events.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StuckFilter {
-    /// Only those of this sink.
-    pub sink: Option<String>,
-    /// Only those of this key.
-    pub key: Option<String>,
-    /// Only this event.
-    pub id: Option<[u8; 16]>,
-    /// Only those of this reason.
-    pub reason: Option<String>,
-    /// Only those of this kind.
-    pub kind: Option<String>,
-}
-
-/// A stuck event with what the journal holds of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedStuckEvent {
-    /// The sink.
-    pub sink: String,
-    /// Why it is stuck.
-    pub stuck: StuckEvent,
-    /// The event, where it can be read.
-    pub event: Option<Record>,
-    /// How many events of its key wait behind it.
-    pub waiting_behind: u64,
-}
-
 /// Access to a journal's directory for commands.
 pub struct JournalAdmin {
     pub(super) connection: Connection,
@@ -145,7 +109,7 @@ pub enum AdminError {
 
 impl From<rusqlite::Error> for AdminError {
     fn from(error: rusqlite::Error) -> Self {
-        if state::is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::State(error.into()) }
+        if schema::is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::State(error.into()) }
     }
 }
 
@@ -155,19 +119,19 @@ impl JournalAdmin {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        if let Err(source) = std::fs::metadata(dir.join(state::FILE)) {
+        if let Err(source) = std::fs::metadata(dir.join(schema::FILE)) {
             super::open::refuse_first_format(dir)?;
-            return Err(OpenError::Directory { path: dir.join(state::FILE), source });
+            return Err(OpenError::Directory { path: dir.join(schema::FILE), source });
         }
         let (connection, damage) = match state::open_beside(dir) {
             Ok(connection) => (connection, None),
             Err(error) if state::is_damaged(dir, &error) => {
                 let found = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
                 let database = |source: rusqlite::Error| OpenError::Database {
-                    path: dir.join(state::FILE),
+                    path: dir.join(schema::FILE),
                     source: source.into(),
                 };
-                (state::read_damaged(dir).map_err(database)?, Some(found))
+                (repair::read_damaged(dir).map_err(database)?, Some(found))
             }
             Err(error) => return Err(error),
         };
@@ -176,7 +140,7 @@ impl JournalAdmin {
     }
 
     /// Refuses to write to a damaged file.
-    fn writable(&mut self) -> Result<&mut Connection, AdminError> {
+    pub(super) fn writable(&mut self) -> Result<&mut Connection, AdminError> {
         match &self.damage {
             Some(damage) => Err(AdminError::Damaged(damage.clone())),
             None => Ok(&mut self.connection),
@@ -193,7 +157,7 @@ impl JournalAdmin {
     /// # Errors
     /// When the state file cannot be read.
     pub fn sinks(&self) -> Result<Vec<String>, AdminError> {
-        Ok(state::sink_names(&self.connection)?)
+        Ok(progress::sink_names(&self.connection)?)
     }
 
     /// Takes the directory's lock, if no bridge runs on it.
@@ -214,9 +178,9 @@ impl JournalAdmin {
     pub fn dead_letters(&self, sink: Option<&str>, id: Option<&[u8; 16]>) -> Result<Vec<StoredDeadLetter>, AdminError> {
         let select = |connection: &Connection| dead_letters::select(connection, sink, id);
         match select(&self.connection) {
-            Err(error) if state::is_damage(&error) && self.damage.is_none() => {
+            Err(error) if schema::is_damage(&error) && self.damage.is_none() => {
                 tracing::error!(%error, "the state file is damaged; listing the dead letters that can be read");
-                Ok(select(&state::read_damaged(&self.dir)?)?)
+                Ok(select(&repair::read_damaged(&self.dir)?)?)
             }
             selected => Ok(selected?),
         }
@@ -323,7 +287,7 @@ impl JournalAdmin {
             self.chain.last(),
             ReplayStatus { id: 0, sink: sink.to_owned(), created_ms: now_ms, total, done: 0, rate },
         );
-        Ok(resends::insert_replay(self.writable()?, &status, filter, until)?)
+        Ok(replays::insert_replay(self.writable()?, &status, filter, until)?)
     }
 
     /// The replays under way, of one sink or of all.
@@ -331,7 +295,7 @@ impl JournalAdmin {
     /// # Errors
     /// When the state file cannot be read.
     pub fn replays(&self, sink: Option<&str>) -> Result<Vec<ReplayStatus>, AdminError> {
-        let replays = resends::load_replays(&self.connection)?.into_iter().map(|replay| replay.status);
+        let replays = replays::load_replays(&self.connection)?.into_iter().map(|replay| replay.status);
         Ok(replays.filter(|replay| sink.is_none_or(|sink| replay.sink == sink)).collect())
     }
 
@@ -340,195 +304,7 @@ impl JournalAdmin {
     /// # Errors
     /// When the state file cannot be written.
     pub fn cancel_replay(&mut self, id: u64) -> Result<bool, AdminError> {
-        Ok(resends::delete_replay(self.writable()?, id)?)
-    }
-
-    // ---- stuck events ----------------------------------------------------------------------------------------------
-
-    /// The stuck events, in order of sink and position, at most `limit`.
-    ///
-    /// # Errors
-    /// When the state file or a segment cannot be read.
-    pub fn stuck(&self, filter: &StuckFilter, limit: usize) -> Result<Vec<ListedStuckEvent>, AdminError> {
-        let mut listed = Vec::new();
-        self.for_each_stuck(filter, |event| {
-            listed.push(event);
-            listed.len() < limit
-        })?;
-        listed.truncate(limit);
-        Ok(listed)
-    }
-
-    /// Calls `each` with the stuck events in order of sink and position, for as long as it returns `true`. Of the
-    /// events themselves one at a time is in memory: many may be stuck.
-    ///
-    /// # Errors
-    /// When the state file or a segment cannot be read.
-    pub fn for_each_stuck(
-        &self,
-        filter: &StuckFilter,
-        mut each: impl FnMut(ListedStuckEvent) -> bool,
-    ) -> Result<(), AdminError> {
-        let mut reader = self.reader();
-        for sink in self.sinks()?.into_iter().filter(|sink| filter.sink.as_ref().is_none_or(|wanted| wanted == sink)) {
-            let stuck = stuck::list(&self.connection, &sink)?;
-            if stuck.is_empty() {
-                continue;
-            }
-            let behind = self.waiting_by_key(&sink, &mut reader)?;
-            for stuck in stuck {
-                let Some(row) = reader.at(stuck.position)? else { continue };
-                if !filter.lets_through(&stuck, &row) {
-                    continue;
-                }
-                let key_hash = match &row {
-                    Row::Intact(record) => Some(record.key_hash),
-                    Row::Damaged { key_hash, .. } => *key_hash,
-                };
-                let waiting = key_hash.and_then(|hash| behind.get(&hash)).map_or(&[][..], Vec::as_slice);
-                let before = waiting.partition_point(|position| *position <= stuck.position);
-                let waiting_behind = (waiting.len() - before) as u64;
-                let event = if let Row::Intact(record) = row { Some(record) } else { None };
-                if !each(ListedStuckEvent { sink: sink.clone(), stuck, event, waiting_behind }) {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The waiting positions of a sink by the hash of their key.
-    fn waiting_by_key(
-        &self,
-        sink: &str,
-        reader: &mut Reader,
-    ) -> Result<std::collections::HashMap<u64, Vec<u64>>, AdminError> {
-        let mut by_key = std::collections::HashMap::<u64, Vec<u64>>::new();
-        let progress = state::load_progress(&self.connection, sink)?.unwrap_or_default();
-        for position in progress.waiting.iter() {
-            if let Some(entry) = reader.entry(position)? {
-                by_key.entry(entry.key_hash).or_default().push(position);
-            }
-        }
-        Ok(by_key)
-    }
-
-    /// Makes dead letters of stuck events, so that the rest of their keys goes on; with `and_waiting` also of the events
-    /// of the key that wait behind. A running bridge does it, and is waited for; on a stopped one's directory it is done
-    /// here. Returns how many events became dead letters, and how many were published meanwhile.
-    ///
-    /// # Errors
-    /// [`AdminError::NotCarriedOut`] when a running bridge does nothing of it for `patience`, and what is wrong with a
-    /// file.
-    pub fn set_aside(
-        &mut self,
-        events: &[ListedStuckEvent],
-        and_waiting: bool,
-        now_ms: i64,
-        patience: Duration,
-    ) -> Result<(u64, u64), AdminError> {
-        self.writable()?;
-        let dead_letters = self.to_set_aside(events, and_waiting, now_ms)?;
-        let before = self.count_dead_letters(&dead_letters)?;
-        match self.lock()? {
-            Some(_lock) => self.set_aside_here(&dead_letters)?,
-            None => self.set_aside_there(&dead_letters, patience)?,
-        }
-        let set_aside = self.count_dead_letters(&dead_letters)?.saturating_sub(before);
-        Ok((set_aside, (dead_letters.len() as u64).saturating_sub(set_aside)))
-    }
-
-    fn to_set_aside(
-        &self,
-        events: &[ListedStuckEvent],
-        and_waiting: bool,
-        at_ms: i64,
-    ) -> Result<Vec<DeadLetter>, AdminError> {
-        let mut dead_letters = std::collections::BTreeMap::new();
-        let mut reader = self.reader();
-        for sink in self.sinks()? {
-            let behind = if and_waiting { self.waiting_by_key(&sink, &mut reader)? } else { Default::default() };
-            for ListedStuckEvent { stuck, event, .. } in events.iter().filter(|event| event.sink == sink) {
-                let position = &stuck.position;
-                let waiting = event.as_ref().and_then(|event| behind.get(&event.key_hash));
-                let behind = waiting.into_iter().flatten().copied().filter(|behind| behind > position);
-                for position in std::iter::once(*position).chain(behind) {
-                    let (reason, detail) = (dead_letters::SET_ASIDE.to_owned(), "set aside by an operator".to_owned());
-                    let dead_letter = DeadLetter { sink: sink.clone(), position, reason, detail, at_ms };
-                    dead_letters.entry((sink.clone(), position)).or_insert(dead_letter);
-                }
-            }
-        }
-        Ok(dead_letters.into_values().collect())
-    }
-
-    fn count_dead_letters(&self, dead_letters: &[DeadLetter]) -> Result<u64, AdminError> {
-        let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1 AND position = ?2";
-        let mut count = 0;
-        for DeadLetter { sink, position, .. } in dead_letters {
-            let mut statement = self.connection.prepare_cached(sql)?;
-            count += statement.query_row(params![sink, *position as i64], |row| row.get::<_, i64>(0))? as u64;
-        }
-        Ok(count)
-    }
-
-    fn set_aside_here(&mut self, dead_letters: &[DeadLetter]) -> Result<(), AdminError> {
-        let mut reader = self.reader();
-        for sink in dead_letters.chunk_by(|a, b| a.sink == b.sink) {
-            let name = &sink[0].sink;
-            let Some(mut progress) = state::load_progress(&self.connection, name)? else { continue };
-            for chunk in sink.chunks(CHUNK) {
-                let mut rows = Vec::with_capacity(chunk.len());
-                // What was published meanwhile stays so.
-                for dead_letter in chunk.iter().filter(|dead_letter| progress.waiting.contains(dead_letter.position)) {
-                    rows.push((dead_letter, reader.at(dead_letter.position)?));
-                }
-                let transaction = self.connection.transaction()?;
-                for (dead_letter, row) in rows {
-                    progress.waiting.remove(dead_letter.position);
-                    let dead_letter = dead_letters::with_reason(&transaction, dead_letter)?;
-                    dead_letters::insert(&transaction, &dead_letter, row.as_ref())?;
-                    stuck::forget(&transaction, name, dead_letter.position)?;
-                }
-                state::store_progress(&transaction, name, &state::ChangedProgress::of(&mut progress))?;
-                transaction.commit()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_aside_there(&mut self, dead_letters: &[DeadLetter], patience: Duration) -> Result<(), AdminError> {
-        for chunk in dead_letters.chunks(CHUNK) {
-            let transaction = self.connection.transaction()?;
-            for DeadLetter { sink, position, .. } in chunk {
-                let sql = "INSERT OR IGNORE INTO set_aside_requests (sink, position) VALUES (?1, ?2)";
-                transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])?;
-            }
-            transaction.commit()?;
-        }
-        let (mut fewest, mut until) = (u64::MAX, Instant::now() + patience);
-        loop {
-            let left = self.count_requests(dead_letters)?;
-            if left == 0 {
-                return Ok(());
-            }
-            if left < fewest {
-                (fewest, until) = (left, Instant::now() + patience);
-            } else if Instant::now() >= until {
-                return Err(AdminError::NotCarriedOut { left, seconds: patience.as_secs() });
-            }
-            thread::sleep(POLL);
-        }
-    }
-
-    /// How many of these are still requested.
-    fn count_requests(&self, dead_letters: &[DeadLetter]) -> Result<u64, AdminError> {
-        let mut left = 0;
-        for sink in dead_letters.chunk_by(|a, b| a.sink == b.sink) {
-            let requested: BTreeSet<u64> = stuck::requests(&self.connection, &sink[0].sink)?.into_iter().collect();
-            left += sink.iter().filter(|dead_letter| requested.contains(&dead_letter.position)).count() as u64;
-        }
-        Ok(left)
+        Ok(replays::delete_replay(self.writable()?, id)?)
     }
 
     // ---- backfilling -----------------------------------------------------------------------------------------------
@@ -587,7 +363,7 @@ impl JournalAdmin {
         };
         let mut sinks = Vec::new();
         for name in self.sinks()? {
-            let progress = state::load_progress(&self.connection, &name)?.unwrap_or_default();
+            let progress = progress::load_progress(&self.connection, &name)?.unwrap_or_default();
             sinks.push(SinkSummary {
                 cursor: progress.cursor(),
                 frontier: progress.frontier,
@@ -639,24 +415,9 @@ impl JournalAdmin {
 
 /// The chain as a directory holds it now, and the runs of positions that are missing.
 pub(super) fn find(dir: &Path, connection: &Connection) -> Result<(Chain, Vec<(u64, u64)>), OpenError> {
-    let proof = state::load_proof(connection).unwrap_or_default();
-    let released = state::load_released(connection).map(|ranges| Released { ranges, is_complete: true });
-    let found = chain::find(dir, |name| state::proof_of(name, proof), &released.unwrap_or_default())
+    let proof = progress::load_proof(connection).unwrap_or_default();
+    let released = progress::load_released(connection).map(|ranges| Released { ranges, is_complete: true });
+    let found = chain::find(dir, |name| progress::proof_of(name, proof), &released.unwrap_or_default())
         .map_err(|source| super::open::unreadable(dir, source))?;
     Ok((Chain::new(dir, found.segments, found.last, false), found.gaps))
-}
-
-impl StuckFilter {
-    fn lets_through(&self, stuck: &StuckEvent, row: &Row) -> bool {
-        let is =
-            |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
-        let (id, key, kind) = match row {
-            Row::Intact(record) => (Some(record.id), Some(record.key.as_str()), Some(record.kind.as_str())),
-            Row::Damaged { id, kind, .. } => (*id, None, kind.as_deref()),
-        };
-        is(&self.reason, Some(&stuck.reason))
-            && is(&self.key, key)
-            && is(&self.kind, kind)
-            && self.id.is_none_or(|wanted| id == Some(wanted))
-    }
 }

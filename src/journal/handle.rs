@@ -11,7 +11,8 @@ use tokio::sync::{oneshot, watch};
 use super::reader::ReadError;
 use super::resends::{self, NextError};
 use super::sinks::Sink;
-use super::state_writer::{StateOp, open_for_reading};
+use super::state_queue::StateOp;
+use super::state_writer::open_for_reading;
 use super::{
     AppendError, Appended, Closed, Command, DeadLetter, Entry, Health, Limits, Origin, Reader, Resend, ResendCursor,
     ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters,

@@ -7,19 +7,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::index::{Index, IndexEntry};
 use super::positions::Positions;
 use super::record::Row;
 use super::segment::{self, Header, Name, Proof, Segment, read_log};
-use super::state_writer::StateOp;
+use super::state_queue::StateOp;
 use super::{Options, Shared, directory, record};
-
-/// How often retention is looked at without being asked to.
-const EVERY: Duration = Duration::from_secs(1);
 
 /// How long a durable state is waited for before anything is released.
 const FLUSH: Duration = Duration::from_secs(5);
@@ -29,85 +26,6 @@ const MOST_AT_ONCE: usize = 64;
 
 /// Segments compacted in one pass: writing them takes time, in which none is closed or made ahead.
 const MOST_COMPACTED: usize = 4;
-
-/// A segment that was made ahead, so that no answer waits for its file.
-#[derive(Debug)]
-pub(super) struct Spare {
-    pub(super) name: Name,
-    pub(super) file: File,
-}
-
-impl Spare {
-    pub(super) fn make(shared: &Shared) -> io::Result<Self> {
-        let name = Name::new(shared.next_number.fetch_add(1, Ordering::Relaxed));
-        let file = segment::create(name, &shared.chain.dir)?;
-        Ok(Self { name, file })
-    }
-}
-
-/// How others talk to the keeper.
-#[derive(Debug, Default)]
-pub(super) struct KeeperSignal {
-    state: Mutex<Signals>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Signals {
-    woken: bool,
-    room_wanted: bool,
-    close: bool,
-    /// Passes that were made to find room.
-    passes: u64,
-    /// When such a pass found none.
-    hopeless_at: Option<Instant>,
-}
-
-impl KeeperSignal {
-    fn with<T>(&self, change: impl FnOnce(&mut Signals) -> T) -> T {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn wake(&self) {
-        self.with(|signals| signals.woken = true);
-        self.changed.notify_all();
-    }
-
-    pub(super) fn close(&self) {
-        self.with(|signals| signals.close = true);
-        self.changed.notify_all();
-    }
-
-    /// Asks for room, and waits until the keeper has looked for some, unless it has just found none.
-    pub(super) fn make_room(&self, limit: Duration) {
-        let mut signals = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if signals.hopeless_at.is_some_and(|at| at.elapsed() < EVERY) {
-            return;
-        }
-        let passes = signals.passes;
-        signals.room_wanted = true;
-        self.changed.notify_all();
-        drop(self.changed.wait_timeout_while(signals, limit, |signals| signals.passes == passes));
-    }
-
-    /// Waits for work; what is wanted, and whether the journal is being closed.
-    fn wait(&self) -> (bool, bool) {
-        let signals = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_idle = |signals: &mut Signals| !signals.woken && !signals.room_wanted && !signals.close;
-        let (mut signals, _) =
-            self.changed.wait_timeout_while(signals, EVERY, is_idle).unwrap_or_else(PoisonError::into_inner);
-        signals.woken = false;
-        (std::mem::take(&mut signals.room_wanted), signals.close)
-    }
-
-    fn looked_for_room(&self, found: bool) {
-        self.with(|signals| {
-            signals.passes += 1;
-            signals.hopeless_at = (!found).then(Instant::now);
-        });
-        self.changed.notify_all();
-    }
-}
 
 pub(super) struct Keeper {
     pub(super) shared: Arc<Shared>,

@@ -20,20 +20,29 @@ mod directory;
 mod handle;
 mod index;
 mod keeper;
+mod keeper_signal;
 mod open;
 mod positions;
+mod progress;
 mod reader;
 mod record;
+mod repair;
+mod replays;
+mod resend;
 mod resends;
+mod rows;
 mod salvage;
 mod scan;
+mod schema;
 mod segment;
 mod settings;
 mod shared;
 mod sinks;
 mod state;
+mod state_queue;
 mod state_writer;
 mod stuck;
+mod stuck_admin;
 mod verify;
 mod writer;
 
@@ -43,7 +52,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::admin::{AdminError, JournalAdmin, ListedStuckEvent, SinkSummary, StuckFilter, Summary};
+pub use self::admin::{AdminError, JournalAdmin, SinkSummary, Summary};
 pub use self::backfill::{BackfillCandidate, Hook};
 pub use self::dead_letters::{DeadLetter, StoredDeadLetter};
 pub use self::handle::{Journal, Pending};
@@ -51,12 +60,14 @@ pub use self::reader::{Batch, Filter, Limits, ReadError, Reader};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::record::fuzz_record;
 pub use self::record::{Record, Row};
-pub use self::resends::{Origin, ReplayStatus, Resend, ResendCursor, ResendOutcome};
+pub use self::replays::ReplayStatus;
+pub use self::resend::{Origin, Resend, ResendCursor, ResendOutcome};
 pub use self::salvage::Salvaged;
 pub use self::settings::{DedupSettings, Settings};
 use self::shared::{Command, Shared};
 pub use self::sinks::{Resume, SinkSpec, WaitingKey};
 pub use self::stuck::{StuckEvent, StuckTarget};
+pub use self::stuck_admin::{ListedStuckEvent, StuckFilter};
 pub use self::verify::Fault;
 use crate::domain::clock::Clock;
 

@@ -590,7 +590,7 @@ impl Model {
             }
             Damage::FlippedByteOfIds => pick(self.bench.files("ids")),
             Damage::ZeroedPageOfTheState | Damage::FlippedByteOfTheState | Damage::MissingState => {
-                Some(self.bench.dir().join(state::FILE))
+                Some(self.bench.dir().join(schema::FILE))
             }
         };
         let Some(path) = path else { return false };
@@ -612,7 +612,7 @@ impl Model {
             Damage::TruncatedLog => truncate(&path, at),
             Damage::MissingLog | Damage::MissingIndex | Damage::MissingState => fs::remove_file(&path).unwrap(),
         }
-        let of_the_state = path.ends_with(state::FILE);
+        let of_the_state = path.ends_with(schema::FILE);
         self.ids_are_damaged |= !of_the_state;
         of_the_state
     }

@@ -16,17 +16,19 @@ use tokio::sync::watch;
 use super::backfill::Backfill;
 use super::chain::{self, Chain, Found, Released};
 use super::handle::Threads;
-use super::index::Index;
-use super::keeper::{Keeper, KeeperOptions, KeeperSignal};
+use super::index::{Index, IndexEntry};
+use super::keeper::{Keeper, KeeperOptions};
+use super::keeper_signal::KeeperSignal;
 use super::reader::Reader;
-use super::resends::{self, Replays};
+use super::replays::Replays;
 use super::segment::{self, MAJOR, Name, Segment};
 use super::shared::{Newest, Shared};
 use super::sinks::{KindCounter, Progress, Sink, Sinks, WaitingKey};
-use super::state_writer::{StateOp, StateQueue, StateWriter, read_requests};
+use super::state_queue::{StateOp, StateQueue};
+use super::state_writer::{StateWriter, read_requests};
 use super::stuck::{self, StuckTarget};
-use super::writer::{Writer, fill_window};
-use super::{EngineError, Health, Journal, OpenError, Options, directory, state};
+use super::writer::Writer;
+use super::{EngineError, Health, Journal, OpenError, Options, directory, progress, repair, resends, schema, state};
 use crate::domain::dedup::Window;
 
 /// Commands that may wait for the writer; one more is refused, because a longer queue could not be written within
@@ -50,7 +52,7 @@ impl Journal {
         let lock = directory::lock(&dir)?;
         refuse_first_format(&dir)?;
         let database = |source: rusqlite::Error| OpenError::Database {
-            path: dir.join(state::FILE),
+            path: dir.join(schema::FILE),
             source: EngineError::from(source),
         };
         let files = |source| OpenError::Directory { path: dir.clone(), source };
@@ -68,7 +70,7 @@ impl Journal {
         let (connection, stored) = match read_state(&opened.connection, &options, &found) {
             Ok(stored) => (opened.connection, stored),
             // Damage that opening the file has not met.
-            Err(error) if state::is_damage(&error) && opened.damaged.is_none() => {
+            Err(error) if schema::is_damage(&error) && opened.damaged.is_none() => {
                 tracing::error!(%error, "damaged state file; carrying over what can be read");
                 drop(opened.connection);
                 let repaired = state::open_damaged(&dir)?.connection;
@@ -105,14 +107,14 @@ pub(super) fn refuse_first_format(dir: &Path) -> Result<(), OpenError> {
 
 /// `is_whole` says whether the state file can say what was released.
 fn find(dir: &Path, connection: &Connection, is_whole: bool) -> Result<Found, OpenError> {
-    let proof = state::load_proof(connection).unwrap_or_default();
-    let ranges = state::load_released(connection).unwrap_or_default();
+    let proof = progress::load_proof(connection).unwrap_or_default();
+    let ranges = progress::load_released(connection).unwrap_or_default();
     let released = Released { ranges, is_complete: is_whole };
-    let found =
-        chain::find(dir, |name| state::proof_of(name, proof), &released).map_err(|source| unreadable(dir, source))?;
+    let found = chain::find(dir, |name| progress::proof_of(name, proof), &released)
+        .map_err(|source| unreadable(dir, source))?;
     // Nobody will ever know; from now on it counts as released.
     for (first, last) in &found.unknown {
-        if let Err(error) = state::store_released(connection, *first, *last, 0) {
+        if let Err(error) = progress::store_released(connection, *first, *last, 0) {
             tracing::warn!(%error, "cannot write down which positions were released");
         }
     }
@@ -149,7 +151,7 @@ fn read_state(connection: &Connection, options: &Options, found: &Found) -> rusq
     let names: Vec<&str> = options.sinks.iter().map(|sink| sink.name.as_str()).collect();
     let (mut progress, mut stuck_targets) = (BTreeMap::new(), BTreeMap::new());
     for name in &names {
-        let mut loaded = state::load_progress(connection, name)?.unwrap_or_default();
+        let mut loaded = progress::load_progress(connection, name)?.unwrap_or_default();
         for position in stuck::positions(connection, name)? {
             if loaded.waiting.contains(position) {
                 loaded.stuck.insert(position);
@@ -160,12 +162,12 @@ fn read_state(connection: &Connection, options: &Options, found: &Found) -> rusq
         progress.insert((*name).to_owned(), loaded);
         stuck_targets.insert((*name).to_owned(), stuck::targets(connection, name)?);
     }
-    state::configure_sinks(connection, &names)?;
+    progress::configure_sinks(connection, &names)?;
     Ok(Stored {
         progress,
         stuck: stuck_targets,
-        highest: state::highest_position(connection, found.last)?,
-        number: found.number.max(state::load_proof(connection)?.0.min(u64::MAX / 2)),
+        highest: progress::highest_position(connection, found.last)?,
+        number: found.number.max(progress::load_proof(connection)?.0.min(u64::MAX / 2)),
         resends_dropped: resends::drop_orphans(connection, &names)?,
         backfill: Backfill::load(connection)?,
     })
@@ -194,7 +196,7 @@ fn clean_up(dir: &Path, found: &Found) -> io::Result<Vec<(Name, i64)>> {
         fs::rename(path, dir.join(name))?;
     }
     for entry in fs::read_dir(dir)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(state::COPY) {
+        if entry.file_name().to_string_lossy().starts_with(repair::COPY) {
             fs::remove_dir_all(entry.path())?;
         }
     }
@@ -433,4 +435,21 @@ fn supervised(name: &str, shared: &Arc<Shared>, run: impl FnOnce() + Send + 'sta
         let _ended = ended;
         run();
     })
+}
+
+/// The ids that were accepted within the window, oldest first, as far as index files tell them.
+fn fill_window(window: &mut Window, options: &Options, indexes: Vec<Index>) {
+    let since_ms = options.clock.now_ms().saturating_sub(options.dedup.window.as_millis());
+    let mut entries: Vec<IndexEntry> = indexes
+        .into_iter()
+        .flat_map(|index| index.entries)
+        .filter(|entry| entry.accepted_ms > since_ms && entry.id != [0; 16])
+        .collect();
+    // A compacted segment holds again what the released one told.
+    entries.sort_unstable_by_key(|entry| entry.position);
+    entries.dedup_by_key(|entry| entry.position);
+    let skip = entries.len().saturating_sub(options.dedup.max_ids);
+    for entry in entries.into_iter().skip(skip) {
+        window.insert(entry.id, entry.position, entry.accepted_ms);
+    }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::admin::AdminError;
 use super::index::{Index, IndexEntry};
 use super::segment::{self, Header, Name};
-use super::{Filter, JournalAdmin, Limits, OpenError, Record, Row, chain, directory, record, state};
+use super::{Filter, JournalAdmin, Limits, OpenError, Record, Row, chain, directory, progress, record, schema, state};
 
 /// How much is read at a time.
 const LIMITS: Limits = Limits { rows: 1_000, bytes: 8 * 1024 * 1024 };
@@ -37,7 +37,7 @@ impl JournalAdmin {
             let path = path.to_owned();
             move |source| OpenError::Directory { path, source }
         };
-        if to.join(state::FILE).exists()
+        if to.join(schema::FILE).exists()
             || fs::read_dir(to).map_err(failed(to))?.flatten().any(|entry| is_event_file(&entry.path()))
         {
             let source =
@@ -45,8 +45,8 @@ impl JournalAdmin {
             return Err(OpenError::Directory { path: to.to_owned(), source }.into());
         }
         let connection = state::salvage_into(dir, to)?;
-        let proof = state::load_proof(&connection).unwrap_or_default();
-        let found = chain::find(dir, |name| state::proof_of(name, proof), &chain::Released::default())
+        let proof = progress::load_proof(&connection).unwrap_or_default();
+        let found = chain::find(dir, |name| progress::proof_of(name, proof), &chain::Released::default())
             .map_err(|source| super::open::unreadable(dir, source))?;
         let chain = std::sync::Arc::new(chain::Chain::new(dir, found.segments, found.last, false));
         let mut salvage = Salvage { to, number: 0, open: None, salvaged: Salvaged::default() };
@@ -68,7 +68,7 @@ impl JournalAdmin {
         salvage.finish().map_err(failed(to))?;
         // Of no segment of the new journal; its position is not used twice all the same.
         let position = segment::Proof { offset: 0, position: proof.1.position };
-        state::store_proof(&connection, 0, position)?;
+        progress::store_proof(&connection, 0, position)?;
         for (name, number) in found.ids.iter().zip(salvage.number + 1..) {
             // Only the ids count, so any number will do.
             fs::copy(name.ids(dir), Name::new(number).ids(to)).map_err(failed(to))?;

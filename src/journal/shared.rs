@@ -10,12 +10,12 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 use super::chain::Chain;
-use super::keeper::{KeeperSignal, Spare};
+use super::keeper_signal::KeeperSignal;
 use super::reader::Reader;
-use super::resends::Replays;
-use super::segment::{Name, Proof};
+use super::replays::Replays;
+use super::segment::{self, Name, Proof};
 use super::sinks::{Sinks, WaitingKey, subtract};
-use super::state_writer::StateQueue;
+use super::state_queue::StateQueue;
 use super::stuck::StuckTarget;
 use super::{AppendError, Appended, DISK_RESERVE, Entry, Health};
 use crate::domain::clock::Clock;
@@ -26,6 +26,13 @@ pub(super) enum Command {
     Close,
     #[cfg(test)]
     Panic,
+}
+
+/// A segment that was made ahead, so that no answer waits for its file.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub(super) name: Name,
+    pub(super) file: File,
 }
 
 pub(super) struct Shared {
@@ -145,18 +152,24 @@ impl Shared {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn new_spare(&self) -> io::Result<Spare> {
+        let name = Name::new(self.next_number.fetch_add(1, Ordering::Relaxed));
+        let file = segment::create(name, &self.chain.dir)?;
+        Ok(Spare { name, file })
+    }
+
     /// The segment that was made ahead, or else a new one. One at a time is made, so that their numbers grow in the
     /// order in which they are used.
     pub(super) fn take_spare(&self) -> io::Result<Spare> {
         let mut spare = self.spare();
-        spare.take().map_or_else(|| Spare::make(self), Ok)
+        spare.take().map_or_else(|| self.new_spare(), Ok)
     }
 
     /// Makes the next segment ahead, unless it has been made.
     pub(super) fn make_spare(&self) -> io::Result<()> {
         let mut spare = self.spare();
         if spare.is_none() && self.health() != Health::Failed {
-            *spare = Some(Spare::make(self)?);
+            *spare = Some(self.new_spare()?);
         }
         Ok(())
     }

@@ -7,21 +7,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
-use tokio::sync::oneshot;
 
-use super::backfill::{self, Outcome};
-use super::dead_letters::{self, DeadLetter, Growth};
+use super::dead_letters::{DeadLetter, Growth};
+use super::progress::ChangedProgress;
 use super::reader::Reader;
 use super::record::Row;
-use super::resends::{self, Origin, ResendOutcome};
+use super::resend::{Origin, ResendOutcome};
 use super::sinks::{Sink, subtract};
-use super::state::ChangedProgress;
-use super::stuck::{self, StuckEvent};
-use super::{Shared, state};
+use super::state_queue::{StateOp, is_structural};
+use super::stuck::StuckEvent;
+use super::{Shared, backfill, dead_letters, progress, replays, resends, schema, state, stuck};
 
 /// How long what sinks have published may wait for its commit.
 const TICK: Duration = Duration::from_millis(100);
@@ -31,96 +30,6 @@ const PROGRESS: Duration = Duration::from_secs(1);
 
 /// How long to wait after a failed commit.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
-
-/// What is to be written besides what sinks have published.
-pub(super) enum StateOp {
-    SetAside(DeadLetter, oneshot::Sender<()>),
-    FinishResend {
-        sink: String,
-        origin: Origin,
-        position: u64,
-        outcome: ResendOutcome,
-    },
-    /// Requests that were not carried out, as the events wait no more.
-    DeclineSetAside {
-        sink: String,
-        positions: Vec<u64>,
-    },
-    Backfill(Vec<Outcome>),
-    ForgetBackfilled {
-        before_ms: i64,
-    },
-    CutReplay {
-        id: u64,
-    },
-    /// Positions that are about to be released.
-    Release {
-        first: u64,
-        last: u64,
-        oldest: u64,
-    },
-    /// Somebody who reads this edition of the file has found it damaged.
-    Repair {
-        edition: u64,
-    },
-    /// Requeued events that cannot be published.
-    DropRequeued {
-        sink: String,
-        seqs: Vec<u64>,
-    },
-    /// Tells that all that was published before is durable.
-    Flush(std::sync::mpsc::SyncSender<()>),
-    Close,
-}
-
-impl StateOp {
-    fn is_waited_for(&self) -> bool {
-        matches!(self, Self::SetAside(..) | Self::Flush(_) | Self::Close | Self::Repair { .. })
-    }
-}
-
-/// What waits to be written. It has no bound of its own: what is pushed here is in flight on a sink, or in a batch of
-/// candidates, and those are bounded.
-#[derive(Default)]
-pub(super) struct StateQueue {
-    ops: Mutex<Vec<StateOp>>,
-    changed: Condvar,
-}
-
-impl StateQueue {
-    pub(super) fn push(&self, op: StateOp) {
-        let wake = op.is_waited_for();
-        self.lock().push(op);
-        if wake {
-            self.changed.notify_one();
-        }
-    }
-
-    /// Has this edition of the file repaired if the error says that it is damaged.
-    pub(super) fn report(&self, error: &rusqlite::Error, edition: u64) {
-        if is_structural(error) {
-            self.push(StateOp::Repair { edition });
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<StateOp>> {
-        self.ops.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, wait: Duration) -> Vec<StateOp> {
-        let ops = self.lock();
-        let is_idle = |ops: &mut Vec<StateOp>| !ops.iter().any(StateOp::is_waited_for);
-        let (mut ops, _) = self.changed.wait_timeout_while(ops, wait, is_idle).unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *ops)
-    }
-
-    /// Waits until all that sinks have published up to now is durable; `false` if it is not within `limit`.
-    pub(super) fn flush(&self, limit: Duration) -> bool {
-        let (reply, answer) = std::sync::mpsc::sync_channel(1);
-        self.push(StateOp::Flush(reply));
-        answer.recv_timeout(limit).is_ok()
-    }
-}
 
 pub(super) struct StateWriter {
     /// `None` while the file cannot be written.
@@ -144,12 +53,6 @@ const MOST_REPAIRS: u32 = 3;
 
 /// How often what is left at the end is tried to be written.
 const LAST_TRIES: u32 = 2;
-
-/// Whether the error says that the file is damaged, and not that the disk fails now.
-fn is_structural(error: &rusqlite::Error) -> bool {
-    state::is_damage(error)
-        && error.sqlite_error_code().is_some_and(|code| code != rusqlite::ErrorCode::SystemIoFailure)
-}
 
 impl StateWriter {
     pub(super) fn run(mut self) {
@@ -240,8 +143,8 @@ impl StateWriter {
             if with_progress {
                 note_progress(&transaction, &shared, self.retain_ms)?;
             }
-            state::store_proof(&transaction, proof.0, proof.1)?;
-            let ended = resends::store_replays(&transaction, &mut shared.replays.lock())?;
+            progress::store_proof(&transaction, proof.0, proof.1)?;
+            let ended = replays::store_replays(&transaction, &mut shared.replays.lock())?;
             Ok((growth, ended))
         })();
         let committed = written.and_then(|done| transaction.commit().map(|()| done));
@@ -297,7 +200,7 @@ impl StateWriter {
 
     fn fail(&mut self, error: &rusqlite::Error) {
         if !std::mem::replace(&mut self.failing, true) {
-            let path = self.shared.chain.dir.join(state::FILE);
+            let path = self.shared.chain.dir.join(schema::FILE);
             tracing::error!(%error, path = %path.display(), "cannot write what sinks have published; retrying, and after a crash events since now are published twice");
         }
         if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
@@ -441,8 +344,8 @@ fn apply(
                 growth.entry(sink.clone()).or_default().resends -= removed;
             }
         }
-        StateOp::CutReplay { id } => drop(resends::delete_replay(transaction, *id)?),
-        StateOp::Release { first, last, oldest } => state::store_released(transaction, *first, *last, *oldest)?,
+        StateOp::CutReplay { id } => drop(replays::delete_replay(transaction, *id)?),
+        StateOp::Release { first, last, oldest } => progress::store_released(transaction, *first, *last, *oldest)?,
         StateOp::Flush(_) | StateOp::Close | StateOp::Repair { .. } => {}
     }
     Ok(())
@@ -482,7 +385,7 @@ impl Changed {
     }
 
     fn store(&self, transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<()> {
-        state::store_progress(transaction, name, &self.progress)?;
+        progress::store_progress(transaction, name, &self.progress)?;
         stuck::record(transaction, name, &self.stuck)?;
         self.no_longer_stuck.iter().try_for_each(|position| stuck::forget(transaction, name, *position))
     }
@@ -513,5 +416,5 @@ fn add(count: &std::sync::atomic::AtomicU64, by: i64) {
 /// Opens a connection for reading beside the thread that writes.
 pub(super) fn open_for_reading(dir: &Path) -> rusqlite::Result<Connection> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(dir.join(state::FILE), flags)
+    Connection::open_with_flags(dir.join(schema::FILE), flags)
 }

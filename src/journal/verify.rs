@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::admin::AdminError;
 use super::index::Index;
-use super::{Filter, JournalAdmin, Limits, Row, admin, resends, state};
+use super::{Filter, JournalAdmin, Limits, Row, admin, progress, replays};
 
 /// How much is read at a time.
 const LIMITS: Limits = Limits { rows: 1_000, bytes: 8 * 1024 * 1024 };
@@ -79,7 +79,7 @@ impl JournalAdmin {
         for (first, last) in gaps {
             found(Fault::Missing { first, last });
         }
-        let (segment, proof) = state::load_proof(&self.connection).unwrap_or_default();
+        let (segment, proof) = progress::load_proof(&self.connection).unwrap_or_default();
         // After a salvage it stands for no segment, and only keeps positions from being used twice.
         if segment > 0 && proof.position > chain.last() {
             found(Fault::Missing { first: chain.last() + 1, last: proof.position });
@@ -134,13 +134,13 @@ impl JournalAdmin {
 
     /// What has a checksum of its own.
     fn verify_rows(&self, found: &mut impl FnMut(Fault)) {
-        match state::damaged_progress(&self.connection) {
+        match progress::damaged_progress(&self.connection) {
             Ok(sinks) => sinks.into_iter().for_each(|sink| {
                 found(Fault::State(format!("what sink {sink:?} has published is damaged; it is published twice")));
             }),
             Err(error) => found(Fault::State(error.to_string())),
         }
-        match resends::damaged_replays(&self.connection) {
+        match replays::damaged_replays(&self.connection) {
             Ok(replays) => {
                 replays.into_iter().for_each(|id| found(Fault::State(format!("replay {id} is damaged"))));
             }

@@ -18,11 +18,11 @@ use tokio::sync::oneshot;
 
 use super::backfill::{Backfill, Backfilled, Outcome, PlanError};
 use super::index::{ENTRY_BYTES, Index, IndexEntry};
-use super::keeper::Spare;
 use super::reader::Reader;
 use super::segment::{self, Header, Segment};
+use super::shared::Spare;
 use super::sinks::KindCounter;
-use super::state_writer::StateOp;
+use super::state_queue::StateOp;
 use super::{AppendError, Appended, Command, Entry, Health, Options, Shared, directory, record, state};
 use crate::domain::dedup::Window;
 
@@ -463,22 +463,5 @@ impl Writer {
         if !outcomes.is_empty() {
             self.shared.state.push(StateOp::Backfill(outcomes));
         }
-    }
-}
-
-/// The ids that were accepted within the window, oldest first, as far as index files tell them.
-pub(super) fn fill_window(window: &mut Window, options: &Options, indexes: Vec<Index>) {
-    let since_ms = options.clock.now_ms().saturating_sub(options.dedup.window.as_millis());
-    let mut entries: Vec<IndexEntry> = indexes
-        .into_iter()
-        .flat_map(|index| index.entries)
-        .filter(|entry| entry.accepted_ms > since_ms && entry.id != [0; 16])
-        .collect();
-    // A compacted segment holds again what the released one told.
-    entries.sort_unstable_by_key(|entry| entry.position);
-    entries.dedup_by_key(|entry| entry.position);
-    let skip = entries.len().saturating_sub(options.dedup.max_ids);
-    for entry in entries.into_iter().skip(skip) {
-        window.insert(entry.id, entry.position, entry.accepted_ms);
     }
 }
