@@ -118,10 +118,10 @@ impl Chain {
         Ok(false)
     }
 
-    /// A segment's file is missing, or its index file is damaged.
-    pub(super) fn report_damage(&self, segment: &Segment, index_is_whole: bool) {
+    /// A segment's index file is damaged or missing.
+    pub(super) fn report_damage(&self, segment: &Segment) {
         let mut damaged = self.damaged_indexes.lock().unwrap_or_else(PoisonError::into_inner);
-        if !index_is_whole && damaged.insert(segment.name) {
+        if damaged.insert(segment.name) {
             let path = segment.name.index(&self.dir);
             tracing::warn!(path = %path.display(), "expected a whole index file, but found it damaged; reading the segment instead");
         }

@@ -22,9 +22,10 @@
 //! has been released the file is kept, under another ending, for as long as its ids are in the deduplication window.
 
 use std::collections::HashMap;
-use std::io::Read as _;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::{fs, io};
 
 use super::record::{View, u32_at, u64_at};
 use super::segment;
@@ -151,7 +152,7 @@ impl Index {
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
         let making = path.with_extension("making");
         fs::write(&making, self.encode())?;
-        fs::File::open(&making)?.sync_all()?;
+        File::open(&making)?.sync_all()?;
         fs::rename(&making, path)
     }
 
@@ -227,6 +228,67 @@ impl Index {
             }
         }
         Ok(None)
+    }
+}
+
+/// Looks single entries of an index file up, by reading the part that holds them: an event in the middle of a segment is
+/// read without reading what is known of all others.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    file: File,
+    /// Where the entries begin, and how many there are.
+    begin: u64,
+    count: usize,
+    /// The chunk that was read last.
+    chunk: Vec<IndexEntry>,
+}
+
+impl Lookup {
+    /// `None` where the file cannot be opened.
+    pub(super) fn open(path: &Path, summary: &Summary) -> Option<Self> {
+        let kinds: usize = summary.kinds.iter().map(|(kind, _)| 12 + kind.len()).sum();
+        let begin = (HEADER + kinds + 4) as u64;
+        Some(Self { file: File::open(path).ok()?, begin, count: summary.count as usize, chunk: Vec::new() })
+    }
+
+    /// The entry at this position; `None` where there is none, or the file does not say so for certain.
+    pub(super) fn find(&mut self, position: u64) -> Option<IndexEntry> {
+        if let Some(entry) = self.in_chunk(position) {
+            return Some(entry);
+        }
+        let (mut low, mut high) = (0, self.count.div_ceil(CHUNK));
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if self.first_of(middle)? <= position { low = middle } else { high = middle }
+        }
+        self.read_chunk(low)?;
+        self.in_chunk(position)
+    }
+
+    fn in_chunk(&self, position: u64) -> Option<IndexEntry> {
+        let found = self.chunk.binary_search_by_key(&position, |entry| entry.position).ok()?;
+        self.chunk.get(found).copied()
+    }
+
+    fn first_of(&self, chunk: usize) -> Option<u64> {
+        let mut position = [0; 8];
+        self.file.read_exact_at(&mut position, self.offset(chunk)).ok()?;
+        Some(u64::from_le_bytes(position))
+    }
+
+    fn read_chunk(&mut self, chunk: usize) -> Option<()> {
+        self.chunk.clear();
+        let length = self.count.saturating_sub(chunk * CHUNK).min(CHUNK) * ENTRY;
+        let mut bytes = vec![0; length + 4];
+        self.file.read_exact_at(&mut bytes, self.offset(chunk)).ok()?;
+        if is_sealed(&bytes) {
+            self.chunk.extend(bytes[..length].chunks_exact(ENTRY).filter_map(decode_entry));
+        }
+        Some(())
+    }
+
+    fn offset(&self, chunk: usize) -> u64 {
+        self.begin + (chunk * (CHUNK * ENTRY + 4)) as u64
     }
 }
 
@@ -334,6 +396,28 @@ mod tests {
             assert_eq!(Index::read(&path).unwrap(), (index.clone(), true));
             assert_eq!(Index::read_summary(&path).unwrap(), Some(index.summary()));
         }
+    }
+
+    #[test]
+    fn an_entry_is_looked_up_in_its_chunk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("i.idx");
+        for entries in [0, 1, 1_024, 1_025, 3_000] {
+            let index = index(entries);
+            index.write(&path).unwrap();
+            let mut lookup = Lookup::open(&path, &index.summary()).unwrap();
+            for position in (0..=2 * entries + 2).chain((0..entries).rev().step_by(700)) {
+                assert_eq!(lookup.find(position), index.at(position).copied(), "{position} of {entries}");
+            }
+        }
+        // Nothing that a damaged chunk says is believed; the others are found.
+        let (whole, index) = (fs::read(&path).unwrap(), index(3_000));
+        let mut damaged = whole.clone();
+        damaged[whole.len() - 3_000 * 4 - 4 - 900 * ENTRY] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        let mut lookup = Lookup::open(&path, &index.summary()).unwrap();
+        let found = |n: u64, lookup: &mut Lookup| lookup.find(n * 2).is_some();
+        assert_eq!([1, 2_048, 2_049, 3_000].map(|n| found(n, &mut lookup)), [true, true, false, false]);
     }
 
     #[test]

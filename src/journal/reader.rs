@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::chain::Chain;
-use super::index::{Index, IndexEntry};
+use super::index::{Index, IndexEntry, Lookup};
 use super::record::{self, Row};
 use super::segment::Segment;
 
@@ -81,8 +81,9 @@ struct Current {
     segment: Arc<Segment>,
     /// `None` if the file is missing.
     file: Option<File>,
-    /// Of a sealed segment.
+    /// Of a sealed segment: all its entries, once they are needed, or what single ones are looked up in.
     index: Option<Index>,
+    lookup: Option<Lookup>,
 }
 
 /// The entries of one segment that a batch takes.
@@ -108,7 +109,7 @@ impl Reader {
         let (mut bytes, mut looked_at) = (0, 0);
         let mut segments = self.chain.segments_from(position.saturating_add(1));
         while let Some(segment) = segments.pop_front() {
-            let Some(current) = self.open(&segment)? else {
+            let Some(current) = self.load(&segment)? else {
                 segments = self.chain.segments_from(batch.through.saturating_add(1));
                 continue;
             };
@@ -171,7 +172,7 @@ impl Reader {
         wants: impl Fn(&str) -> bool,
     ) -> Result<Option<IndexEntry>, ReadError> {
         for segment in self.chain.segments_from(position.saturating_add(1)) {
-            let Some(current) = self.open(&segment)? else { continue };
+            let Some(current) = self.load(&segment)? else { continue };
             let found = current.with_index(|index| {
                 let wanted: Vec<bool> = index.kinds.iter().map(|(kind, _)| wants(kind)).collect();
                 let is_wanted = |entry: &&IndexEntry| wanted.get(entry.kind as usize).copied().unwrap_or(true);
@@ -190,10 +191,14 @@ impl Reader {
         found: impl Fn(&Current, &IndexEntry) -> T,
     ) -> Result<Option<T>, ReadError> {
         while let Some(segment) = self.chain.segment_at(position) {
-            if let Some(current) = self.open(&segment)? {
-                let entry = current.with_index(|index| index.at(position).copied());
-                return Ok(entry.map(|entry| found(current, &entry)));
+            let Some(current) = self.open(&segment)? else { continue };
+            if let Some(entry) = current.look_up(position) {
+                return Ok(Some(found(current, &entry)));
             }
+            // It is not kept, or a part of the index is damaged.
+            let Some(current) = self.load(&segment)? else { continue };
+            let entry = current.with_index(|index| index.at(position).copied());
+            return Ok(entry.map(|entry| found(current, &entry)));
         }
         Ok(None)
     }
@@ -204,28 +209,46 @@ impl Reader {
     }
 
     /// Opens a segment, unless it is open; `None` if it has been released or compacted since it was looked up.
-    fn open(&mut self, segment: &Arc<Segment>) -> Result<Option<&Current>, ReadError> {
+    fn open(&mut self, segment: &Arc<Segment>) -> Result<Option<&mut Current>, ReadError> {
         if self.current.as_ref().is_none_or(|current| !Arc::ptr_eq(&current.segment, segment)) {
             let failed = |source| ReadError { path: segment.name.log(&segment.dir), source };
             let file = segment.file().map_err(failed)?;
-            let (index, whole) = if segment.is_sealed() {
-                segment.load().map(|(index, whole)| (Some(index), whole)).map_err(failed)?
-            } else {
-                (None, true)
-            };
-            if file.is_none() || !whole {
+            if file.is_none() && !self.chain.is_current(segment).map_err(failed)? {
+                return Ok(None);
+            }
+            let (segment, lookup) = (Arc::clone(segment), segment.lookup());
+            self.current = Some(Current { segment, file, index: None, lookup });
+        }
+        Ok(self.current.as_mut())
+    }
+
+    /// The same, with all its entries.
+    fn load(&mut self, segment: &Arc<Segment>) -> Result<Option<&Current>, ReadError> {
+        let Some(current) = self.open(segment)? else { return Ok(None) };
+        if current.index.is_none() && segment.is_sealed() {
+            let failed = |source| ReadError { path: segment.name.log(&segment.dir), source };
+            let (index, whole) = segment.load().map_err(failed)?;
+            current.index = Some(index);
+            if !whole {
                 if !self.chain.is_current(segment).map_err(failed)? {
+                    self.current = None;
                     return Ok(None);
                 }
-                self.chain.report_damage(segment, whole);
+                self.chain.report_damage(segment);
             }
-            self.current = Some(Current { segment: Arc::clone(segment), file, index });
         }
         Ok(self.current.as_ref())
     }
 }
 
 impl Current {
+    fn look_up(&mut self, position: u64) -> Option<IndexEntry> {
+        match (&self.index, &mut self.lookup) {
+            (None, Some(lookup)) => lookup.find(position),
+            _ => self.with_index(|index| index.at(position).copied()),
+        }
+    }
+
     fn with_index<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
         match (&self.index, self.segment.entries()) {
             (Some(index), _) => look(index),
@@ -266,7 +289,11 @@ impl Current {
 
     fn damaged(&self, entry: &IndexEntry) -> Row {
         let is_known = entry.id != [0; 16];
-        let kind = self.with_index(|index| index.kind(entry).to_owned());
+        // Each index numbers the kinds by itself: one that was read from the segment anew may do it in another order.
+        let kind = match &self.index {
+            Some(index) => index.kind(entry).to_owned(),
+            None => self.segment.kind(entry),
+        };
         Row::Damaged {
             position: entry.position,
             key_hash: is_known.then_some(entry.key_hash),

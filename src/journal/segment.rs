@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::index::{Index, IndexEntry, Summary};
+use super::index::{Index, IndexEntry, Lookup, Summary};
 use super::record::u64_at;
 use super::scan::{Scanned, scan};
 
@@ -236,6 +236,24 @@ impl Segment {
         }
         let found = read_log(self.name, &self.dir, &index, &Proof::default())?;
         Ok((found.index, false))
+    }
+
+    /// For single entries of a sealed segment; `None` of any other, and where its index file cannot be opened.
+    pub(super) fn lookup(&self) -> Option<Lookup> {
+        match &self.contents {
+            Contents::Open(_) => None,
+            Contents::Sealed(summary) => Lookup::open(&self.name.index(&self.dir), summary),
+        }
+    }
+
+    /// What an entry is called.
+    pub(super) fn kind(&self, entry: &IndexEntry) -> String {
+        match &self.contents {
+            Contents::Open(_) => self.entries().map_or_else(String::new, |index| index.kind(entry).to_owned()),
+            Contents::Sealed(summary) => {
+                summary.kinds.get(entry.kind as usize).map_or_else(String::new, |(kind, _)| kind.clone())
+            }
+        }
     }
 
     /// Its file; `None` where it is missing, or the disk cannot open it.
