@@ -514,7 +514,8 @@ impl Model {
                 let was_configured = before.contains(&name) && model.is_known;
                 self.check_restart(name, &model, &found, restart, was_configured, &rows);
                 (model.now, model.durable, model.is_known) = (found.clone(), found, true);
-                if !was_configured {
+                // What it had published may have been released, and without its state it has published nothing.
+                if !was_configured || restart == Restart::StateDamaged {
                     let kept: BTreeSet<u64> = rows.iter().map(Row::position).collect();
                     model.missed = self.events.keys().copied().filter(|position| !kept.contains(position)).collect();
                 }
