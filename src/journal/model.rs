@@ -8,7 +8,7 @@
 //! position is used twice. That the end of a thread is noticed (9) is a test of its own.
 //!
 //! A kill is a copy of the directory's files as they lie there at one moment. What a power cut takes besides is proven
-//! from outside, in `tests/it/disk.rs`; kills inside a compaction, in `tests/retention.rs`.
+//! from outside, in `tests/it/recovery/disk_faults.rs`; kills inside a compaction, in `tests/retention.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -11,55 +11,9 @@ mod support;
 
 mod accept;
 mod architecture;
-mod clock;
-#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod cluster;
-mod commands;
-mod config;
 mod contracts;
-mod corruption;
-#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod crash;
-#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod cursor;
 mod deploy;
-mod disk;
-#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod faults;
-mod feed;
-#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod image;
-#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod locked;
-mod logs;
-mod machine;
-#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod network;
 mod operator;
-#[cfg(feature = "otlp")]
-mod otlp;
-mod overload;
-mod platform;
-mod power;
-#[cfg(feature = "nats")]
-mod prometheus;
-mod reconcile;
 mod recovery;
-mod rotation;
-mod secrets;
-mod set_aside;
-mod shutdown;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
-mod steps;
-#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod stuck;
-mod tls;
-#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod tokens;
-#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod topology;
-#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-mod trace;
-mod watch;
-mod webhook;

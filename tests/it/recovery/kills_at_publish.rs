@@ -2,7 +2,7 @@
 //! that and before the cursor is durable.
 //!
 //! A proxy keeps the broker's answers back, so that the moments can be waited for; the shim under the journal kills at
-//! the write of the cursor. The steps before a publish are in `steps.rs`.
+//! the write of the cursor. The steps before a publish are in `kills_at_journal_steps.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

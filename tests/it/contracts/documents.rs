@@ -20,7 +20,7 @@ use crate::support::samples::samples;
 use crate::support::schemas::{faults, judge, validator};
 
 const BASE: &str = "urn:sendbird-bridge:schema:";
-const REFRESH: &str = "BLESS=1 cargo test --test it contracts::";
+const REFRESH: &str = "BLESS=1 cargo test --test it contracts::documents::";
 
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

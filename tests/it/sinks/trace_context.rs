@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
+use crate::sinks::for_each_broker;
 use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::broker::Kind;
+use crate::support::broker::Message;
 use crate::support::samples::dial;
-use crate::{sinks::for_each_broker, support::broker::Message};
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 

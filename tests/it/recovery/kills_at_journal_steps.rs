@@ -2,7 +2,7 @@
 //! before the answer, while a segment is closed and the next begun, while old events are released, and during a start.
 //!
 //! A process that is killed leaves what it has written, whether or not it was fsynced; what a power cut would leave is
-//! `power.rs`. The steps on the way to a broker are in `cursor.rs`.
+//! `power_cuts.rs`. The steps on the way to a broker are in `kills_at_publish.rs`.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;

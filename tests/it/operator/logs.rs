@@ -181,7 +181,7 @@ mod brokers {
     use serde_json::json;
 
     use super::{parsed, with_message};
-    use crate::sinks::authority;
+    use crate::sinks::messages::authority;
     use crate::support::bridge::{Bridge, Config, PATH};
     use crate::support::broker::{Kind, Limits, Place};
     use crate::support::eventually;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::locked::{is_connected, last_failure};
+use crate::sinks::authentication::{is_connected, last_failure};
 use crate::support::bridge::{Bridge, Config};
 use crate::support::broker::Place;
 use crate::support::broker::locked::{Fault, Locked, PASSWORD, WRONG};

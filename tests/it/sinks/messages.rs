@@ -4,29 +4,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use crate::sinks::for_each_broker;
 use crate::support::bridge::{Bridge, Config};
 use crate::support::broker::{Kind, Limits, Message, Place};
 use crate::support::eventually;
 use crate::support::samples::{dial, golden, large, samples, with_items, without_received_time};
-
-/// Makes a test of each function for each broker that this build has a client for.
-macro_rules! for_each_broker {
-    ($($test:ident)*) => {
-        #[cfg(feature = "kafka")]
-        mod kafka {
-            $(#[test] fn $test() { super::$test(crate::support::broker::Kind::Kafka); })*
-        }
-        #[cfg(feature = "rabbitmq")]
-        mod rabbitmq {
-            $(#[test] fn $test() { super::$test(crate::support::broker::Kind::RabbitMq); })*
-        }
-        #[cfg(feature = "nats")]
-        mod nats {
-            $(#[test] fn $test() { super::$test(crate::support::broker::Kind::Nats); })*
-        }
-    };
-}
-pub(crate) use for_each_broker;
 
 for_each_broker! {
     each_sample_arrives_once_as_it_should

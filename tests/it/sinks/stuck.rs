@@ -645,7 +645,7 @@ fn a_rabbitmq_queue_that_does_not_confirm_costs_the_other_no_speed() {
 #[cfg(feature = "kafka")]
 #[test]
 fn a_kafka_partition_without_a_leader_holds_up_no_other_partition() {
-    use crate::sinks::murmur2;
+    use crate::sinks::messages::murmur2;
     use crate::support::broker::kafka::make_spread;
     use crate::support::broker::operate::Cluster;
     const LOST: usize = 2_000;

@@ -1,0 +1,14 @@
+//! What an operator runs and sees: the commands, the admin endpoint, metrics, logs and traces.
+
+mod admin_endpoint;
+mod config;
+mod demo_send_tail;
+mod logs;
+mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
+mod platform_client;
+mod reconcile;
+mod replay_and_dead_letters;
+mod stuck_and_salvage;
+mod webhook;
