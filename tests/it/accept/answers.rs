@@ -19,7 +19,7 @@ fn with_canary(request: Request) -> Request {
 }
 
 #[test]
-fn a_delivery_is_stored_and_its_retries_are_duplicates_with_the_same_id() {
+fn a_delivery_is_stored_once_and_its_retries_get_the_same_id() {
     let bridge = Config::new().start();
     let body = br#"{"category":"direct_call:dial","occurred_at":1767225600123,"application_id":"A","direct_call":{"call_id":"C/1","caller_id":"a"}}"#;
     let id = bridge.deliver(body).stored();
@@ -310,7 +310,7 @@ fn a_source_that_sends_too_much_is_answered_429() {
 }
 
 #[test]
-fn a_full_journal_is_answered_503_until_there_is_room_and_loses_nothing() {
+fn a_full_journal_answers_503_until_it_has_space_and_loses_nothing() {
     let config = Config::new()
         .set("journal.max_bytes", "'1MiB'")
         .set("journal.retain_bytes", "'256KiB'")

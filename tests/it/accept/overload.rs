@@ -78,7 +78,7 @@ fn ends_well(flood: Flood, bridge: Bridge) -> Tally {
 }
 
 #[test]
-fn ten_times_what_the_disk_can_take_is_answered_in_time_and_nothing_is_lost() {
+fn ten_times_the_disks_capacity_is_answered_in_time_without_loss() {
     let (shim, config) = Shim::under(Config::new());
     let bridge = config.start();
     let mut flood = Flood::towards(bridge.webhook);
@@ -123,7 +123,7 @@ fn thousands_of_senders_that_say_little_hold_up_nobody() {
 }
 
 #[test]
-fn more_connections_than_there_may_be_are_refused_and_the_others_go_on() {
+fn connections_over_the_limit_are_refused_and_others_continue() {
     let config = Config::new();
     let bridge = config.start();
     let mut flood = Flood::towards(bridge.webhook);

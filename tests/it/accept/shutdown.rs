@@ -196,7 +196,7 @@ fn it_is_not_ready_while_it_stops() {
 }
 
 #[test]
-fn senders_that_never_finish_are_cut_off_and_what_was_answered_is_kept() {
+fn unfinished_requests_are_cut_off_and_answered_ones_are_kept() {
     let config = patient();
     let bridge = config.start();
     let body = dial("answered", 1);

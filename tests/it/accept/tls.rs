@@ -69,7 +69,7 @@ fn deliveries_and_operators_come_in_over_tls() {
 }
 
 #[test]
-fn where_a_client_certificate_is_asked_for_nobody_comes_in_without_one() {
+fn connections_without_the_required_client_certificate_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (servers, clients, others) =
         (authority(&dir, "servers"), authority(&dir, "clients"), authority(&dir, "others"));

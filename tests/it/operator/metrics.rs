@@ -93,7 +93,7 @@ fn the_metrics_are_those_of_the_contract() {
 }
 
 #[test]
-fn every_metric_that_rules_and_documents_name_exists_and_the_dashboard_shows_all() {
+fn metrics_in_rules_and_documents_exist_and_the_dashboard_has_all() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     let declared = declared(&scrape(&bridge));
     let mut files = documents();

@@ -298,7 +298,7 @@ fn an_interrupted_run_goes_on_where_it_was() {
 }
 
 #[test]
-fn an_interrupted_run_whose_place_sendbird_has_forgotten_begins_anew_and_publishes_once() {
+fn an_expired_page_token_restarts_the_run_and_publishes_once() {
     let (config, platform, at) = (config(), platform(), then());
     let bridge = config.start();
     interrupted(&config, &platform, at);
@@ -351,7 +351,7 @@ fn nothing_is_called_missing_on_a_guess() {
 }
 
 #[test]
-fn lists_are_read_whatever_their_order_and_rooms_that_are_older_than_the_list_are_asked_for() {
+fn unordered_lists_are_read_and_rooms_missing_from_them_fetched() {
     let (config, platform, at) = (Config::new(), platform(), then());
     let old = at - 72 * HOUR;
     let of = |room: &str| json!({ "room": { "room_id": room }, "participant": { "participant_id": "first" } });
@@ -429,7 +429,7 @@ fn until(config: &Config) -> PathBuf {
 }
 
 #[test]
-fn a_bridge_that_is_to_reconciles_by_itself_after_a_gap_and_only_then() {
+fn automatic_reconciliation_runs_only_after_a_gap() {
     const MINUTE: i64 = 60_000;
     let platform = platform();
     let (shim, config) = Shim::under(config().set("access.api_tokens", &format!("['{API_TOKEN}', '{TOKEN}']")));
@@ -468,7 +468,7 @@ fn a_bridge_that_is_to_reconciles_by_itself_after_a_gap_and_only_then() {
 }
 
 #[test]
-fn a_gap_that_cannot_be_reconciled_is_tried_again_after_longer_and_longer() {
+fn a_failed_reconciliation_is_retried_with_growing_delays() {
     let platform = platform();
     let config = config();
     let file = config.dir().join("tokens");
@@ -516,7 +516,7 @@ fn a_bridge_that_is_killed_while_it_stores_candidates_has_each_once() {
 }
 
 #[test]
-fn a_stopped_bridge_is_left_some_thousands_and_the_rest_after_it_has_started() {
+fn backfill_beyond_the_offline_limit_waits_for_a_running_bridge() {
     let (config, platform, at) = (config(), platform(), then());
     platform.limits(1_000, 5);
     (0..1_900).for_each(|n| platform.add_call(call(&format!("call {n}"), at + n)));

@@ -61,7 +61,7 @@ fn a_replay_is_as_fast_as_wanted_and_seen_while_it_lasts() {
 }
 
 #[test]
-fn a_replay_is_listed_and_cancelled_beside_a_bridge_and_on_a_stopped_ones_directory() {
+fn a_replay_is_listed_and_cancelled_with_and_without_a_bridge() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     (0..20).for_each(|at| drop(bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()));
     eventually("they are printed", || bridge.printed().count() == 20);
@@ -146,7 +146,7 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn a_journal_is_summed_up_and_verified_while_the_bridge_runs_and_after() {
+fn a_journal_is_verified_while_the_bridge_runs_and_after_its_stop() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     for at in 0..20 {
         bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored();

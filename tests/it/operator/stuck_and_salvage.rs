@@ -95,7 +95,7 @@ fn stuck_events_of_a_stopped_bridge_are_listed_and_set_aside() {
 }
 
 #[test]
-fn a_running_bridge_sets_aside_what_waits_and_says_what_was_published_meanwhile() {
+fn stuck_events_are_dead_lettered_unless_published_meanwhile() {
     let (bridge, sent) = bridge_without_reader();
     is_stuck(bridge.config(), 1, "topic \"t\"");
     let set_aside = done(bridge.config(), &["stuck", "set-aside", "--id", &sent[0], "--waiting"]);
@@ -152,7 +152,7 @@ fn damage(config: &Config, key: &str) {
 }
 
 #[test]
-fn what_can_be_read_of_a_damaged_journal_is_salvaged_and_what_is_lost_is_named() {
+fn salvage_keeps_readable_events_and_names_the_lost_ones() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     (1..=20).for_each(|at| drop(bridge.deliver(&dial(&format!("key-{at:02}-"), at)).stored()));
     bridge.caught_up();

@@ -56,7 +56,7 @@ fn times_are_rfc3339(envelope: &Value) {
 }
 
 #[test]
-fn the_clock_may_jump_under_load_and_nothing_comes_late_twice_or_never() {
+fn clock_jumps_under_load_cause_no_delay_duplicate_or_loss() {
     let (shim, config) = Shim::under(Config::new().fixed_address().stdout_sink(Stdout::Read));
     let bridge = config.start();
     let mut load = Load::start(&bridge, 3_000, 400);

@@ -42,7 +42,7 @@ const RENAMED: Kind = Kind::RabbitMq;
 const UNTIL_STUCK: Duration = Duration::from_secs(90);
 
 #[test]
-fn every_delivery_that_was_answered_200_is_in_every_broker_however_often_the_bridge_is_killed() {
+fn every_stored_delivery_reaches_every_broker_through_random_kills() {
     let long = std::env::var("TEST_CRASH_DELIVERIES").is_ok();
     let rounds = number("TEST_CRASH_ROUNDS").unwrap_or(10);
     let deliveries = number("TEST_CRASH_DELIVERIES").unwrap_or(6_000);

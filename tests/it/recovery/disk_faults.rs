@@ -244,7 +244,7 @@ fn a_disk_that_cannot_be_written_at_start_is_a_clear_error() {
 }
 
 #[test]
-fn who_comes_while_a_slow_disk_opens_the_journal_is_refused_and_does_not_wait() {
+fn connections_are_refused_until_the_journal_is_open() {
     let (shim, config) = Shim::under(Config::new().fixed_address());
     let bridge = config.start();
     let (webhook, admin) = (bridge.webhook, bridge.admin);

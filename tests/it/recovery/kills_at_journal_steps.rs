@@ -272,7 +272,7 @@ fn killed_while_old_events_are_released_nothing_unpublished_is_lost() {
 }
 
 #[test]
-fn killed_while_a_segment_is_closed_and_the_next_begun_nothing_is_lost() {
+fn a_kill_during_segment_rotation_loses_nothing() {
     for (name, step) in STEPS {
         let rounds = Mutex::new(0);
         each(1.., |nth| {

@@ -17,7 +17,7 @@ use crate::support::samples::dial;
 use crate::support::shim::{Of, Shim, Step};
 
 for_each_broker! {
-    killed_between_a_publish_and_its_cursor_an_event_comes_again_and_is_never_lost
+    a_kill_between_publish_and_cursor_duplicates_but_loses_nothing
 }
 
 /// A place, and a proxy on the way to it. Kafka's clients go where the broker sends them, so it is one of its own.
@@ -60,7 +60,7 @@ impl Sender {
     }
 }
 
-fn killed_between_a_publish_and_its_cursor_an_event_comes_again_and_is_never_lost(kind: Kind) {
+fn a_kill_between_publish_and_cursor_duplicates_but_loses_nothing(kind: Kind) {
     const ROUNDS: usize = 2;
     let (_own, place, proxy) = behind_proxy(kind);
     let way = Place { address: place.through(&proxy), ..place.clone() };

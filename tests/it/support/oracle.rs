@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn what_arrived_as_it_was_sent_is_fine_also_twice_and_with_keys_interleaved() {
+    fn duplicates_and_interleaved_keys_are_no_faults() {
         let all = [("k", 1), ("k", 3), ("l", 2), ("k", 1), ("k", 4), ("k", 3)];
         let all = all.map(|(key, id)| arrived(key, id));
         let verdict = judge(&all_sent(), &all).clean();
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_that_was_not_answered_may_arrive_once_under_any_id_but_in_order() {
+    fn an_unanswered_delivery_may_arrive_once_in_order_under_any_id() {
         let mut sent = all_sent();
         sent[2].id = None;
         let without = [("k", 1), ("l", 2), ("k", 4)].map(|(key, id)| arrived(key, id));
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_whose_last_try_was_not_answered_may_come_late_and_is_counted() {
+    fn an_event_stored_without_an_answer_may_be_late_and_is_counted() {
         let (sent, arrived) = third_comes_last(Sent::unanswered("k", &json!({ "of": 3, "password": 1 })));
         let verdict = judge(&sent, &arrived).clean();
         assert_eq!((verdict.late, verdict.events, verdict.again), (1, 4, 0));
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_an_operator_moved_may_come_at_any_time_but_has_to_come() {
+    fn an_event_moved_by_an_operator_may_come_late_but_must_come() {
         let mut all = [("k", 1), ("l", 2), ("k", 4), ("k", 3)].map(|(key, id)| arrived(key, id)).to_vec();
         let sent = all_sent();
         let verdict = |arrived: &[Arrived]| {

@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rename_and_a_deletion_are_durable_with_the_fsync_of_the_directory() {
+    fn renames_and_deletions_are_durable_after_a_directory_fsync() {
         let operations = [
             write("a", "one"),
             sync("a"),
