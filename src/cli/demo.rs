@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::client::TlsArgs;
-use super::send::{Outcome, Sendbird};
+use super::sendbird::{Outcome, Sendbird};
 use crate::access::SignatureMode;
 use crate::app::App;
 use crate::config::{Config, SinkConfig, SinkKind};

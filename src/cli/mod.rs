@@ -19,6 +19,7 @@ mod replay;
 mod schema;
 mod select;
 mod send;
+mod sendbird;
 mod serve;
 mod stuck;
 mod table;

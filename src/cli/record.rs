@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Failure;
-use super::send::Outcome;
+use super::sendbird::Outcome;
 use crate::sendbird::sample::Sample;
 
 /// How much is read at a time when looking for the end of the last whole line.
