@@ -24,8 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use warp::http::Request;
 use warp::http::header::{CONNECTION, HeaderValue};
+use warp::{Filter, Reply};
 
-use super::listener::Answers;
 use super::reply;
 use super::socket::{Activity, Socket, Watched, WriteLimited};
 
@@ -43,6 +43,11 @@ const IDLE_LIMIT: Duration = Duration::from_secs(90);
 /// How long an idle connection stays open once the bridge is stopping: long enough for a busy sender's next request,
 /// whose answer then says that it was the last.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// A filter that answers every request.
+pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
+
+impl<F> Answers for F where F: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
 /// Who is at the other end of the connection, for filters.
 #[derive(Clone, Copy, Debug)]

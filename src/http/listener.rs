@@ -4,7 +4,6 @@
 //! what the system has accepted for us, closes the socket, lets every request that has begun be answered and gives up
 //! after a limit. What happens inside a connection is in [`connection`].
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -19,9 +18,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use warp::{Filter, Reply};
 
-use super::connection::{self, Ended, Peer};
+use super::connection::{self, Answers, Ended, Peer};
 use super::{reply, tls};
 
 /// Connections that the system may accept for us before we do; it may have a lower limit of its own. One more would be
@@ -89,11 +87,6 @@ impl Counts {
         })
     }
 }
-
-/// A filter that answers every request.
-pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
-
-impl<F> Answers for F where F: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
 impl Bound {
     /// Takes `address`, for connections within `limits`, which begin with a TLS handshake if there is a `tls`.
@@ -249,6 +242,7 @@ fn let_nobody_in(socket: &TcpListener) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use warp::Filter;
 
     use super::*;
 
