@@ -186,8 +186,9 @@ impl<T: Transport> Api<T> {
     async fn settings(&mut self, query: &str, change: Option<&Change>) -> Result<Value, Failure> {
         let method = if change.is_some() { Method::Put } else { Method::Get };
         let with = format!("/applications/{}/settings/webhook{query}", self.target.application());
-        let with = self.target.request(method, &with, change);
-        let without = self.target.request(method, &format!("/applications/settings/webhook{query}"), change);
+        let with = self.target.request(method, &with, change.map(Change::body));
+        let without =
+            self.target.request(method, &format!("/applications/settings/webhook{query}"), change.map(Change::body));
         if self.settings_path == SettingsPath::WithoutApplication {
             return self.ask(Endpoint::Settings, &without).await;
         }

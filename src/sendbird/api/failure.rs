@@ -194,7 +194,7 @@ mod tests {
         let id: ApplicationId = "A".parse().expect("an id");
         let target = Target::new(id, Secret::new("canary-token"), None).expect("a target");
         let url = Secret::new("https://bridge.example.com/webhooks/sendbird/canary-path");
-        target.request(Method::Put, "/x", Some(&Change { url: Some(url), ..Change::default() }))
+        target.request(Method::Put, "/x", Some(Change { url: Some(url), ..Change::default() }.body()))
     }
 
     fn sorted(status: u16, body: &str) -> Result<Value, Failure> {

@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::webhook::Change;
 use crate::domain::secret::Secret;
 
 /// What may stand in a path or a query as it is.
@@ -117,15 +116,19 @@ impl Target {
         &self.base
     }
 
-    pub(super) fn request(&self, method: Method, path: &str, change: Option<&Change>) -> Request {
-        Request {
-            method,
-            url: format!("{}{path}", self.base),
-            token: self.token.clone(),
-            body: change.map(Change::body),
-            hidden: change.map(Change::secrets).unwrap_or_default(),
-        }
+    pub(super) fn request(&self, method: Method, path: &str, body: Option<Body>) -> Request {
+        let (body, hidden) = body.map_or_else(Default::default, |body| (Some(body.json), body.hidden));
+        Request { method, url: format!("{}{path}", self.base), token: self.token.clone(), body, hidden }
     }
+}
+
+/// What a request sets.
+#[derive(Clone, Debug)]
+pub(super) struct Body {
+    /// The body itself.
+    pub(super) json: Secret,
+    /// What no message about it may show, beside the token.
+    pub(super) hidden: Vec<Secret>,
 }
 
 /// A request, whole but for the connection. Its `Debug` shows no secret.
@@ -176,6 +179,7 @@ pub(super) fn segment(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sendbird::api::Change;
 
     #[test]
     fn application_ids_can_stand_in_a_host_name() {
@@ -216,7 +220,7 @@ mod tests {
     fn a_request_shows_no_secret() {
         let target = Target::new(ApplicationId("A".into()), Secret::new("canary"), None).expect("a target");
         let change = Change { url: Some(Secret::new("https://h/canary")), ..Change::default() };
-        let request = target.request(Method::Put, "/x", Some(&change));
+        let request = target.request(Method::Put, "/x", Some(change.body()));
         assert!(!format!("{request:?}").contains("canary"), "{request:?}");
         assert!(request.headers().contains(&("api-token", "canary")));
     }

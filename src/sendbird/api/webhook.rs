@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::failure::Failure;
 use super::fields::Fields;
+use super::request::Body;
 use crate::domain::secret::Secret;
 use crate::sendbird::category::Category;
 
@@ -125,7 +126,7 @@ impl Change {
     }
 
     /// The body of the `PUT`; only what is to be set is in it.
-    pub(super) fn body(&self) -> Secret {
+    pub(super) fn body(&self) -> Body {
         let mut body = Map::new();
         if let Some(enabled) = self.enabled {
             body.insert("enabled".into(), enabled.into());
@@ -139,11 +140,11 @@ impl Change {
         if let Some(include) = self.include_members {
             body.insert("include_members".into(), include.into());
         }
-        Secret::new(Value::Object(body).to_string())
+        Body { json: Secret::new(Value::Object(body).to_string()), hidden: self.secrets() }
     }
 
     /// What no message about it may show: the URL, and the last segment of its path alone.
-    pub(super) fn secrets(&self) -> Vec<Secret> {
+    fn secrets(&self) -> Vec<Secret> {
         let Some(url) = self.url.as_ref().map(Secret::expose) else { return Vec::new() };
         let last = url.trim_end_matches('/').rsplit('/').next().filter(|last| last.len() >= SHORTEST_SECRET);
         [Some(url), last].into_iter().flatten().map(Secret::new).collect()
@@ -212,11 +213,11 @@ mod tests {
 
     #[test]
     fn only_what_is_to_be_set_is_sent() {
-        assert_eq!(Change::default().body().expose(), "{}");
+        assert_eq!(Change::default().body().json.expose(), "{}");
         let change = Change { enabled: Some(false), enabled_events: Some(Vec::new()), ..Change::default() };
-        assert_eq!(change.body().expose(), r#"{"enabled":false,"enabled_events":[]}"#);
+        assert_eq!(change.body().json.expose(), r#"{"enabled":false,"enabled_events":[]}"#);
         let change = Change { url: Some(Secret::new("u")), include_members: Some(true), ..Change::default() };
-        assert_eq!(change.body().expose(), r#"{"include_members":true,"url":"u"}"#);
+        assert_eq!(change.body().json.expose(), r#"{"include_members":true,"url":"u"}"#);
     }
 
     #[test]
