@@ -16,6 +16,7 @@ mod destination;
 mod errors;
 mod properties;
 mod record;
+mod reserved;
 mod sasl;
 mod setback;
 mod settings;

@@ -7,7 +7,7 @@ use rdkafka::ClientConfig;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::properties::refusal;
+use super::reserved::refusal;
 use super::sasl::{Mechanism, Sasl, Source};
 use crate::domain::template::{Place, Template};
 use crate::sink::settings::{Create, Faults, Tls, fault, template};
