@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
-use rustls::ClientConfig;
 use warp::http::header::{CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use warp::http::{HeaderName, HeaderValue, Request, Response, Uri};
 
@@ -41,7 +40,7 @@ impl Collector {
     pub(super) fn new(settings: &Settings) -> Result<Self, (&'static str, String)> {
         let url = settings.url().map_err(|fault| ("endpoint", fault))?;
         let header = settings.header()?;
-        let tls = tls(settings).map_err(|fault| ("ca_file", fault))?;
+        let tls = settings.tls().map_err(|fault| ("ca_file", fault))?;
         Ok(Self { client: outbound::client(tls), url, header })
     }
 
@@ -66,14 +65,6 @@ impl Collector {
             _ => Err(Failure::Refused(format!("the collector answers {status}"))),
         }
     }
-}
-
-/// Whom a collector is believed by.
-///
-/// # Errors
-/// No authority can be had.
-pub(super) fn tls(settings: &Settings) -> Result<ClientConfig, String> {
-    outbound::believing(settings.ca_file.as_deref(), settings.endpoint.starts_with("https:"))
 }
 
 /// How many spans a collector says that it has refused, in an answer that is otherwise a yes.

@@ -18,6 +18,7 @@ use super::Settings;
 use super::collector::{Collector, Failure};
 use super::span::{Recorder, Span, Tracer};
 use super::wire::Shared;
+pub use super::wire::{PATH_SECRET, Webhook};
 use crate::domain::backoff::Backoff;
 use crate::domain::clock::Clock;
 
@@ -50,18 +51,6 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// The values of the label `outcome` of the counter of spans.
 pub const OUTCOMES: [&str; 4] = ["exported", "refused", "unsent", "overflowed"];
-
-/// Stands in a path where the secret does.
-pub const PATH_SECRET: &str = "{path_secret}";
-
-/// What a span of a delivery tells of the webhook.
-#[derive(Clone, Debug)]
-pub struct Webhook {
-    /// `http` or `https`.
-    pub scheme: &'static str,
-    /// The path, with [`PATH_SECRET`] in place of one.
-    pub path: String,
-}
 
 /// Sends what a [`Tracer`] makes.
 pub struct Exporter {

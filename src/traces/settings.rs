@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use warp::http::uri::{Authority, PathAndQuery, Scheme};
 use warp::http::{HeaderName, HeaderValue, Uri};
 
-use super::collector;
 use crate::domain::secret::Secret;
+use crate::outbound;
 
 /// What OTLP puts behind the address of a collector.
 const PATH: &str = "/v1/traces";
@@ -58,7 +59,7 @@ impl Settings {
         faults.extend(self.url().err().map(|message| ("endpoint", message)));
         faults.extend(self.header().err());
         if self.url().is_ok() {
-            faults.extend(collector::tls(self).err().map(|message| ("ca_file", message)));
+            faults.extend(self.tls().err().map(|message| ("ca_file", message)));
         }
         if !(0.0..=1.0).contains(&self.sample) {
             faults.push(("sample", format!("expected 0 to 1, but found {}", self.sample)));
@@ -68,6 +69,14 @@ impl Settings {
             faults.push(("service_name", format!("expected a name of 1 to 255 bytes, but found {length}")));
         }
         faults
+    }
+
+    /// Whom the collector is believed by.
+    ///
+    /// # Errors
+    /// No authority can be had.
+    pub(super) fn tls(&self) -> Result<ClientConfig, String> {
+        outbound::believing(self.ca_file.as_deref(), self.endpoint.starts_with("https:"))
     }
 
     /// Where spans are sent.

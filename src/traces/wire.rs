@@ -9,8 +9,8 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::{Link, SpanKind};
 use opentelemetry_proto::tonic::trace::v1::{self as otlp, ResourceSpans, ScopeSpans, Status};
 
+use super::Outcome;
 use super::span::{Delivered, Ids, Published, Span, Times};
-use super::{Outcome, export};
 
 /// A status that says that something failed.
 const ERROR: i32 = 2;
@@ -24,6 +24,18 @@ const PARENT_IS_KNOWN: u32 = 0x100;
 /// The parent is of another process.
 const PARENT_IS_REMOTE: u32 = 0x200;
 
+/// Stands in a path where the secret does.
+pub const PATH_SECRET: &str = "{path_secret}";
+
+/// What a span of a delivery tells of the webhook.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// The path, with [`PATH_SECRET`] in place of one.
+    pub path: String,
+}
+
 /// What all spans of a bridge share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -32,7 +44,7 @@ pub(super) struct Shared {
     /// `service.instance.id`: another one for each start.
     pub(super) instance: String,
     /// Of the webhook.
-    pub(super) endpoint: export::Webhook,
+    pub(super) endpoint: Webhook,
 }
 
 impl Shared {
@@ -61,14 +73,14 @@ impl Shared {
     }
 
     fn delivery(&self, span: &Delivered) -> otlp::Span {
-        let export::Webhook { scheme, path } = &self.endpoint;
+        let Webhook { scheme, path } = &self.endpoint;
         let remote = if span.ids.parent.is_some() { PARENT_IS_REMOTE } else { 0 };
         let mut out = begun(&span.ids, &span.times, SpanKind::Server, PARENT_IS_KNOWN | remote);
         out.name = format!("POST {path}");
         out.attributes = vec![
             text("http.request.method", "POST"),
             text("http.route", path),
-            text("url.path", &path.replace(export::PATH_SECRET, "REDACTED")),
+            text("url.path", &path.replace(PATH_SECRET, "REDACTED")),
             text("url.scheme", scheme),
         ];
         if let Some((id, category)) = span.event {
@@ -167,7 +179,7 @@ mod tests {
     fn delivery(answer: Option<Answer>) -> otlp::Span {
         let ids = Ids { trace: [1; 16], span: [2; 8], parent: None };
         let span = Delivered { ids, times: Times { begun_ns: 1, ended_ns: 2 }, event: None, answer };
-        let endpoint = export::Webhook { scheme: "http", path: "/".into() };
+        let endpoint = Webhook { scheme: "http", path: "/".into() };
         Shared { service: "s".into(), instance: "i".into(), endpoint }.delivery(&span)
     }
 
