@@ -21,8 +21,8 @@ use ipnet::IpNet;
 use warp::http::{HeaderMap, HeaderName};
 
 use self::rate::RateLimiter;
-pub use self::settings::{HeaderLock, Network, Settings, SignatureMode};
-use crate::domain::secret::{Live, Secret};
+pub use self::settings::{Network, SecretHeader, Settings, SignatureMode};
+use crate::domain::secret::{RotatableSecret, Secret};
 use crate::sendbird::signature::{self, Keys};
 
 /// Why a delivery is refused at the door.
@@ -73,7 +73,7 @@ pub struct Access {
     mode: SignatureMode,
     keys: ArcSwap<Keys>,
     signature_headers: Vec<HeaderName>,
-    header: Option<(HeaderName, Live)>,
+    header: Option<(HeaderName, RotatableSecret)>,
     networks: Vec<IpNet>,
     trusted_proxies: Vec<IpNet>,
     applications: Vec<String>,
@@ -91,7 +91,10 @@ impl Access {
             mode: if unsigned { SignatureMode::Off } else { settings.signature },
             keys: ArcSwap::from_pointee(keys(settings)),
             signature_headers: settings.signature_headers.iter().filter_map(parse).collect(),
-            header: settings.header.as_ref().and_then(|lock| Some((parse(&lock.name)?, Live::new(lock.value.clone())))),
+            header: settings
+                .header
+                .as_ref()
+                .and_then(|lock| Some((parse(&lock.name)?, RotatableSecret::new(lock.value.clone())))),
             networks: nets(&settings.networks),
             trusted_proxies: nets(&settings.trusted_proxies),
             applications: settings.applications.clone(),

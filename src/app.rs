@@ -13,12 +13,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
-use self::reload::{Reload, Users};
+use self::reload::{Reload, SecretConsumers};
 use crate::access::Access;
 use crate::config::{Config, SinkConfig, SinkKind};
 use crate::contracts;
 use crate::domain::clock::Clock;
-use crate::domain::secret::Live;
+use crate::domain::secret::RotatableSecret;
 use crate::http::admin::{self, Admin, SinkEntry};
 use crate::http::documents::Documents;
 use crate::http::feed::Feeds;
@@ -103,7 +103,7 @@ pub struct App {
     admin_listener: Listener,
     admin: Admin,
     reload: Reload,
-    path_secret: Option<Live>,
+    path_secret: Option<RotatableSecret>,
     spans: spans::Task,
     config: Config,
 }
@@ -117,7 +117,7 @@ impl App {
         let clock = Clock::system();
         let sink_names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
         let metrics = Arc::new(declare_metrics(&sink_names)?);
-        if !config.access.has_lock() {
+        if !config.access.has_authentication() {
             tracing::warn!("access.open is set: ANYBODY who can reach this bridge can deliver events");
         }
         // Bound first: a second bridge on the same machine then fails on its address, with a clear word.
@@ -166,12 +166,15 @@ impl App {
             clock: clock.clone(),
             tracer,
         });
-        let path_secret = config.access.path_secret.clone().map(Live::new);
-        let admin_token = config.admin.token.clone().map(Live::new);
-        let users =
-            Users { intake: Arc::clone(&intake), path_secret: path_secret.clone(), admin_token: admin_token.clone() };
+        let path_secret = config.access.path_secret.clone().map(RotatableSecret::new);
+        let admin_token = config.admin.token.clone().map(RotatableSecret::new);
+        let consumers = SecretConsumers {
+            intake: Arc::clone(&intake),
+            path_secret: path_secret.clone(),
+            admin_token: admin_token.clone(),
+        };
         let files = (config.secret_files.clone(), config.client_files());
-        let reload = Reload::new(certificates, files, config.access.clone(), users);
+        let reload = Reload::new(certificates, files, config.access.clone(), consumers);
         let stop = CancellationToken::new();
         let admin = Admin {
             feeds: Feeds::new(&journal, &stop),

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use crate::config::{self, Config};
 use crate::http::documents::{CONFIG, Documents, SCHEMA_JSON, SCHEMAS};
 use crate::http::openapi;
-use crate::sendbird::schema::Published;
+use crate::sendbird::schema::SchemaDocument;
 
 /// JSON Schema of an envelope or of `data`, with the `$id` that the configuration gives it.
-pub fn schema(published: Published, config: &Config) -> Schema {
+pub fn schema(published: SchemaDocument, config: &Config) -> Schema {
     // It is an object, so this does not fail.
     Schema::try_from(published.document(&config.envelope.schema_base)).unwrap_or_default()
 }
@@ -43,7 +43,7 @@ pub fn text(document: &impl Serialize) -> String {
 pub fn documents(config: &Config) -> Documents {
     let mut documents = Documents::default();
     let mut index = Vec::new();
-    for published in Published::all() {
+    for published in SchemaDocument::all() {
         let document = schema(published, config);
         let path = format!("{SCHEMAS}/{}", published.name());
         index.push(json!({ "path": path, "id": document.get("$id"), "title": document.get("title") }));

@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use crate::config::Loaded;
 use crate::domain::envelope::{Format, View};
-use crate::domain::template::{LONGEST_VALUE, Place, Template, Values};
+use crate::domain::template::{AddressKind, LONGEST_VALUE, Template, Values};
 use crate::sendbird::delivery::parse;
-use crate::sendbird::normalize::{Event, Receipt, Settings, normalize};
+use crate::sendbird::normalize::{Event, Provenance, Settings, normalize};
 use crate::sendbird::redact::redact;
 use crate::sendbird::signature::{self, Keys};
 
@@ -27,7 +27,7 @@ fn split(data: &[u8]) -> (&[u8], &[u8]) {
 pub fn body(data: &[u8]) {
     let Ok(delivery) = parse(data) else { return };
     let event = |body: &[u8]| {
-        normalize(&parse(body).expect("parsed before"), Receipt::at(1_767_225_600_000), &Settings::default())
+        normalize(&parse(body).expect("parsed before"), Provenance::at(1_767_225_600_000), &Settings::default())
     };
     let Event { id, key, kind, envelope, .. } = event(data);
     assert!(!key.is_empty() && !kind.is_empty());
@@ -63,34 +63,34 @@ pub fn template(data: &[u8]) {
     let given = Values { object: "room", verb: &value, key: &value, category: &value, application_id: &value };
     values(&given);
     let Ok(pattern) = std::str::from_utf8(pattern) else { return };
-    for place in [Place::Topic, Place::RoutingKey, Place::Subject] {
-        let Ok(template) = Template::parse(pattern, place) else { continue };
-        assert_eq!(Template::parse(&template.to_string(), place), Ok(template.clone()), "it is what it says");
+    for kind in [AddressKind::Topic, AddressKind::RoutingKey, AddressKind::Subject] {
+        let Ok(template) = Template::parse(pattern, kind) else { continue };
+        assert_eq!(Template::parse(&template.to_string(), kind), Ok(template.clone()), "it is what it says");
         let text = template.render(&given);
-        stays(&text, place);
+        stays(&text, kind);
         let wildcards = template.with_wildcards("x");
         assert_eq!(text.split('.').count(), wildcards.split('.').count(), "{text} has another shape than {wildcards}");
     }
 }
 
 fn values(values: &Values<'_>) {
-    for place in [Place::Topic, Place::RoutingKey, Place::Subject] {
+    for kind in [AddressKind::Topic, AddressKind::RoutingKey, AddressKind::Subject] {
         for pattern in ["{object}", "{verb}", "{key}", "{category}", "{application_id}"] {
-            let text = Template::parse(pattern, place).expect("a pattern").render(values);
+            let text = Template::parse(pattern, kind).expect("a pattern").render(values);
             assert!(!text.is_empty() && text.len() <= LONGEST_VALUE && !text.contains('.'), "{text}");
-            stays(&text, place);
+            stays(&text, kind);
         }
     }
 }
 
 /// Whether a topic, routing key or subject has only characters that mean nothing to its broker but the dot.
-fn stays(text: &str, place: Place) {
-    let harmless = |byte: u8| match place {
-        Place::Topic => byte.is_ascii_alphanumeric() || b"._-".contains(&byte),
-        Place::RoutingKey | Place::Subject => byte.is_ascii_graphic() && !b"*>#".contains(&byte),
+fn stays(text: &str, kind: AddressKind) {
+    let harmless = |byte: u8| match kind {
+        AddressKind::Topic => byte.is_ascii_alphanumeric() || b"._-".contains(&byte),
+        AddressKind::RoutingKey | AddressKind::Subject => byte.is_ascii_graphic() && !b"*>#".contains(&byte),
     };
-    assert!(text.bytes().all(harmless), "{text:?} as {place:?}");
-    assert!(place != Place::Subject || text.split('.').all(|token| !token.is_empty()), "{text:?}");
+    assert!(text.bytes().all(harmless), "{text:?} as {kind:?}");
+    assert!(kind != AddressKind::Subject || text.split('.').all(|token| !token.is_empty()), "{text:?}");
 }
 
 /// A signature is valid if it is the body's by one of the keys, and only then.

@@ -40,7 +40,7 @@ pub fn client(tls: ClientConfig) -> HttpClient {
 ///
 /// # Errors
 /// No authority can be had.
-pub fn believing(ca_file: Option<&Path>, https: bool) -> Result<ClientConfig, String> {
+pub fn tls_config(ca_file: Option<&Path>, https: bool) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder();
     let roots = match ca_file {
         Some(file) => authorities(file)?,

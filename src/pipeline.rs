@@ -45,7 +45,7 @@ use crate::domain::trace::TraceParent;
 use crate::journal::{AppendError, Appended, Entry, Journal, Pending};
 use crate::metrics::Metrics;
 use crate::sendbird::category::Category;
-use crate::sendbird::normalize::Receipt;
+use crate::sendbird::normalize::Provenance;
 use crate::sendbird::{delivery, normalize};
 use crate::sink::{Fault, Reason, Sink};
 use crate::traces::{self, Publisher, Tracer};
@@ -139,8 +139,11 @@ impl Intake {
         let trace = span.join(given);
         let delivery = delivery::parse(verified.body()).map_err(Refused::Malformed)?;
         let accepted_ms = self.clock.now_ms();
-        let event =
-            normalize::normalize(&delivery, Receipt { at_ms: accepted_ms, trace, reconciled: false }, &self.normalize);
+        let event = normalize::normalize(
+            &delivery,
+            Provenance { at_ms: accepted_ms, trace, reconciled: false },
+            &self.normalize,
+        );
         span.is_of(event.id, event.category.label());
         self.access.check_application(event.application_id.as_deref()).map_err(Refused::Denied)?;
         self.count_unexpected(&event);
@@ -170,7 +173,7 @@ impl Intake {
     }
 
     fn count_unexpected(&self, event: &normalize::Event) {
-        for (kind, count) in [("key", event.oddities.unknown_keys), ("type", event.oddities.unexpected_types)] {
+        for (kind, count) in [("key", event.anomalies.unknown_keys), ("type", event.anomalies.unexpected_types)] {
             if count > 0 {
                 self.metrics.unexpected_members.with_label_values(&[kind]).inc_by(count.into());
             }

@@ -26,7 +26,7 @@ pub enum SignatureMode {
 /// A header that each delivery must carry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct HeaderLock {
+pub struct SecretHeader {
     /// The header's name.
     pub name: String,
     /// Its value.
@@ -50,7 +50,7 @@ pub struct Settings {
     /// A secret last segment of the path: deliveries then go to `{server.path}/{path_secret}`.
     pub path_secret: Option<Secret>,
     /// A header that each delivery must carry.
-    pub header: Option<HeaderLock>,
+    pub header: Option<SecretHeader>,
     /// The networks that deliveries may come from; empty means any.
     pub networks: Vec<Network>,
     /// The proxies whose X-Forwarded-For is believed when looking for the source address.
@@ -121,7 +121,7 @@ impl Settings {
             let message = "expected letters, digits and \"-._~\" only, so that no client encodes it differently";
             faults.push(("path_secret", message.into()));
         }
-        if self.signature != SignatureMode::Required && !self.has_lock() && !self.open {
+        if self.signature != SignatureMode::Required && !self.has_authentication() && !self.open {
             let message = "expected at least one lock, but found none: set access.signature to \"required\" with \
                            api_tokens, or a path_secret, a header or networks (access.open = true starts without)";
             faults.push(("signature", message.into()));
@@ -130,7 +130,7 @@ impl Settings {
     }
 
     /// Whether any lock is set.
-    pub fn has_lock(&self) -> bool {
+    pub fn has_authentication(&self) -> bool {
         (self.signature == SignatureMode::Required && !self.api_tokens.is_empty())
             || self.path_secret.is_some()
             || self.header.is_some()

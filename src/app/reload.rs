@@ -13,33 +13,33 @@ use tokio::time::sleep;
 
 use crate::access;
 use crate::config::{ClientFile, SecretFile};
-use crate::domain::secret::{Live, Secret};
+use crate::domain::secret::{RotatableSecret, Secret};
 use crate::http::tls::Certificates;
 use crate::pipeline::Intake;
-use crate::sink::settings::{Taken, read};
+use crate::sink::settings::{ReloadPolicy, read};
 
 /// How long a change may stay unseen.
-const EVERY: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Who uses what is read anew.
-pub(super) struct Users {
+pub(super) struct SecretConsumers {
     pub(super) intake: Arc<Intake>,
-    pub(super) path_secret: Option<Live>,
-    pub(super) admin_token: Option<Live>,
+    pub(super) path_secret: Option<RotatableSecret>,
+    pub(super) admin_token: Option<RotatableSecret>,
 }
 
 pub(super) struct Reload {
     /// By the section of the configuration that names them.
     certificates: Vec<(&'static str, Certificates)>,
-    secrets: Vec<Seen>,
-    client_files: Vec<Watched>,
+    secrets: Vec<SecretFileState>,
+    client_files: Vec<ClientFileState>,
     /// The locks as they are now.
     access: access::Settings,
-    users: Users,
+    consumers: SecretConsumers,
 }
 
 /// A file of a secret.
-struct Seen {
+struct SecretFileState {
     file: SecretFile,
     /// What was last found there.
     found: Result<Vec<Secret>, String>,
@@ -48,21 +48,21 @@ struct Seen {
 }
 
 /// A file that is a client's.
-struct Watched {
+struct ClientFileState {
     file: ClientFile,
     /// A digest of what it held when it was last told of; there may be a key in it.
-    told: Option<Vec<u8>>,
+    logged: Option<Vec<u8>>,
     /// Why it can't be read, if it can't.
     fault: Option<String>,
 }
 
-impl Watched {
+impl ClientFileState {
     fn new(file: ClientFile) -> Self {
-        let told = read(&file.path).ok().map(|bytes| digest(&SHA256, &bytes).as_ref().to_vec());
-        Self { file, told, fault: None }
+        let logged = read(&file.path).ok().map(|bytes| digest(&SHA256, &bytes).as_ref().to_vec());
+        Self { file, logged, fault: None }
     }
 
-    fn look(&mut self) {
+    fn check(&mut self) {
         let key = &self.file.key;
         let found = match read(&self.file.path) {
             Ok(bytes) => Some(digest(&SHA256, &bytes).as_ref().to_vec()),
@@ -76,16 +76,18 @@ impl Watched {
             }
         };
         let was_away = self.fault.take().is_some();
-        if found == self.told {
+        if found == self.logged {
             if was_away {
                 tracing::info!(key, "a file of a sink can be read again, and is as it was");
             }
             return;
         }
-        self.told = found;
-        match self.file.taken {
-            Taken::NextConnection => tracing::info!(key, "a file of a sink has changed; its next connection reads it"),
-            Taken::Restart => {
+        self.logged = found;
+        match self.file.reload {
+            ReloadPolicy::NextConnection => {
+                tracing::info!(key, "a file of a sink has changed; its next connection reads it")
+            }
+            ReloadPolicy::Restart => {
                 tracing::warn!(
                     key,
                     "a file of a sink has changed; a client that has connected takes it after a restart"
@@ -101,32 +103,32 @@ impl Reload {
         certificates: Vec<(&'static str, Certificates)>,
         files: (Vec<SecretFile>, Vec<ClientFile>),
         access: access::Settings,
-        users: Users,
+        consumers: SecretConsumers,
     ) -> Self {
         // Not what is there now: what has changed since the configuration was read, as while a large journal was opened,
         // is a change like any other.
-        let seen = |file: SecretFile| Seen { found: Ok(file.held.clone()), used: file.held.clone(), file };
+        let seen = |file: SecretFile| SecretFileState { found: Ok(file.held.clone()), used: file.held.clone(), file };
         let secrets = files.0.into_iter().map(seen).collect();
-        let client_files = files.1.into_iter().map(Watched::new).collect();
-        Self { certificates, secrets, client_files, access, users }
+        let client_files = files.1.into_iter().map(ClientFileState::new).collect();
+        Self { certificates, secrets, client_files, access, consumers }
     }
 
     /// Looks every now and then, for ever.
     pub(super) async fn run(mut self) {
         loop {
-            sleep(EVERY).await;
-            let looked = spawn_blocking(move || {
-                self.look();
+            sleep(INTERVAL).await;
+            let checked = spawn_blocking(move || {
+                self.check();
                 self
             });
-            match looked.await {
+            match checked.await {
                 Ok(back) => self = back,
                 Err(error) => return tracing::error!(%error, "cannot look for renewed files"),
             }
         }
     }
 
-    fn look(&mut self) {
+    fn check(&mut self) {
         for (section, certificates) in &mut self.certificates {
             match certificates.renew() {
                 Ok(false) => {}
@@ -140,12 +142,12 @@ impl Reload {
             }
         }
         for index in 0..self.secrets.len() {
-            self.look_at_secret(index);
+            self.check_secret(index);
         }
-        self.client_files.iter_mut().for_each(Watched::look);
+        self.client_files.iter_mut().for_each(ClientFileState::check);
     }
 
-    fn look_at_secret(&mut self, index: usize) {
+    fn check_secret(&mut self, index: usize) {
         let seen = &mut self.secrets[index];
         let found = seen.file.read();
         if found == seen.found {
@@ -172,7 +174,7 @@ impl Reload {
         let mut access = self.access.clone();
         match (key, &mut access.header) {
             ("admin.token", _) => {
-                if let Some(token) = &self.users.admin_token {
+                if let Some(token) = &self.consumers.admin_token {
                     token.replace(first);
                 }
                 return Ok(true);
@@ -185,8 +187,8 @@ impl Reload {
         if let Some((_, fault)) = access.check().into_iter().next() {
             return Err(fault);
         }
-        self.users.intake.access.renew(&access);
-        if let (Some(live), Some(secret)) = (&self.users.path_secret, &access.path_secret) {
+        self.consumers.intake.access.renew(&access);
+        if let (Some(live), Some(secret)) = (&self.consumers.path_secret, &access.path_secret) {
             live.replace(secret.clone());
         }
         self.access = access;

@@ -6,7 +6,7 @@ use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::contracts;
 use crate::sendbird::category::{Category, event_type};
-use crate::sendbird::schema::{OBJECTS, Published};
+use crate::sendbird::schema::{OBJECTS, SchemaDocument};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -33,7 +33,8 @@ pub(super) fn run(command: Command, load: impl FnOnce() -> Result<Loaded, Faults
     let text = match command {
         Command::Envelope { kind, object } => {
             let object = OBJECTS.into_iter().find(|known| object.as_deref() == Some(known));
-            let published = kind.map(Published::Type).or(object.map(Published::Data)).unwrap_or(Published::Envelope);
+            let published =
+                kind.map(SchemaDocument::Type).or(object.map(SchemaDocument::Data)).unwrap_or(SchemaDocument::Envelope);
             contracts::text(&contracts::schema(published, &config()?))
         }
         Command::Asyncapi => contracts::text(&contracts::asyncapi(&config()?)),

@@ -180,9 +180,10 @@ async fn set(args: &Set, wanted: args::Wanted, mut platform: Platform) -> Result
             read.map_err(|failure| Failure::Failed(format!("the change was sent, but not read back: {failure}")))?,
         );
     }
-    let done = Done { application: platform.api.application().as_str(), args, change: &change, before, missing, after };
-    print(&done.text(&Shown { path: &platform.path, whole_urls: args.output.show_url }))?;
-    done.judge(doubt.is_some())
+    let result =
+        SetResult { application: platform.api.application().as_str(), args, change: &change, before, missing, after };
+    print(&result.text(&Shown { path: &platform.path, whole_urls: args.output.show_url }))?;
+    result.judge(doubt.is_some())
 }
 
 /// Reads until all is as it was to be, a few times at most: nothing says that Sendbird shows a change at once.
@@ -200,7 +201,7 @@ async fn read_back(change: &Change, platform: &mut Platform) -> Result<Webhook, 
 }
 
 /// What `set` has to tell.
-struct Done<'a> {
+struct SetResult<'a> {
     application: &'a str,
     args: &'a Set,
     change: &'a Change,
@@ -211,7 +212,7 @@ struct Done<'a> {
     after: Option<Webhook>,
 }
 
-impl Done<'_> {
+impl SetResult<'_> {
     fn found(&self, what: Found) -> Vec<&'static str> {
         let compared = self.after.as_ref().map(|after| self.change.compare(after)).unwrap_or_default();
         compared.into_iter().filter(|(_, found)| *found == what).map(|(setting, _)| setting.name()).collect()

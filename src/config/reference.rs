@@ -190,7 +190,7 @@ fn the_other_files_load() {
     assert!(dev.server.listen.ip().is_loopback() && dev.admin.listen.ip().is_loopback());
     assert_eq!(dev.sinks["stdout"].kind.label(), "stdout");
     let production = load(&with_examples(PRODUCTION), &[]);
-    assert!(production.access.has_lock() && !production.access.networks.is_empty());
+    assert!(production.access.has_authentication() && !production.access.networks.is_empty());
     assert_eq!(production.sinks.contains_key("kafka"), cfg!(feature = "kafka"));
 }
 

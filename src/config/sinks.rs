@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Config;
 use crate::domain::envelope::Format;
 use crate::sendbird::category::event_type;
-use crate::sink::settings::{Taken, Tls};
+use crate::sink::settings::{ReloadPolicy, Tls};
 use crate::sink::stdout;
 use crate::traces::Destination;
 
@@ -100,25 +100,25 @@ pub struct ClientFile {
     pub key: String,
     /// Where it is.
     pub path: PathBuf,
-    /// When a change of it is taken.
-    pub taken: Taken,
+    /// When a change of it takes effect.
+    pub reload: ReloadPolicy,
 }
 
 impl Config {
     /// The files that the clients of the sinks read.
     pub fn client_files(&self) -> Vec<ClientFile> {
         let of_sink = |(name, sink): (&String, &SinkConfig)| {
-            let (tls, taken): (Option<Tls>, Taken) = match &sink.kind {
-                SinkKind::Stdout(stdout::Settings {}) => (None, Taken::NextConnection),
+            let (tls, reload): (Option<Tls>, ReloadPolicy) = match &sink.kind {
+                SinkKind::Stdout(stdout::Settings {}) => (None, ReloadPolicy::NextConnection),
                 #[cfg(feature = "kafka")]
-                SinkKind::Kafka(settings) => (settings.tls.clone(), Taken::Restart),
+                SinkKind::Kafka(settings) => (settings.tls.clone(), ReloadPolicy::Restart),
                 #[cfg(feature = "rabbitmq")]
-                SinkKind::Rabbitmq(settings) => (settings.tls.clone(), Taken::NextConnection),
+                SinkKind::Rabbitmq(settings) => (settings.tls.clone(), ReloadPolicy::NextConnection),
                 #[cfg(feature = "nats")]
-                SinkKind::Nats(settings) => (settings.tls.clone(), Taken::NextConnection),
+                SinkKind::Nats(settings) => (settings.tls.clone(), ReloadPolicy::NextConnection),
             };
             let file =
-                |(key, path): (_, &Path)| ClientFile { key: format!("sinks.{name}.{key}"), path: path.into(), taken };
+                |(key, path): (_, &Path)| ClientFile { key: format!("sinks.{name}.{key}"), path: path.into(), reload };
             tls.unwrap_or_default().files().map(file).collect::<Vec<_>>()
         };
         self.sinks.iter().flat_map(of_sink).collect()

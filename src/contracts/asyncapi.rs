@@ -13,17 +13,17 @@ use crate::config::{Config, SinkConfig, SinkKind};
 use crate::domain::envelope::View;
 use crate::sendbird::category::Category;
 use crate::sendbird::delivery;
-use crate::sendbird::normalize::{Receipt, normalize};
+use crate::sendbird::normalize::{Provenance, normalize};
 use crate::sendbird::sample::Sampler;
-use crate::sendbird::schema::Published;
+use crate::sendbird::schema::SchemaDocument;
 
 const SCHEMAS: &str = "#/components/schemas/";
 
 /// The document.
 pub(super) fn document(config: &Config) -> Value {
     let mut parts = Parts::default();
-    Published::all()
-        .filter(|published| !matches!(published, Published::Data(_)))
+    SchemaDocument::all()
+        .filter(|published| !matches!(published, SchemaDocument::Data(_)))
         .for_each(|published| published.add_to(&mut parts.schemas, SCHEMAS));
     let example = example(config, &parts.schemas["envelope"]);
     if let Ok(event) = View::parse(&example) {
@@ -56,7 +56,7 @@ fn example(config: &Config, schema: &Value) -> Bytes {
     const AT_MS: i64 = 1_767_225_600_000;
     let sample = Sampler::new(1, 1, AT_MS, "0A1B2C3D-1111-4222-8333-444455556666").of(Category::DirectCallDial);
     let event = delivery::parse(&sample.body)
-        .map(|delivery| normalize(&delivery, Receipt::at(AT_MS), &config.envelope).envelope)
+        .map(|delivery| normalize(&delivery, Provenance::at(AT_MS), &config.envelope).envelope)
         .unwrap_or_default();
     let mut event: Value = serde_json::from_slice(&event).unwrap_or_default();
     for (name, attribute) in schema["properties"].as_object().into_iter().flatten() {

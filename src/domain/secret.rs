@@ -34,9 +34,9 @@ impl Secret {
 
 /// A secret that may be replaced while it is in use. Who compares takes no lock.
 #[derive(Clone, Debug)]
-pub struct Live(Arc<ArcSwap<Secret>>);
+pub struct RotatableSecret(Arc<ArcSwap<Secret>>);
 
-impl Live {
+impl RotatableSecret {
     /// Holds a secret until another replaces it.
     pub fn new(secret: Secret) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(secret)))

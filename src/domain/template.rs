@@ -29,9 +29,9 @@ pub struct Values<'a> {
     pub application_id: &'a str,
 }
 
-/// What the text will be used as, which decides the characters that it may have.
+/// The kind of address that the text is used as. It decides which characters are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum AddressKind {
     /// A Kafka topic: letters, digits, `.`, `_` and `-`.
     Topic,
     /// A RabbitMQ routing key: words between dots.
@@ -43,7 +43,7 @@ pub enum Place {
 /// A parsed pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    place: Place,
+    kind: AddressKind,
     parts: Vec<Part>,
 }
 
@@ -54,15 +54,15 @@ enum Part {
 }
 
 impl Template {
-    /// Parses a pattern and checks its fixed parts against the place.
+    /// Parses a pattern and checks its fixed parts against what the address may contain.
     ///
     /// # Errors
-    /// An unknown placeholder, an unclosed brace, or a character that the place can't have.
-    pub fn parse(pattern: &str, place: Place) -> Result<Self, String> {
+    /// An unknown placeholder, an unclosed brace, or a character that such an address cannot contain.
+    pub fn parse(pattern: &str, kind: AddressKind) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut rest = pattern;
         while let Some(open) = rest.find('{') {
-            literal(&mut parts, &rest[..open], place)?;
+            literal(&mut parts, &rest[..open], kind)?;
             let Some(close) = rest[open..].find('}') else {
                 return Err(format!("expected a closing brace after \"{}\"", &rest[open..]));
             };
@@ -73,14 +73,14 @@ impl Template {
             parts.push(Part::Placeholder(index));
             rest = &rest[open + close + 1..];
         }
-        literal(&mut parts, rest, place)?;
+        literal(&mut parts, rest, kind)?;
         if parts.is_empty() {
             return Err("expected a pattern, but found an empty text".into());
         }
-        if place == Place::Subject && pattern.split('.').any(str::is_empty) {
+        if kind == AddressKind::Subject && pattern.split('.').any(str::is_empty) {
             return Err(format!("expected tokens between the dots, but found an empty one in \"{pattern}\""));
         }
-        Ok(Self { place, parts })
+        Ok(Self { kind, parts })
     }
 
     /// The text for one event.
@@ -98,7 +98,7 @@ impl Template {
                         3 => values.category,
                         _ => values.application_id,
                     },
-                    self.place,
+                    self.kind,
                 ),
             }
         }
@@ -131,8 +131,8 @@ impl fmt::Display for Template {
     }
 }
 
-fn literal(parts: &mut Vec<Part>, text: &str, place: Place) -> Result<(), String> {
-    if let Some(wrong) = text.chars().find(|&c| c != '.' && !(c.is_ascii() && plain(c as u8, place))) {
+fn literal(parts: &mut Vec<Part>, text: &str, kind: AddressKind) -> Result<(), String> {
+    if let Some(wrong) = text.chars().find(|&c| c != '.' && !(c.is_ascii() && plain(c as u8, kind))) {
         return Err(format!("expected letters, digits, \".\", \"_\", \"-\" and placeholders, but found {wrong:?}"));
     }
     if !text.is_empty() {
@@ -141,11 +141,11 @@ fn literal(parts: &mut Vec<Part>, text: &str, place: Place) -> Result<(), String
     Ok(())
 }
 
-fn plain(byte: u8, place: Place) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') || (byte == b':' && place != Place::Topic)
+fn plain(byte: u8, kind: AddressKind) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') || (byte == b':' && kind != AddressKind::Topic)
 }
 
-fn encode(out: &mut String, value: &str, place: Place) {
+fn encode(out: &mut String, value: &str, kind: AddressKind) {
     if value.is_empty() {
         return out.push('_');
     }
@@ -154,11 +154,12 @@ fn encode(out: &mut String, value: &str, place: Place) {
     for (i, &byte) in bytes.iter().enumerate() {
         // The escape must itself be escaped, or two values could give one text. A topic can't have a
         // percent sign, so there the escape is `_x`. A lone underscore stands for the empty value.
-        let escape = byte == b'_' && ((place == Place::Topic && bytes.get(i + 1) == Some(&b'x')) || bytes.len() == 1);
-        if plain(byte, place) && !escape {
+        let escape =
+            byte == b'_' && ((kind == AddressKind::Topic && bytes.get(i + 1) == Some(&b'x')) || bytes.len() == 1);
+        if plain(byte, kind) && !escape {
             out.push(char::from(byte));
         } else {
-            let mark = if place == Place::Topic { "_x" } else { "%" };
+            let mark = if kind == AddressKind::Topic { "_x" } else { "%" };
             // Writing to a String can't fail.
             let _infallible = write!(out, "{mark}{byte:02X}");
         }
@@ -181,41 +182,41 @@ mod tests {
         Values { object: "direct_call", verb: "dial", key, category: "direct_call:dial", application_id: "A-1" }
     }
 
-    fn render(pattern: &str, place: Place, key: &str) -> String {
-        Template::parse(pattern, place).expect("pattern").render(&values(key))
+    fn render(pattern: &str, kind: AddressKind, key: &str) -> String {
+        Template::parse(pattern, kind).expect("pattern").render(&values(key))
     }
 
     #[test]
     fn fills_in_the_defaults() {
-        assert_eq!(render("sendbird.calls.{object}", Place::Topic, ""), "sendbird.calls.direct_call");
+        assert_eq!(render("sendbird.calls.{object}", AddressKind::Topic, ""), "sendbird.calls.direct_call");
         let subject = "sendbird.calls.{object}.{verb}.{key}";
-        assert_eq!(render(subject, Place::Subject, "7F0E-9"), "sendbird.calls.direct_call.dial.7F0E-9");
-        assert_eq!(render("{category}", Place::RoutingKey, ""), "direct_call:dial");
-        assert_eq!(render("{category}", Place::Topic, ""), "direct_call_x3Adial");
+        assert_eq!(render(subject, AddressKind::Subject, "7F0E-9"), "sendbird.calls.direct_call.dial.7F0E-9");
+        assert_eq!(render("{category}", AddressKind::RoutingKey, ""), "direct_call:dial");
+        assert_eq!(render("{category}", AddressKind::Topic, ""), "direct_call_x3Adial");
     }
 
     #[test]
     fn nothing_breaks_out() {
-        assert_eq!(render("a.{key}", Place::Subject, "x.>"), "a.x%2E%3E");
-        assert_eq!(render("a.{key}", Place::RoutingKey, "* #\r\n"), "a.%2A%20%23%0D%0A");
-        assert_eq!(render("a.{key}", Place::Topic, "ü/.."), "a._xC3_xBC_x2F_x2E_x2E");
-        assert_eq!(render("a.{key}", Place::Subject, ""), "a._");
-        assert_eq!(render("a.{key}", Place::Subject, "_"), "a.%5F");
+        assert_eq!(render("a.{key}", AddressKind::Subject, "x.>"), "a.x%2E%3E");
+        assert_eq!(render("a.{key}", AddressKind::RoutingKey, "* #\r\n"), "a.%2A%20%23%0D%0A");
+        assert_eq!(render("a.{key}", AddressKind::Topic, "ü/.."), "a._xC3_xBC_x2F_x2E_x2E");
+        assert_eq!(render("a.{key}", AddressKind::Subject, ""), "a._");
+        assert_eq!(render("a.{key}", AddressKind::Subject, "_"), "a.%5F");
     }
 
     #[test]
     fn mistakes_are_named() {
-        for (pattern, place, hint) in [
-            ("a.{kee}", Place::Topic, "{kee}"),
-            ("a.{key", Place::Topic, "closing brace"),
-            ("a b", Place::Subject, "' '"),
-            ("a..b", Place::Subject, "empty"),
-            ("{object}.", Place::Subject, "empty"),
-            ("", Place::Topic, "empty"),
-            ("sendbird:calls", Place::Topic, "':'"),
-            ("a.>", Place::Subject, "'>'"),
+        for (pattern, kind, hint) in [
+            ("a.{kee}", AddressKind::Topic, "{kee}"),
+            ("a.{key", AddressKind::Topic, "closing brace"),
+            ("a b", AddressKind::Subject, "' '"),
+            ("a..b", AddressKind::Subject, "empty"),
+            ("{object}.", AddressKind::Subject, "empty"),
+            ("", AddressKind::Topic, "empty"),
+            ("sendbird:calls", AddressKind::Topic, "':'"),
+            ("a.>", AddressKind::Subject, "'>'"),
         ] {
-            let error = Template::parse(pattern, place).expect_err(pattern);
+            let error = Template::parse(pattern, kind).expect_err(pattern);
             assert!(error.contains(hint), "{pattern}: {error}");
         }
     }
@@ -223,17 +224,17 @@ mod tests {
     proptest! {
         #[test]
         fn stays_in_its_place(key in "\\PC{0,300}|[\\x00-\\x7f]{0,300}") {
-            for place in [Place::Topic, Place::RoutingKey, Place::Subject] {
-                let text = render("{key}", place, &key);
+            for kind in [AddressKind::Topic, AddressKind::RoutingKey, AddressKind::Subject] {
+                let text = render("{key}", kind, &key);
                 prop_assert!(!text.is_empty() && text.len() <= LONGEST_VALUE);
-                prop_assert!(text.bytes().all(|b| plain(b, place) || b == b'%'), "{}", text);
+                prop_assert!(text.bytes().all(|b| plain(b, kind) || b == b'%'), "{}", text);
             }
         }
 
         #[test]
         fn different_values_give_different_texts(a in "[_x%a.0-9A-F]{0,12}", b in "[_x%a.0-9A-F]{0,12}") {
-            for place in [Place::Topic, Place::RoutingKey, Place::Subject] {
-                prop_assert_eq!(a == b, render("{key}", place, &a) == render("{key}", place, &b));
+            for kind in [AddressKind::Topic, AddressKind::RoutingKey, AddressKind::Subject] {
+                prop_assert_eq!(a == b, render("{key}", kind, &a) == render("{key}", kind, &b));
             }
         }
     }

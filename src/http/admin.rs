@@ -25,7 +25,7 @@ use super::listener::Limits;
 use super::reply::{self, Problem, respond};
 use super::tls;
 use crate::domain::clock::Clock;
-use crate::domain::secret::{Live, Secret};
+use crate::domain::secret::{RotatableSecret, Secret};
 use crate::domain::units;
 use crate::journal::{Health, Journal, Stats};
 use crate::metrics::{self, Metrics};
@@ -71,7 +71,7 @@ impl Settings {
 /// What the admin endpoint shows.
 pub struct Admin {
     /// The token, if one is asked for.
-    pub token: Option<Live>,
+    pub token: Option<RotatableSecret>,
     /// What is stored.
     pub journal: Journal,
     /// `journal.max_bytes`.

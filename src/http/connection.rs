@@ -27,7 +27,7 @@ use warp::http::header::{CONNECTION, HeaderValue};
 use warp::{Filter, Reply};
 
 use super::reply;
-use super::socket::{Activity, Socket, Watched, WriteLimited};
+use super::socket::{Activity, Socket, TrackedStream, WriteLimited};
 
 /// The largest head, and the piece that a body is read in. With the number of connections, it bounds what senders who
 /// have not shown yet who they are can take of the memory.
@@ -117,7 +117,7 @@ async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, stop: &
             }
         }
     });
-    let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
+    let io = TokioIo::new(TrackedStream { stream, activity: Arc::clone(&activity) });
     // A sender that has sent its delivery and hangs up, or says no more, is not a reason to drop it.
     let mut connection = http1::Builder::new()
         .half_close(true)

@@ -134,7 +134,7 @@ impl Listener {
             }
         }
         let limit = Instant::now() + DRAIN_LIMIT;
-        if timeout_at(limit, connections.take_the_rest(&socket)).await.is_err() {
+        if timeout_at(limit, connections.accept_queued(&socket)).await.is_err() {
             tracing::warn!("connections that could not be accepted are cut at the end of the drain");
         }
         drop(socket);
@@ -190,8 +190,8 @@ impl<F: Answers> Connections<F> {
 
     /// Takes the connections that the system has accepted for us or is about to: when the socket closes, it resets
     /// those that are left, whose senders may have sent a request already.
-    async fn take_the_rest(&mut self, socket: &TcpListener) {
-        if let Err(error) = let_nobody_in(socket) {
+    async fn accept_queued(&mut self, socket: &TcpListener) {
+        if let Err(error) = refuse_new_connections(socket) {
             tracing::debug!(%error, "connections may still begin while the listener stops");
         }
         let mut handshakes = pin!(sleep(HANDSHAKE_LIMIT));
@@ -233,7 +233,7 @@ fn refuse(stream: &TcpStream) {
 /// Has the system refuse who comes, as if the socket were closed, while handshakes that have begun go on: it looks for a
 /// socket of the interface that a handshake begins at, and there is none with this number. Linux lets everybody do so
 /// since 5.7.
-fn let_nobody_in(socket: &TcpListener) -> io::Result<()> {
+fn refuse_new_connections(socket: &TcpListener) -> io::Result<()> {
     const NO_INTERFACE: Option<NonZeroU32> = NonZeroU32::new(i32::MAX as u32);
     // The same option for both versions of IP.
     SockRef::from(socket).bind_device_by_index_v4(NO_INTERFACE)

@@ -18,7 +18,7 @@ use warp::http::header::CONTENT_TYPE;
 use super::reply::{PROBLEM, Problem, ProblemDocument};
 use super::{admin as admin_endpoint, tls, webhook as webhook_endpoint};
 use crate::access;
-use crate::sendbird::schema::Published;
+use crate::sendbird::schema::SchemaDocument;
 
 /// Where a reference to a schema begins.
 const SCHEMAS: &str = "#/components/schemas/";
@@ -37,7 +37,7 @@ pub struct Endpoints<'a> {
 pub fn document(endpoints: &Endpoints<'_>) -> Value {
     let mut components = Components::default();
     components.schema::<ProblemDocument>();
-    Published::Envelope.add_to(&mut components.schemas, SCHEMAS);
+    SchemaDocument::Envelope.add_to(&mut components.schemas, SCHEMAS);
     let mut paths = webhook::paths(endpoints, &mut components);
     paths.extend(admin::paths(endpoints, &mut components));
     json!({
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn locks_are_said_and_secrets_are_not() {
         let secret = |text: &str| Some(Secret::new(text));
-        let header = serde_json::from_value(json!({ "name": "x-lock", "value": "canary" })).unwrap();
+        let header = serde_json::from_value(json!({ "name": "x-secret", "value": "canary" })).unwrap();
         let access = access::Settings {
             api_tokens: secret("canary").into_iter().collect(),
             path_secret: secret("canary"),
@@ -166,8 +166,8 @@ mod tests {
         let document = endpoints(&access, &admin);
         assert!(!document.to_string().contains("canary"));
         let post = &document["paths"]["/webhooks/sendbird/{path_secret}"]["post"];
-        assert_eq!(post["security"], json!([{ "signature": [], "headerLock": [] }]));
-        assert_eq!(document["components"]["securitySchemes"]["headerLock"]["name"], "x-lock");
+        assert_eq!(post["security"], json!([{ "signature": [], "secretHeader": [] }]));
+        assert_eq!(document["components"]["securitySchemes"]["secretHeader"]["name"], "x-secret");
         assert_eq!(document["paths"]["/status"]["get"]["security"], json!([{ "adminToken": [] }]));
         assert_eq!(document["paths"]["/metrics"]["get"]["security"], json!([]));
     }

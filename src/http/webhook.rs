@@ -23,7 +23,7 @@ use warp::{Filter, Rejection, Reply};
 use super::connection::Peer;
 use super::reply::{self, Problem};
 use super::tls;
-use crate::domain::secret::Live;
+use crate::domain::secret::RotatableSecret;
 use crate::domain::trace::TraceParent;
 use crate::domain::units::{self, Size, Span};
 use crate::journal::AppendError;
@@ -37,7 +37,7 @@ const DISCARD: usize = 16 * 1024 * 1024;
 /// Memory for bodies that come in more than one piece, all of them together: one more is answered 503. Without this, every
 /// connection could hold a body that is as large as may be and never ends. What comes in one piece, as most do, needs
 /// no more than the buffer of its connection.
-pub const BODIES: usize = 64 * 1024 * 1024;
+pub const BODY_BUDGET: usize = 64 * 1024 * 1024;
 
 /// How long a sender may take nothing of its answers before its connection is closed: those who read none would otherwise
 /// hold connections for ever, and shut everybody else out.
@@ -103,18 +103,18 @@ impl Settings {
 
 struct Webhook {
     path: String,
-    path_secret: Option<Live>,
+    path_secret: Option<RotatableSecret>,
     max_body: usize,
     deadline: Duration,
-    /// What is left of [`BODIES`].
-    room: Semaphore,
+    /// What is left of [`BODY_BUDGET`].
+    body_budget: Semaphore,
     intake: Arc<Intake>,
 }
 
 /// The filter that answers every request to the webhook's listener.
 pub fn filter(
     settings: &Settings,
-    path_secret: Option<Live>,
+    path_secret: Option<RotatableSecret>,
     intake: Arc<Intake>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
     let webhook = Arc::new(Webhook {
@@ -122,7 +122,7 @@ pub fn filter(
         path_secret,
         max_body: settings.max_body.as_usize(),
         deadline: settings.answer_deadline.0,
-        room: Semaphore::new(BODIES),
+        body_budget: Semaphore::new(BODY_BUDGET),
         intake,
     });
     warp::method()
@@ -182,9 +182,9 @@ impl Webhook {
         span: &mut traces::Delivery<'_>,
     ) -> Result<Accepted, Problem> {
         let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
-        let (body, room) = self.read(deadline, headers, body).await?;
+        let (body, permit) = self.read(deadline, headers, body).await?;
         let accepting = self.intake.accept(admitted, body, trace(headers), span).map_err(Problem::Refused)?;
-        drop(room);
+        drop(permit);
         self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
     }
 
@@ -208,8 +208,8 @@ impl Webhook {
         }
     }
 
-    /// Reads the body, but no more of it than may be and no longer than until the deadline. With it comes the room
-    /// that it takes.
+    /// Reads the body, but no more of it than may be and no longer than until the deadline. With it comes the permit
+    /// for the memory that it takes.
     async fn read<B: Buf>(
         &self,
         deadline: Instant,
@@ -223,7 +223,7 @@ impl Webhook {
             return Err(Problem::TooLarge);
         }
         let mut body = pin!(body);
-        let mut kept = Kept::default();
+        let mut received = ReceivedBody::default();
         let mut problem = too_large.then_some(Problem::TooLarge);
         let mut seen = 0usize;
         while let Some(chunk) =
@@ -234,17 +234,17 @@ impl Webhook {
             if seen > self.max_body {
                 problem = Some(Problem::TooLarge);
             }
-            if problem.is_none() && !kept.take(chunk, &self.room) {
+            if problem.is_none() && !received.take(chunk, &self.body_budget) {
                 problem = Some(Problem::Refused(Refused::Unavailable(AppendError::Busy)));
             }
             if problem.is_some() {
-                kept = Kept::default();
+                received = ReceivedBody::default();
                 if seen > DISCARD {
                     break;
                 }
             }
         }
-        problem.map_or_else(|| Ok(kept.whole()), Err)
+        problem.map_or_else(|| Ok(received.whole()), Err)
     }
 }
 
@@ -255,17 +255,17 @@ fn trace(headers: &HeaderMap) -> Option<TraceParent> {
     if given.next().is_none() { trace } else { None }
 }
 
-/// What has come of a body.
+/// The part of a body that has been received, with its share of the body budget.
 #[derive(Default)]
-struct Kept<'a> {
+struct ReceivedBody<'a> {
     first: Bytes,
     rest: BytesMut,
-    room: Option<SemaphorePermit<'a>>,
+    permit: Option<SemaphorePermit<'a>>,
 }
 
-impl<'a> Kept<'a> {
-    /// Takes a piece, if there is room for it.
-    fn take<B: Buf>(&mut self, mut chunk: B, room: &'a Semaphore) -> bool {
+impl<'a> ReceivedBody<'a> {
+    /// Takes a piece, if the budget allows it.
+    fn take<B: Buf>(&mut self, mut chunk: B, budget: &'a Semaphore) -> bool {
         let chunk = chunk.copy_to_bytes(chunk.remaining());
         // Most bodies are one piece, which is then taken as it is.
         if self.first.is_empty() && self.rest.is_empty() {
@@ -274,8 +274,8 @@ impl<'a> Kept<'a> {
         }
         let first = std::mem::take(&mut self.first);
         let Ok(more) = u32::try_from(first.len() + chunk.len()) else { return false };
-        let Ok(more) = room.try_acquire_many(more) else { return false };
-        match &mut self.room {
+        let Ok(more) = budget.try_acquire_many(more) else { return false };
+        match &mut self.permit {
             Some(held) => held.merge(more),
             held => *held = Some(more),
         }
@@ -285,6 +285,6 @@ impl<'a> Kept<'a> {
     }
 
     fn whole(self) -> (Bytes, Option<SemaphorePermit<'a>>) {
-        (if self.rest.is_empty() { self.first } else { self.rest.freeze() }, self.room)
+        (if self.rest.is_empty() { self.first } else { self.rest.freeze() }, self.permit)
     }
 }

@@ -114,7 +114,8 @@ impl Dispatch<'_> {
             }
             target = Some(scope);
         }
-        let publishing = if is_alone { self.connection.publish_alone(&event) } else { self.connection.publish(&event) };
+        let publishing =
+            if is_alone { self.connection.publish_unbatched(&event) } else { self.connection.publish(&event) };
         let attempt = Attempt {
             head: item.head(),
             origin: item.origin,

@@ -105,7 +105,7 @@ impl Connection for Broker {
         .boxed()
     }
 
-    fn publish_alone(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         self.0.lock().unwrap().alone.push(event.envelope().id.to_string());
         self.publish(event)
     }
@@ -453,7 +453,7 @@ async fn a_replay_is_marked_and_keeps_order_and_ids() {
 #[cfg(feature = "otlp")]
 #[tokio::test]
 async fn an_event_has_one_span_when_the_sink_is_done_with_it() {
-    let (tracer, mut watched) = Tracer::watched();
+    let (tracer, mut watched) = Tracer::recording();
     let destination = traces::Destination { sink: "s".into(), system: "stdout", template: None };
     let bench = Bench { publisher: tracer.publisher(destination), ..Bench::new() };
     let good = bench.store(1, "a", "create").await;

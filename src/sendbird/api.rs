@@ -16,8 +16,8 @@ pub mod failure;
 mod fields;
 pub mod list;
 pub mod objects;
-mod pace;
 pub mod request;
+mod throttle;
 pub mod webhook;
 
 use std::time::Duration;
@@ -25,13 +25,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use self::failure::{Failure, Lost};
-pub use self::list::{CallsQuery, Page, RoomsQuery, Walk};
+pub use self::list::{CallsQuery, Page, Pagination, RoomsQuery};
 pub use self::objects::{CallParticipant, DirectCall, Participant, Room};
 pub use self::request::{Answer, ApplicationId, Method, Request, Target};
 pub use self::webhook::{Change, Setting, Webhook};
 
-use self::pace::Pace;
 use self::request::{Endpoint, segment};
+use self::throttle::Throttle;
 use crate::domain::backoff::Backoff;
 
 /// How often one request is sent at most.
@@ -74,14 +74,14 @@ enum SettingsPath {
 pub struct Api<T> {
     target: Target,
     transport: T,
-    pace: Pace,
+    throttle: Throttle,
     settings_path: SettingsPath,
 }
 
 impl<T: Transport> Api<T> {
     /// A client that has asked nothing yet.
     pub fn new(target: Target, transport: T) -> Self {
-        Self { target, transport, pace: Pace::default(), settings_path: SettingsPath::Unknown }
+        Self { target, transport, throttle: Throttle::default(), settings_path: SettingsPath::Unknown }
     }
 
     /// The application that it asks for.
@@ -216,13 +216,13 @@ impl<T: Transport> Api<T> {
     async fn ask(&mut self, endpoint: Endpoint, request: &Request) -> Result<Value, Failure> {
         let mut tried = 0;
         loop {
-            let wait = self.pace.wait(endpoint, request.method, self.transport.now());
+            let wait = self.throttle.wait(endpoint, request.method, self.transport.now());
             if !wait.is_zero() {
                 self.transport.sleep(wait).await;
             }
-            self.pace.sent(endpoint, request.method, self.transport.now());
+            self.throttle.sent(endpoint, request.method, self.transport.now());
             let exchanged = self.transport.exchange(request).await;
-            self.pace.ended(endpoint, request.method, self.transport.now());
+            self.throttle.ended(endpoint, request.method, self.transport.now());
             let answered = match exchanged {
                 Ok(answer) => failure::sort(&answer, request),
                 Err(lost) => Err(lost.into()),

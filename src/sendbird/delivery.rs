@@ -42,8 +42,8 @@ pub struct Delivery {
 /// [`Refused`], for which nothing but the body is to blame.
 pub fn parse(body: &[u8]) -> Result<Delivery, Refused> {
     let redacted = std::str::from_utf8(body).ok().and_then(|body| redact(body).ok()).ok_or(Refused::NotAnObject)?;
-    let oddities = Cell::new(0);
-    let top = Object::parse(&redacted, &oddities).ok_or(Refused::NotAnObject)?;
+    let anomalies = Cell::new(0);
+    let top = Object::parse(&redacted, &anomalies).ok_or(Refused::NotAnObject)?;
     let text = top.raw("category").and_then(string).ok_or(Refused::NoCategory)?.into_owned();
     let application_id = top.text("application_id").map(Cow::into_owned);
     Ok(Delivery { category: Category::of(&text), text, application_id, redacted })
@@ -70,15 +70,15 @@ impl Delivery {
         &self.redacted
     }
 
-    /// The outermost object; `oddities` counts what has an unexpected type.
-    pub(super) fn object<'a>(&'a self, oddities: &'a Cell<u32>) -> Object<'a> {
-        Object::parse(&self.redacted, oddities).unwrap_or(Object { members: Vec::new(), oddities })
+    /// The outermost object; `anomalies` counts what has an unexpected type.
+    pub(super) fn object<'a>(&'a self, anomalies: &'a Cell<u32>) -> Object<'a> {
+        Object::parse(&self.redacted, anomalies).unwrap_or(Object { members: Vec::new(), anomalies })
     }
 }
 
 /// How much of a delivery was not as expected; for metrics and logs, never a reason to refuse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Oddities {
+pub struct Anomalies {
     /// Keys of the outermost object that nobody has told us of.
     pub unknown_keys: u32,
     /// Values that were asked for and had a type that could not be understood.
@@ -91,18 +91,18 @@ pub struct Oddities {
 /// counts, as in most parsers.
 pub(super) struct Object<'a> {
     members: Vec<(Cow<'a, str>, &'a RawValue)>,
-    oddities: &'a Cell<u32>,
+    anomalies: &'a Cell<u32>,
 }
 
 impl<'a> Object<'a> {
     /// `None` if the JSON is not an object.
-    fn parse(json: &'a str, oddities: &'a Cell<u32>) -> Option<Self> {
+    fn parse(json: &'a str, anomalies: &'a Cell<u32>) -> Option<Self> {
         if !json.starts_with('{') {
             return None;
         }
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let members = deserializer.deserialize_map(Members).ok()?;
-        Some(Self { members, oddities })
+        Some(Self { members, anomalies })
     }
 
     /// The members in their order, also those that come twice.
@@ -169,12 +169,12 @@ impl<'a> Object<'a> {
 
     /// This value as an object, if it is one.
     pub(super) fn open(&self, value: &'a RawValue) -> Option<Self> {
-        Self::parse(value.get(), self.oddities)
+        Self::parse(value.get(), self.anomalies)
     }
 
     /// Counts a value that could not be understood.
     pub(super) fn odd<T>(&self) -> Option<T> {
-        self.oddities.set(self.oddities.get().saturating_add(1));
+        self.anomalies.set(self.anomalies.get().saturating_add(1));
         None
     }
 }
@@ -211,10 +211,10 @@ mod tests {
     use super::*;
 
     fn with<T>(body: &str, read: impl FnOnce(&Object<'_>) -> T) -> (T, u32) {
-        let oddities = Cell::new(0);
-        let object = Object::parse(body, &oddities).expect("an object");
+        let anomalies = Cell::new(0);
+        let object = Object::parse(body, &anomalies).expect("an object");
         let result = read(&object);
-        (result, oddities.get())
+        (result, anomalies.get())
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! - `samples/NAME.json`: a complete delivery; `golden/NAME.json`: the envelope that it must become.
 //! - `variants/NAME.json`: a delivery that is odd in one way (`delivery`, or `text` if it is no JSON), what
-//!   it is about, and what must come of it: `refused`, or `oddities` and `envelope`. `same_id_as` names a
+//!   it is about, and what must come of it: `refused`, or `anomalies` and `envelope`. `same_id_as` names a
 //!   sample that it is another spelling of.
 //!
 //! With the environment variable `BLESS` set, the expectations are written instead of compared; read the
@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::category::Category;
-use super::delivery::{Delivery, Oddities, parse};
-use super::normalize::{Event, Receipt, Settings, normalize};
+use super::delivery::{Anomalies, Delivery, parse};
+use super::normalize::{Event, Provenance, Settings, normalize};
 use super::redact::redact;
 use crate::domain::envelope::View;
 
@@ -39,7 +39,7 @@ struct Variant {
     #[serde(default)]
     refused: Option<String>,
     #[serde(default)]
-    oddities: Option<Box<RawValue>>,
+    anomalies: Option<Box<RawValue>>,
     #[serde(default)]
     envelope: Option<Box<RawValue>>,
 }
@@ -70,7 +70,7 @@ fn write(folder: &str, name: &str, text: &str) {
 }
 
 fn event(body: &[u8], settings: &Settings) -> Event {
-    normalize(&parse(body).expect("a delivery"), Receipt::at(RECEIVED_MS), settings)
+    normalize(&parse(body).expect("a delivery"), Provenance::at(RECEIVED_MS), settings)
 }
 
 /// Compact JSON on indented lines, everything else as it is.
@@ -135,8 +135,8 @@ fn report(differences: &[String]) {
     assert!(differences.is_empty(), "- expected, + found; BLESS=1 writes what is found\n\n{}", differences.join("\n"));
 }
 
-fn oddities(oddities: Oddities) -> String {
-    format!("{{ \"unknown_keys\": {}, \"unexpected_types\": {} }}", oddities.unknown_keys, oddities.unexpected_types)
+fn anomalies(anomalies: Anomalies) -> String {
+    format!("{{ \"unknown_keys\": {}, \"unexpected_types\": {} }}", anomalies.unknown_keys, anomalies.unexpected_types)
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn each_sample_becomes_its_golden_envelope() {
     let mut golden = files("golden");
     for (name, body) in files("samples") {
         let event = event(body.as_bytes(), &Settings::default());
-        assert_eq!(event.oddities, Oddities::default(), "{name}");
+        assert_eq!(event.anomalies, Anomalies::default(), "{name}");
         assert_eq!(event.category.label().replace(':', "."), name);
         let found = format!("{}\n", pretty(std::str::from_utf8(&event.envelope).expect("UTF-8"), 0));
         if blessing() {
@@ -196,10 +196,10 @@ fn outcome(variant: &Variant, body: &str) -> String {
     match parse(body.as_bytes()) {
         Err(refused) => format!("  \"refused\": \"{refused:?}\""),
         Ok(delivery) => {
-            let event: Event = normalize(&delivery, Receipt::at(RECEIVED_MS), &settings.unwrap_or_default());
+            let event: Event = normalize(&delivery, Provenance::at(RECEIVED_MS), &settings.unwrap_or_default());
             check(&delivery, &event);
             let envelope = std::str::from_utf8(&event.envelope).expect("UTF-8");
-            format!("  \"oddities\": {},\n  \"envelope\": {}", oddities(event.oddities), pretty(envelope, 1))
+            format!("  \"anomalies\": {},\n  \"envelope\": {}", anomalies(event.anomalies), pretty(envelope, 1))
         }
     }
 }
@@ -225,7 +225,7 @@ fn expectation(variant: &Variant) -> String {
     let envelope = text(&variant.envelope);
     // Laid out anew, in case somebody edited it by hand; the deepest one can't be.
     let envelope = redact(&envelope).map(|compact| pretty(&compact, 1)).unwrap_or(envelope);
-    format!("  \"oddities\": {},\n  \"envelope\": {envelope}", text(&variant.oddities))
+    format!("  \"anomalies\": {},\n  \"envelope\": {envelope}", text(&variant.anomalies))
 }
 
 fn rewritten(variant: &Variant, found: &str) -> String {

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use super::canonical::canonical;
 use super::category::{Category, event_type};
 use super::data::{Data, Source};
-use super::delivery::{Delivery, Object, Oddities};
+use super::delivery::{Anomalies, Delivery, Object};
 use crate::domain::clock::rfc3339;
 use crate::domain::envelope::{Envelope, SPECVERSION, object};
 use crate::domain::identity::EventId;
@@ -66,12 +66,12 @@ pub struct Event {
     /// The CloudEvents type.
     pub kind: String,
     /// What was not as expected.
-    pub oddities: Oddities,
+    pub anomalies: Anomalies,
 }
 
 /// What the envelope tells of how a delivery came; no part of what it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Receipt {
+pub struct Provenance {
     /// When, in Unix milliseconds.
     pub at_ms: i64,
     /// In which trace.
@@ -80,7 +80,7 @@ pub struct Receipt {
     pub reconciled: bool,
 }
 
-impl Receipt {
+impl Provenance {
     /// Received at `at_ms`, Unix milliseconds, in no trace.
     pub fn at(at_ms: i64) -> Self {
         Self { at_ms, trace: None, reconciled: false }
@@ -93,7 +93,7 @@ impl Receipt {
 }
 
 /// Makes the event of a delivery.
-pub fn normalize(delivery: &Delivery, receipt: Receipt, settings: &Settings) -> Event {
+pub fn normalize(delivery: &Delivery, provenance: Provenance, settings: &Settings) -> Event {
     let odd = Cell::new(0);
     let source = Source::new(delivery.object(&odd));
     let category = delivery.category();
@@ -113,15 +113,15 @@ pub fn normalize(delivery: &Delivery, receipt: Receipt, settings: &Settings) -> 
     let id = identity(category, &data).unwrap_or_else(|| EventId::of_body(canonical(delivery.redacted()).as_bytes()));
     let key = key(&data);
     let kind = kind(category, data.category);
-    let oddities = Oddities { unknown_keys: unknown_keys(&source.top), unexpected_types: odd.get() };
+    let anomalies = Anomalies { unknown_keys: unknown_keys(&source.top), unexpected_types: odd.get() };
     Event {
         id,
         category,
         application_id: delivery.application_id().map(str::to_owned),
-        envelope: envelope(&id, &kind, &key, receipt, settings, data, delivery.redacted().len()),
+        envelope: envelope(&id, &kind, &key, provenance, settings, data, delivery.redacted().len()),
         kind,
         key: key.into_owned(),
-        oddities,
+        anomalies,
     }
 }
 
@@ -178,14 +178,14 @@ fn envelope(
     id: &EventId,
     kind: &str,
     key: &str,
-    receipt: Receipt,
+    provenance: Provenance,
     settings: &Settings,
     data: Data<'_>,
     raw_length: usize,
 ) -> Vec<u8> {
     const AROUND_RAW: usize = 2048;
     let time = |ms| rfc3339(ms).map(Cow::Owned);
-    let received = time(receipt.at_ms).unwrap_or(Cow::Borrowed("1970-01-01T00:00:00.000Z"));
+    let received = time(provenance.at_ms).unwrap_or(Cow::Borrowed("1970-01-01T00:00:00.000Z"));
     let call_id = data.call.as_ref().and_then(|call| call.call_id.as_deref());
     let room_id = data.room.as_ref().and_then(|room| room.room_id.as_deref());
     let subject = call_id
@@ -203,9 +203,9 @@ fn envelope(
         subject,
         partitionkey: key.into(),
         receivedtime: received,
-        traceparent: receipt.trace.as_ref().map(|trace| trace.as_str().into()),
+        traceparent: provenance.trace.as_ref().map(|trace| trace.as_str().into()),
         replayed: None,
-        reconciled: receipt.reconciled.then_some(Cow::Borrowed("true")),
+        reconciled: provenance.reconciled.then_some(Cow::Borrowed("true")),
         data,
     };
     let mut out = Vec::with_capacity(AROUND_RAW + raw_length);

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::delivery::parse;
-use super::normalize::{Event, Receipt, Settings, normalize};
+use super::normalize::{Event, Provenance, Settings, normalize};
 use super::redact::{REDACTED, SECRET_KEYS, redact};
-use super::schema::Published;
+use super::schema::SchemaDocument;
 
 /// Keys that mean something, so that values of the wrong type come to stand in known places.
 const KEYS: [&str; 30] = [
@@ -174,11 +174,11 @@ fn without_secrets(value: &Value) -> Value {
 /// What is wrong with an envelope by the published schemas: of any envelope, of its type, of its data.
 fn faults(envelope: &Value) -> Vec<String> {
     static SCHEMAS: LazyLock<BTreeMap<String, jsonschema::Validator>> = LazyLock::new(|| {
-        let schema = |published: Published| {
+        let schema = |published: SchemaDocument| {
             let schema = published.document("urn:");
             jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema")
         };
-        Published::all().map(|published| (published.name(), schema(published))).collect()
+        SchemaDocument::all().map(|published| (published.name(), schema(published))).collect()
     });
     let dataschema = envelope["dataschema"].as_str().and_then(|name| name.rsplit_once("schema:")).expect("a name").1;
     let kind = format!("{}:v1", envelope["type"].as_str().expect("a type"));
@@ -188,7 +188,7 @@ fn faults(envelope: &Value) -> Vec<String> {
 }
 
 fn event(body: &str) -> Event {
-    normalize(&parse(body.as_bytes()).expect("a delivery"), Receipt::at(0), &Settings::default())
+    normalize(&parse(body.as_bytes()).expect("a delivery"), Provenance::at(0), &Settings::default())
 }
 
 proptest! {

@@ -49,7 +49,7 @@ pub struct Sampler {
     rng: Rng,
     application_id: String,
     now_ms: i64,
-    live: Vec<Live>,
+    live: Vec<OpenCall>,
 }
 
 impl Sampler {
@@ -57,7 +57,7 @@ impl Sampler {
     /// When one is over, another takes its place.
     pub fn new(seed: u64, calls: usize, start_ms: i64, application_id: &str) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let live = (0..calls.max(1)).map(|_| Live::random(&mut rng)).collect();
+        let live = (0..calls.max(1)).map(|_| OpenCall::random(&mut rng)).collect();
         Self { rng, application_id: application_id.to_owned(), now_ms: start_ms, live }
     }
 
@@ -66,9 +66,9 @@ impl Sampler {
     pub fn of(&mut self, category: Category) -> Sample {
         self.tick();
         let mut live = if category.is_call() {
-            Live::call(&mut self.rng, "completed")
+            OpenCall::call(&mut self.rng, "completed")
         } else {
-            Live::room(&mut self.rng, Vec::new())
+            OpenCall::room(&mut self.rng, Vec::new())
         };
         live.age(self.now_ms.saturating_sub(60_000));
         live.deliver(&mut self.rng, Step(category, 1), self.now_ms, &self.application_id)
@@ -90,7 +90,7 @@ impl Iterator for Sampler {
         let step = match live.script.next() {
             Some(step) => step,
             None => {
-                *live = Live::random(&mut self.rng);
+                *live = OpenCall::random(&mut self.rng);
                 live.script.next()?
             }
         };
@@ -105,13 +105,13 @@ pub fn day(seed: u64, start_ms: i64, application_id: &str) -> Vec<Sample> {
     let mut rng = Rng::with_seed(seed);
     let mut plays = Vec::new();
     for result in ["completed", "no_answer", "declined", "canceled", "connection_lost"] {
-        plays.push(Live::call(&mut rng, result));
+        plays.push(OpenCall::call(&mut rng, result));
     }
-    plays.extend((0..9).map(|_| Live::call(&mut rng, "completed")));
-    plays.push(Live::room(&mut rng, room_with_everything()));
+    plays.extend((0..9).map(|_| OpenCall::call(&mut rng, "completed")));
+    plays.push(OpenCall::room(&mut rng, room_with_everything()));
     for _ in 0..2 {
         let script = room_script(&mut rng);
-        plays.push(Live::room(&mut rng, script));
+        plays.push(OpenCall::room(&mut rng, script));
     }
     const WORKING_DAY_MS: i64 = 9 * 3_600_000;
     let mut steps = Vec::new();
@@ -136,7 +136,7 @@ pub fn day(seed: u64, start_ms: i64, application_id: &str) -> Vec<Sample> {
 struct Step(Category, usize);
 
 /// A call or a room that is under way.
-struct Live {
+struct OpenCall {
     id: String,
     /// In a call the caller and the callee; in a room the host and the guests.
     people: Vec<Person>,
@@ -158,7 +158,7 @@ struct Person {
     entered_ms: i64,
 }
 
-impl Live {
+impl OpenCall {
     fn new(rng: &mut Rng, id: String, people: usize, script: Vec<Step>) -> Self {
         let first = rng.usize(..USERS.len());
         let people = USERS.iter().cycle().skip(first).take(people.min(USERS.len()));
@@ -313,8 +313,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::sendbird::delivery::{Oddities, parse};
-    use crate::sendbird::normalize::{Receipt, Settings, normalize};
+    use crate::sendbird::delivery::{Anomalies, parse};
+    use crate::sendbird::normalize::{Provenance, Settings, normalize};
 
     const APPLICATION: &str = "0A1B2C3D-1111-4222-8333-444455556666";
     const START_MS: i64 = 1_767_225_600_000;
@@ -335,10 +335,10 @@ mod tests {
         let mut count = HashMap::new();
         for sample in samples {
             let delivery = parse(&sample.body).expect("a delivery");
-            let event = normalize(&delivery, Receipt::at(0), &Settings::default());
+            let event = normalize(&delivery, Provenance::at(0), &Settings::default());
             let envelope: Value = serde_json::from_slice(&event.envelope).expect("JSON");
             assert_eq!((event.category, &event.key), (sample.category, &sample.key));
-            assert_eq!(event.oddities, Oddities::default(), "{envelope:#}");
+            assert_eq!(event.anomalies, Anomalies::default(), "{envelope:#}");
             assert!(ids.insert(event.id), "each has an id of its own: {envelope:#}");
             assert!(!String::from_utf8_lossy(&event.envelope).contains("EXAMPLE"), "{envelope:#}");
             let at_ms = envelope["data"]["occurred_at_ms"].as_i64().expect("a time");
@@ -386,11 +386,11 @@ mod tests {
         let mut sampler = Sampler::new(1, 0, START_MS, "an \"odd\" \\ name");
         for category in Category::ALL.into_iter().chain([Category::Other]) {
             let sample = sampler.of(category);
-            let event = normalize(&parse(&sample.body).expect("a delivery"), Receipt::at(0), &Settings::default());
+            let event = normalize(&parse(&sample.body).expect("a delivery"), Provenance::at(0), &Settings::default());
             assert_eq!((event.category, &event.key), (category, &sample.key));
             assert_eq!(
-                (event.oddities, event.application_id.as_deref()),
-                (Oddities::default(), Some("an \"odd\" \\ name"))
+                (event.anomalies, event.application_id.as_deref()),
+                (Anomalies::default(), Some("an \"odd\" \\ name"))
             );
         }
     }

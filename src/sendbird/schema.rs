@@ -20,7 +20,7 @@ pub const OBJECTS: [&str; 3] = ["direct_call", "room", "other"];
 
 /// A published schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Published {
+pub enum SchemaDocument {
     /// Of any envelope.
     Envelope,
     /// Of the envelope of a known type.
@@ -29,7 +29,7 @@ pub enum Published {
     Data(&'static str),
 }
 
-impl Published {
+impl SchemaDocument {
     /// Every schema: of any envelope, of `data`, of the known types.
     pub fn all() -> impl Iterator<Item = Self> {
         let data = OBJECTS.into_iter().map(Self::Data);
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_envelope_says_what_is_always_there() {
-        let schema = Published::Envelope.document(BASE);
+        let schema = SchemaDocument::Envelope.document(BASE);
         let attributes = [
             "specversion",
             "id",
@@ -269,16 +269,16 @@ mod tests {
 
     #[test]
     fn each_known_type_has_what_it_is_about_and_nothing_else() {
-        let dial = Published::Type(Category::DirectCallDial).document(BASE);
+        let dial = SchemaDocument::Type(Category::DirectCallDial).document(BASE);
         assert_eq!(dial["properties"]["type"]["const"], "com.sendbird.calls.direct_call.dial");
         assert_eq!(
             dial["$defs"].as_object().expect("definitions").keys().collect::<Vec<_>>(),
             ["Call", "DirectCallData", "Items"]
         );
         assert!(required(&dial["$defs"]["DirectCallData"]).contains(&"call"));
-        let sent = Published::Type(Category::RoomInvitationSend).document(BASE);
+        let sent = SchemaDocument::Type(Category::RoomInvitationSend).document(BASE);
         assert_eq!(sent["$defs"]["InvitationData"]["properties"]["invitation"]["$ref"], "#/$defs/Invitation");
-        let exit = Published::Type(Category::RoomParticipantExit).document(BASE);
+        let exit = SchemaDocument::Type(Category::RoomParticipantExit).document(BASE);
         assert!(
             exit["$defs"]["RoomData"]["properties"]["invitation"]["anyOf"].is_array(),
             "null unless it is about one"
@@ -288,19 +288,19 @@ mod tests {
 
     #[test]
     fn names_are_what_dataschema_says() {
-        let names: Vec<String> = Published::all().map(Published::name).collect();
+        let names: Vec<String> = SchemaDocument::all().map(SchemaDocument::name).collect();
         assert_eq!(names.len(), 17);
         assert_eq!(names[..4], ["envelope:v1", "direct_call:v1", "room:v1", "other:v1"]);
-        let schema = Published::Data("room").document("https://example.com/schemas/");
+        let schema = SchemaDocument::Data("room").document("https://example.com/schemas/");
         assert_eq!(schema["$id"], "https://example.com/schemas/room:v1");
-        let of_type = Published::Type(Category::RoomCreate).document(BASE);
+        let of_type = SchemaDocument::Type(Category::RoomCreate).document(BASE);
         assert_eq!(of_type["properties"]["dataschema"]["examples"], json!(["urn:sendbird-bridge:schema:room:v1"]));
     }
 
     /// A schema that closed an open set, or forbade what may come, would break consumers that validate.
     #[test]
     fn open_sets_are_open() {
-        for schema in Published::all().map(|published| published.document(BASE).to_string()) {
+        for schema in SchemaDocument::all().map(|published| published.document(BASE).to_string()) {
             for word in ["\"enum\"", "\"additionalProperties\":false", "\"unevaluatedProperties\""] {
                 assert!(!schema.contains(word), "{word} in {schema}");
             }
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn as_components_they_refer_to_each_other_where_they_are() {
         let mut components = Map::new();
-        Published::all().for_each(|published| published.add_to(&mut components, "#/components/schemas/"));
+        SchemaDocument::all().for_each(|published| published.add_to(&mut components, "#/components/schemas/"));
         for name in [
             "envelope",
             "com.sendbird.calls.room.create",

@@ -11,6 +11,7 @@
 //! runs the cluster, unless `create_topics` is set).
 
 mod client;
+mod clock_regression;
 mod contract;
 mod destination;
 mod errors;
@@ -18,7 +19,6 @@ mod properties;
 mod record;
 mod reserved;
 mod sasl;
-mod setback;
 mod settings;
 mod token;
 mod topics;
@@ -42,10 +42,10 @@ use crate::domain::clock::Clock;
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 use client::Producer;
+use clock_regression::ClockRegression;
 use errors::of_the_whole_batch;
 use record::Record;
-use sasl::Source;
-use setback::Setback;
+use sasl::TokenEndpoint;
 use token::Tokens;
 use topics::Topics;
 
@@ -63,7 +63,7 @@ pub struct Kafka {
     name: String,
     config: ClientConfig,
     topic: Template,
-    tokens: Option<Source>,
+    tokens: Option<TokenEndpoint>,
     create: Option<CreateTopics>,
     format: Format,
     clock: Clock,
@@ -91,22 +91,22 @@ impl Sink for Kafka {
             let topics = Topics::new(self.config.clone(), self.create.clone());
             let config = self.config.clone();
             // From before there is a client: its threads wait for times of the clock from the first moment on.
-            let setback = Setback::watch(self.clock.clone());
+            let regression = ClockRegression::watch(self.clock.clone());
             let connecting = async {
                 let tokens = self.tokens().await?;
                 let given = tokens.clone();
                 let producer = run(move || Producer::connect(&config, given)).await??;
-                topics.look(&self.name, &producer, &self.topic).await?;
+                topics.check_topics(&self.name, &producer, &self.topic).await?;
                 Ok::<_, Failure>((producer, tokens))
             };
             let (producer, tokens) = tokio::select! {
                 connected = connecting => connected?,
-                () = setback.noticed_by_looking() => return Err(Failure::Fatal(set_back())),
+                () = regression.detected_by_polling() => return Err(Failure::Fatal(set_back())),
             };
             let (topic, clock) = (self.topic.clone(), self.clock.clone());
             let config = self.config.clone();
-            let (alone, refused_since) = (OnceCell::new(), Mutex::default());
-            let shared = Shared { producer, alone, config, tokens, refused_since, topics, setback };
+            let (unbatched_producer, refused_since) = (OnceCell::new(), Mutex::default());
+            let shared = Shared { producer, unbatched_producer, config, tokens, refused_since, topics, regression };
             Ok(Box::new(Connection { shared: Arc::new(shared), topic, format: self.format, clock })
                 as Box<dyn super::Connection>)
         }
@@ -140,25 +140,25 @@ struct Connection {
 struct Shared {
     producer: Producer,
     /// Sends each record in a batch of its own; made when it is first needed.
-    alone: OnceCell<Producer>,
+    unbatched_producer: OnceCell<Producer>,
     config: ClientConfig,
     tokens: Option<Arc<Tokens>>,
     refused_since: Mutex<Option<Instant>>,
     topics: Topics,
-    setback: Setback,
+    regression: ClockRegression,
 }
 
 impl Connection {
     /// Builds the record, and publishes it as soon as the future is polled.
-    fn begin(&self, event: &View<'_>, alone: bool) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn begin(&self, event: &View<'_>, unbatched: bool) -> BoxFuture<'static, Result<Published, Failure>> {
         let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
         // The clock that the record is handed over by: it may be set back before the next look of every second.
-        shared.setback.look();
+        shared.regression.check();
         async move {
             tokio::select! {
-                result = shared.publish(&record, alone) => result.map(|()| Published::default()),
-                () = shared.setback.noticed() => Err(Failure::Fatal(set_back())),
+                result = shared.publish(&record, unbatched) => result.map(|()| Published::default()),
+                () = shared.regression.detected() => Err(Failure::Fatal(set_back())),
             }
         }
         .boxed()
@@ -170,7 +170,7 @@ impl super::Connection for Connection {
         self.begin(event, false)
     }
 
-    fn publish_alone(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         self.begin(event, true)
     }
 
@@ -183,12 +183,12 @@ impl super::Connection for Connection {
     }
 
     fn state(&self) -> Result<(), Failure> {
-        self.shared.setback.look();
-        if self.shared.setback.is_noticed() {
+        self.shared.regression.check();
+        if self.shared.regression.is_detected() {
             return Err(Failure::Fatal(set_back()));
         }
-        if let Some(lack) = self.shared.tokens.as_ref().and_then(|tokens| tokens.lack()) {
-            return Err(Failure::every_event(Reason::NotAuthorized, lack));
+        if let Some(error) = self.shared.tokens.as_ref().and_then(|tokens| tokens.missing_token_error()) {
+            return Err(Failure::every_event(Reason::NotAuthorized, error));
         }
         if self.shared.producer.reachable() {
             self.shared.refused_since.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -216,7 +216,7 @@ impl super::Connection for Connection {
             let courtesy = async {
                 tokio::select! {
                     biased;
-                    () = shared.setback.noticed_by_looking() => {}
+                    () = shared.regression.detected_by_polling() => {}
                     _best_effort = flushing => {}
                 }
             };
@@ -241,7 +241,7 @@ impl Drop for Connection {
 
 impl Shared {
     fn producers(&self) -> impl Iterator<Item = &Producer> {
-        std::iter::once(&self.producer).chain(self.alone.get())
+        std::iter::once(&self.producer).chain(self.unbatched_producer.get())
     }
 
     /// Whether the brokers have refused a token for so long that another connection, with another token, is better. The
@@ -255,14 +255,14 @@ impl Shared {
         since.get_or_insert_with(Instant::now).elapsed() >= REFUSED_FOR
     }
 
-    async fn publish(&self, record: &Record, alone: bool) -> Result<(), Failure> {
+    async fn publish(&self, record: &Record, unbatched: bool) -> Result<(), Failure> {
         self.topics.ensure(&self.producer, &record.topic).await?;
-        let failure = if alone {
-            self.alone().await?.send(record).await
+        let failure = if unbatched {
+            self.unbatched_producer().await?.send(record).await
         } else {
             match self.producer.send(record).await {
                 // The broker judges a batch as a whole, and one bad record must not condemn its neighbours.
-                Err((error, _)) if of_the_whole_batch(&error) => self.alone().await?.send(record).await,
+                Err((error, _)) if of_the_whole_batch(&error) => self.unbatched_producer().await?.send(record).await,
                 result => result,
             }
         };
@@ -273,10 +273,10 @@ impl Shared {
         Err(failure)
     }
 
-    async fn alone(&self) -> Result<&Producer, Failure> {
-        self.alone
+    async fn unbatched_producer(&self) -> Result<&Producer, Failure> {
+        self.unbatched_producer
             .get_or_try_init(|| async {
-                let (config, tokens) = (properties::alone(&self.config), self.tokens.clone());
+                let (config, tokens) = (properties::unbatched(&self.config), self.tokens.clone());
                 run(move || Producer::new(&config, tokens)).await?
             })
             .await

@@ -47,7 +47,7 @@ pub trait Connection: Send + Sync {
 
     /// Publishes an event whose tries have ended the connection several times, apart from all others: on a channel
     /// or by a producer of its own, where the client has such.
-    fn publish_alone(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         self.publish(event)
     }
 

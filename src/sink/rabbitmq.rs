@@ -147,7 +147,7 @@ impl super::Connection for Connection {
         self.begin(event, ChannelKind::Pool)
     }
 
-    fn publish_alone(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         self.begin(event, ChannelKind::Own)
     }
 

@@ -11,7 +11,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::domain::template::{LONGEST_VALUE, Place, Template};
+use crate::domain::template::{AddressKind, LONGEST_VALUE, Template};
 
 /// What is wrong with settings: the key, relative to the sink, and "expected X, but found Y".
 pub type Faults = Vec<(String, String)>;
@@ -33,7 +33,7 @@ pub struct Tls {
 
 /// When what a file of a sink holds anew is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum ReloadPolicy {
     /// By the next connection; each reads the files.
     NextConnection,
     /// After a restart: the client, once it has connected, keeps what it has read and connects again with that.
@@ -149,8 +149,8 @@ pub fn fault(key: impl Into<String>, message: impl Into<String>) -> (String, Str
 ///
 /// # Errors
 /// The fault, under `key`.
-pub fn template(key: &str, pattern: &str, place: Place, limit: usize) -> Result<Template, (String, String)> {
-    let template = Template::parse(pattern, place).map_err(|message| fault(key, message))?;
+pub fn template(key: &str, pattern: &str, kind: AddressKind, limit: usize) -> Result<Template, (String, String)> {
+    let template = Template::parse(pattern, kind).map_err(|message| fault(key, message))?;
     let longest = template.with_wildcards(&"x".repeat(LONGEST_VALUE)).len();
     if longest > limit {
         let message = format!("expected at most {limit} bytes with the longest values, but found {longest}");
@@ -196,8 +196,8 @@ mod tests {
 
     #[test]
     fn templates_fit_their_place() {
-        assert!(template("topic", "sendbird.calls.{object}", Place::Topic, 249).is_ok());
-        let (key, message) = template("topic", "{key}{key}{key}{key}", Place::Topic, 249).expect_err("too long");
+        assert!(template("topic", "sendbird.calls.{object}", AddressKind::Topic, 249).is_ok());
+        let (key, message) = template("topic", "{key}{key}{key}{key}", AddressKind::Topic, 249).expect_err("too long");
         assert_eq!(key, "topic");
         assert!(message.contains("at most 249 bytes") && message.ends_with("320"), "{message}");
     }

@@ -35,15 +35,15 @@ impl Stdout {
 impl Sink for Stdout {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, Failure>> {
         let format = self.format;
-        async move { Ok(Box::new(Lines { format }) as Box<dyn Connection>) }.boxed()
+        async move { Ok(Box::new(StdoutConnection { format }) as Box<dyn Connection>) }.boxed()
     }
 }
 
-struct Lines {
+struct StdoutConnection {
     format: Format,
 }
 
-impl Connection for Lines {
+impl Connection for StdoutConnection {
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
         let body = event.body(self.format);
         async move {

@@ -60,7 +60,7 @@ pub struct Exporter {
     spans: IntCounterVec,
     /// How many spans are in the batch under way.
     in_hand: u64,
-    trouble: Trouble,
+    drop_log: DropLog,
 }
 
 /// Makes a tracer and what sends its spans; nothing is connected yet. `spans` is counted by one of [`OUTCOMES`].
@@ -88,8 +88,8 @@ pub fn new(
     let (sender, queue) = mpsc::channel(QUEUE);
     let overflowed = spans.with_label_values(&["overflowed"]);
     let recorder = Recorder { queue: sender, overflowed, sample: settings.sample, random, clock };
-    let trouble = Trouble::default();
-    let exporter = Exporter { queue, collector, shared, spans, in_hand: 0, trouble };
+    let drop_log = DropLog::default();
+    let exporter = Exporter { queue, collector, shared, spans, in_hand: 0, drop_log };
     Ok((Tracer::new(recorder), exporter))
 }
 
@@ -103,8 +103,8 @@ impl Exporter {
                 self.drop_unsent(left, "the collector did not take them before the stop");
             }
         }
-        self.say_what_overflowed();
-        self.trouble.say_the_rest();
+        self.count_overflowed();
+        self.drop_log.log_suppressed();
     }
 
     async fn send_all(&mut self, stop: &CancellationToken) {
@@ -116,7 +116,7 @@ impl Exporter {
             self.in_hand = count(&batch);
             self.send(&batch, stop).await;
             self.in_hand = 0;
-            self.say_what_overflowed();
+            self.count_overflowed();
         }
     }
 
@@ -156,7 +156,7 @@ impl Exporter {
                     let refused = refused.min(all);
                     self.count("exported", all - refused);
                     return match refused {
-                        0 => self.trouble.is_over(),
+                        0 => self.drop_log.recovered(),
                         some => self.drop_refused(some, "the collector took a part of the batch"),
                     };
                 }
@@ -173,7 +173,7 @@ impl Exporter {
                 return self.drop_unsent(all, &detail);
             }
             tracing::debug!(detail, "spans are not taken yet");
-            self.say_what_overflowed();
+            self.count_overflowed();
             let pause = BACKOFF.pause(attempt, fastrand::f64()).max(wait.min(LONGEST_WAIT));
             tokio::select! {
                 () = sleep(pause) => {}
@@ -185,19 +185,19 @@ impl Exporter {
 
     fn drop_refused(&mut self, spans: u64, detail: &str) {
         self.count("refused", spans);
-        self.trouble.dropped(spans, detail);
+        self.drop_log.dropped(spans, detail);
     }
 
     fn drop_unsent(&mut self, spans: u64, detail: &str) {
         self.count("unsent", spans);
-        self.trouble.dropped(spans, detail);
+        self.drop_log.dropped(spans, detail);
     }
 
-    fn say_what_overflowed(&mut self) {
+    fn count_overflowed(&mut self) {
         let overflowed = self.spans.with_label_values(&["overflowed"]).get();
-        let new = overflowed - std::mem::replace(&mut self.trouble.overflowed, overflowed);
+        let new = overflowed - std::mem::replace(&mut self.drop_log.overflowed, overflowed);
         if new > 0 {
-            self.trouble.dropped(new, "more spans were made than can be sent");
+            self.drop_log.dropped(new, "more spans were made than can be sent");
         }
     }
 
@@ -212,35 +212,35 @@ fn count(batch: &[Span]) -> u64 {
 
 /// Telling that spans are dropped, and that they are not any more, without telling it for ever.
 #[derive(Default)]
-struct Trouble {
-    said: Option<Instant>,
-    unsaid: u64,
+struct DropLog {
+    logged: Option<Instant>,
+    suppressed: u64,
     /// How many did not fit, when that was last looked at.
     overflowed: u64,
 }
 
-impl Trouble {
+impl DropLog {
     fn dropped(&mut self, spans: u64, detail: &str) {
-        self.unsaid += spans;
-        if self.said.is_none_or(|said| said.elapsed() >= QUIET) {
-            self.said = Some(Instant::now());
-            let count = std::mem::take(&mut self.unsaid);
+        self.suppressed += spans;
+        if self.logged.is_none_or(|logged| logged.elapsed() >= QUIET) {
+            self.logged = Some(Instant::now());
+            let count = std::mem::take(&mut self.suppressed);
             tracing::warn!(count, detail, "spans are dropped; deliveries and events are not");
         }
     }
 
     /// A whole batch was taken. Soon after a line there is none: a collector that comes and goes is not told of each time.
-    fn is_over(&mut self) {
-        if self.said.is_some_and(|said| said.elapsed() >= QUIET) {
-            self.say_the_rest();
-            self.said = None;
+    fn recovered(&mut self) {
+        if self.logged.is_some_and(|logged| logged.elapsed() >= QUIET) {
+            self.log_suppressed();
+            self.logged = None;
             tracing::info!("spans are exported again");
         }
     }
 
-    fn say_the_rest(&mut self) {
-        if self.unsaid > 0 {
-            tracing::warn!(count = std::mem::take(&mut self.unsaid), "more spans were dropped");
+    fn log_suppressed(&mut self) {
+        if self.suppressed > 0 {
+            tracing::warn!(count = std::mem::take(&mut self.suppressed), "more spans were dropped");
         }
     }
 }

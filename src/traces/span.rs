@@ -20,9 +20,9 @@ use crate::domain::trace::TraceParent;
 #[derive(Debug)]
 pub(super) enum Span {
     /// Of a delivery.
-    Delivery(Box<Delivered>),
+    Delivery(Box<DeliverySpan>),
     /// Of an event at a sink.
-    Publish(Box<Published>),
+    Publish(Box<PublishSpan>),
 }
 
 /// Whose child a span is, and what it is called itself.
@@ -41,7 +41,7 @@ pub(super) struct Times {
 }
 
 #[derive(Debug)]
-pub(super) struct Delivered {
+pub(super) struct DeliverySpan {
     pub(super) ids: Ids,
     pub(super) times: Times,
     /// `None` for what was no event.
@@ -51,7 +51,7 @@ pub(super) struct Delivered {
 }
 
 #[derive(Debug)]
-pub(super) struct Published {
+pub(super) struct PublishSpan {
     pub(super) ids: Ids,
     pub(super) times: Times,
     pub(super) event: Arc<str>,
@@ -72,7 +72,7 @@ pub struct Publisher(Option<(Arc<Recorder>, Arc<Destination>)>);
 pub struct Delivery<'a> {
     recorder: Option<&'a Recorder>,
     begun: Instant,
-    span: Option<Box<Delivered>>,
+    span: Option<Box<DeliverySpan>>,
 }
 
 /// What the span of a publish will need of its event; nothing where there is to be none.
@@ -164,7 +164,7 @@ impl Delivery<'_> {
         let Some(ids) = recorder.join(given) else { return given };
         let Some(own) = TraceParent::of(ids.trace, ids.span, true) else { return given };
         let times = Times::default();
-        self.span = Some(Box::new(Delivered { ids, times, event: None, answer: None }));
+        self.span = Some(Box::new(DeliverySpan { ids, times, event: None, answer: None }));
         Some(own)
     }
 
@@ -215,7 +215,7 @@ impl Publisher {
         let (Some((recorder, destination)), Some(context)) = (&self.0, &publish.0) else { return };
         let Some(span) = recorder.random() else { return };
         let ids = Ids { trace: context.trace.trace_id(), span, parent: Some(context.trace.span_id()) };
-        recorder.send(Span::Publish(Box::new(Published {
+        recorder.send(Span::Publish(Box::new(PublishSpan {
             ids,
             times: recorder.times(end.begun),
             event: Arc::clone(&context.event),
@@ -227,10 +227,10 @@ impl Publisher {
 
 /// What a tracer has made, for tests.
 #[cfg(test)]
-pub(crate) struct Watched(mpsc::Receiver<Span>);
+pub(crate) struct RecordedSpans(mpsc::Receiver<Span>);
 
 #[cfg(test)]
-impl Watched {
+impl RecordedSpans {
     /// The spans of publishes since the last look: whose, what became of it, and how long it took.
     pub(crate) fn publishes(&mut self) -> Vec<(String, End, std::time::Duration)> {
         let spans = std::iter::from_fn(|| self.0.try_recv().ok());
@@ -246,11 +246,11 @@ impl Watched {
 #[cfg(test)]
 impl Tracer {
     /// One that records everything, with room for a hundred spans.
-    pub(crate) fn watched() -> (Self, Watched) {
+    pub(crate) fn recording() -> (Self, RecordedSpans) {
         let (queue, spans) = mpsc::channel(100);
         let overflowed = IntCounter::new("overflowed", "spans that did not fit").unwrap();
         let recorder = Recorder { queue, overflowed, sample: 1.0, random: SystemRandom::new(), clock: Clock::system() };
-        (Self::new(recorder), Watched(spans))
+        (Self::new(recorder), RecordedSpans(spans))
     }
 }
 

@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::trace::v1::span::{Link, SpanKind};
 use opentelemetry_proto::tonic::trace::v1::{self as otlp, ResourceSpans, ScopeSpans, Status};
 
 use super::Outcome;
-use super::span::{Delivered, Ids, Published, Span, Times};
+use super::span::{DeliverySpan, Ids, PublishSpan, Span, Times};
 
 /// A status that says that something failed.
 const ERROR: i32 = 2;
@@ -72,7 +72,7 @@ impl Shared {
         }
     }
 
-    fn delivery(&self, span: &Delivered) -> otlp::Span {
+    fn delivery(&self, span: &DeliverySpan) -> otlp::Span {
         let Webhook { scheme, path } = &self.endpoint;
         let remote = if span.ids.parent.is_some() { PARENT_IS_REMOTE } else { 0 };
         let mut out = begun(&span.ids, &span.times, SpanKind::Server, PARENT_IS_KNOWN | remote);
@@ -110,7 +110,7 @@ impl Shared {
 
 /// The context that goes with the message is that of the delivery, for any number of sinks. So by the conventions the
 /// publish is of a client and has a link to it. It is its child as well, which is what those who read one trace look for.
-fn publish(span: &Published) -> otlp::Span {
+fn publish(span: &PublishSpan) -> otlp::Span {
     let mut out = begun(&span.ids, &span.times, SpanKind::Client, 0);
     let destination = &span.destination;
     out.name = "publish".into();
@@ -178,7 +178,7 @@ mod tests {
 
     fn delivery(answer: Option<Answer>) -> otlp::Span {
         let ids = Ids { trace: [1; 16], span: [2; 8], parent: None };
-        let span = Delivered { ids, times: Times { begun_ns: 1, ended_ns: 2 }, event: None, answer };
+        let span = DeliverySpan { ids, times: Times { begun_ns: 1, ended_ns: 2 }, event: None, answer };
         let endpoint = Webhook { scheme: "http", path: "/".into() };
         Shared { service: "s".into(), instance: "i".into(), endpoint }.delivery(&span)
     }

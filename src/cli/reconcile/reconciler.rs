@@ -13,7 +13,7 @@ use crate::cli::platform::{Http, explain};
 use crate::cli::{Failure, print};
 use crate::domain::clock::{Clock, rfc3339};
 use crate::journal::{BackfillCandidate, JournalAdmin};
-use crate::sendbird::api::{self, Api, CallsQuery, Page, Room, RoomsQuery, Walk};
+use crate::sendbird::api::{self, Api, CallsQuery, Page, Pagination, Room, RoomsQuery};
 use crate::sendbird::normalize::Settings;
 use crate::sendbird::reconcile::seen_facts::{SeenFacts, Verdict};
 use crate::sendbird::reconcile::{Fact, FactKind, Facts, event, of_call, of_participant, of_room};
@@ -80,11 +80,11 @@ impl Reconciler {
 
     async fn calls(&mut self) -> Result<(), Failure> {
         let query = CallsQuery { limit: Some(PAGE), ..CallsQuery::default() };
-        let (mut walk, mut order) = (Walk::default(), Order::default());
+        let (mut pagination, mut order) = (Pagination::default(), ListOrder::default());
         // Where an earlier run has got to; a cursor that is no longer good is the only one of them that can be refused.
         let mut from = self.state.cursor.take();
         loop {
-            let page = match self.api.direct_calls(&query, from.as_deref().or(walk.cursor())).await {
+            let page = match self.api.direct_calls(&query, from.as_deref().or(pagination.cursor())).await {
                 Err(refused) if from.take().is_some() && is_of_the_cursor(&refused) => continue,
                 page => page.map_err(|failure| explain(&failure, &self.api))?,
             };
@@ -99,7 +99,7 @@ impl Reconciler {
             }
             let enough = order.is_past(page.items.iter().filter_map(|call| call.started_at_ms), begin, until);
             self.record_facts(facts, order.last).await?;
-            if !self.step(&mut walk, page.next)? || enough {
+            if !self.step(&mut pagination, page.next)? || enough {
                 return Ok(());
             }
         }
@@ -114,10 +114,10 @@ impl Reconciler {
             created_at_end_date: to,
             ..RoomsQuery::default()
         };
-        let mut walk = Walk::default();
+        let mut pagination = Pagination::default();
         let mut from = self.state.cursor.take();
         loop {
-            let page: Page<Room> = match self.api.rooms(&query, from.as_deref().or(walk.cursor())).await {
+            let page: Page<Room> = match self.api.rooms(&query, from.as_deref().or(pagination.cursor())).await {
                 Err(refused) if from.take().is_some() && is_of_the_cursor(&refused) => continue,
                 page => page.map_err(|failure| explain(&failure, &self.api))?,
             };
@@ -125,7 +125,7 @@ impl Reconciler {
             for room in page.items.iter().filter(|room| room.created_at_ms.is_none_or(|at| at < until)) {
                 self.room(room).await?;
             }
-            if !self.step(&mut walk, page.next)? {
+            if !self.step(&mut pagination, page.next)? {
                 return Ok(());
             }
         }
@@ -158,18 +158,18 @@ impl Reconciler {
             facts.facts.iter().any(|fact| fact.kind == FactKind::Delete && fact.at_ms < self.state.scope.since_ms);
         let stays = [FactKind::Enter, FactKind::Leave].iter().any(|kind| self.state.scope.kinds.contains(kind));
         if let Some(room_id) = room.room_id.as_deref().filter(|_| stays && !gone) {
-            let mut walk = Walk::default();
+            let mut pagination = Pagination::default();
             loop {
                 let page = self
                     .api
-                    .participants(room_id, PAGE, walk.cursor())
+                    .participants(room_id, PAGE, pagination.cursor())
                     .await
                     .map_err(|failure| explain(&failure, &self.api))?;
                 for participant in &page.items {
                     self.state.counts.participants += 1;
                     add(&mut facts, of_participant(&self.application, room, participant));
                 }
-                if !walk.step(page.next).map_err(|failure| explain(&failure, &self.api))? {
+                if !pagination.step(page.next).map_err(|failure| explain(&failure, &self.api))? {
                     break;
                 }
             }
@@ -178,9 +178,9 @@ impl Reconciler {
     }
 
     /// Goes to the next page and remembers it; `false` says that there is none.
-    fn step(&mut self, walk: &mut Walk, next: Option<String>) -> Result<bool, Failure> {
+    fn step(&mut self, pagination: &mut Pagination, next: Option<String>) -> Result<bool, Failure> {
         self.state.cursor.clone_from(&next);
-        let more = walk.step(next).map_err(|failure| explain(&failure, &self.api))?;
+        let more = pagination.step(next).map_err(|failure| explain(&failure, &self.api))?;
         if more {
             self.state.save(&self.dir)?;
         }
@@ -313,13 +313,13 @@ fn is_of_the_cursor(failure: &api::Failure) -> bool {
 
 /// The order of a list, as far as it was seen. None is documented for calls, so none is relied on before it was seen.
 #[derive(Default)]
-struct Order {
+struct ListOrder {
     last: Option<i64>,
     rises: bool,
     falls: bool,
 }
 
-impl Order {
+impl ListOrder {
     /// Whether all that a page and those after it can have is out of the time from `begin` to `until`.
     fn is_past(&mut self, page: impl Iterator<Item = i64>, begin: i64, until: i64) -> bool {
         for at in page {
@@ -339,23 +339,23 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
-    use super::Order;
+    use super::ListOrder;
 
     #[test]
     fn the_order_of_a_list_is_relied_on_once_it_was_seen() {
-        let mut newest_first = Order::default();
+        let mut newest_first = ListOrder::default();
         assert!(!newest_first.is_past([9, 8].into_iter(), 5, 10));
         assert!(!newest_first.is_past([6, 5].into_iter(), 5, 10));
         assert!(newest_first.is_past([5, 4].into_iter(), 5, 10));
 
-        let mut oldest_first = Order::default();
+        let mut oldest_first = ListOrder::default();
         assert!(!oldest_first.is_past([1, 2].into_iter(), 5, 10), "what is to come may be in time");
         assert!(!oldest_first.is_past([6, 9].into_iter(), 5, 10));
         assert!(oldest_first.is_past([9, 10].into_iter(), 5, 10));
 
-        let mut neither = Order::default();
+        let mut neither = ListOrder::default();
         assert!(!neither.is_past([9, 4, 12].into_iter(), 5, 10));
         assert!(!neither.is_past([1].into_iter(), 5, 10));
-        assert!(!Order::default().is_past([4].into_iter(), 5, 10), "one has no order");
+        assert!(!ListOrder::default().is_past([4].into_iter(), 5, 10), "one has no order");
     }
 }

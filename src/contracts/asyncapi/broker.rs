@@ -8,7 +8,7 @@ use crate::domain::envelope::{Format, View};
 use crate::domain::glob;
 use crate::domain::trace::TraceParent;
 use crate::sendbird::category::{Category, event_type};
-use crate::sendbird::schema::{OBJECTS, Published, data_definition};
+use crate::sendbird::schema::{OBJECTS, SchemaDocument, data_definition};
 use crate::sink::contract::{Contract, Server};
 
 impl Parts {
@@ -117,8 +117,8 @@ fn messages(types: &[String]) -> Vec<(String, Option<Category>)> {
 fn message(sink: &str, kind: &str, category: Option<Category>, format: Format) -> Value {
     let payload = match (format, category) {
         (Format::Binary, category) => data_definition(category).to_owned(),
-        (Format::Structured, Some(category)) => Published::Type(category).subject(),
-        (Format::Structured, None) => Published::Envelope.subject(),
+        (Format::Structured, Some(category)) => SchemaDocument::Type(category).subject(),
+        (Format::Structured, None) => SchemaDocument::Envelope.subject(),
     };
     let summary = match category {
         Some(category) => format!("An event of the category {category}."),

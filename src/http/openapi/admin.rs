@@ -7,12 +7,12 @@ use crate::http::admin::Status;
 use crate::http::documents::{self, SCHEMA_JSON};
 use crate::http::reply::Problem;
 use crate::metrics;
-use crate::sendbird::schema::Published;
+use crate::sendbird::schema::SchemaDocument;
 
 const METHOD: Problem = Problem::Method { allow: "GET, HEAD" };
 
 /// A path of the admin endpoint.
-struct Look<'a> {
+struct Operation<'a> {
     path: &'a str,
     id: &'a str,
     summary: &'a str,
@@ -31,35 +31,35 @@ pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> M
         let description = "`admin.token`; asked for by everything but health and metrics.";
         components.scheme("adminToken", json!({ "type": "http", "scheme": "bearer", "description": description }))
     });
-    let looks = health().into_iter().chain([metrics(), status(components), feed()]).chain(published());
-    looks
-        .map(|look| {
-            let token = token.as_ref().filter(|_| !look.is_open);
-            let locks: Map<String, Value> =
+    let operations = health().into_iter().chain([metrics(), status(components), feed()]).chain(published());
+    operations
+        .map(|operation| {
+            let token = token.as_ref().filter(|_| !operation.is_open);
+            let required: Map<String, Value> =
                 token.into_iter().chain(&certificate).map(|name| (name.clone(), json!([]))).collect();
-            let security = if locks.is_empty() { json!([]) } else { json!([locks]) };
-            let mut all = look.problems.to_vec();
+            let security = if required.is_empty() { json!([]) } else { json!([required]) };
+            let mut all = operation.problems.to_vec();
             all.push(METHOD);
             if token.is_some() {
                 all.push(Problem::AdminToken);
             }
             let mut responses = problems(all);
-            responses.insert("200".into(), look.answer);
+            responses.insert("200".into(), operation.answer);
             let item = json!({
                 "servers": [server],
                 "get": {
-                    "operationId": look.id, "tags": ["admin"], "summary": look.summary, "description": look.description,
-                    "security": security, "parameters": look.parameters, "responses": responses,
+                    "operationId": operation.id, "tags": ["admin"], "summary": operation.summary, "description": operation.description,
+                    "security": security, "parameters": operation.parameters, "responses": responses,
                 },
             });
-            (look.path.to_owned(), item)
+            (operation.path.to_owned(), item)
         })
         .collect()
 }
 
-fn health<'a>() -> [Look<'a>; 3] {
+fn health<'a>() -> [Operation<'a>; 3] {
     const NOT_READY: &[Problem] = &[Problem::NotReady { why: "the journal is full" }];
-    let look = |path, id, summary, description, problems| Look {
+    let operation = |path, id, summary, description, problems| Operation {
         path,
         id,
         summary,
@@ -70,9 +70,9 @@ fn health<'a>() -> [Look<'a>; 3] {
         is_open: true,
     };
     [
-        look("/livez", "live", "The bridge answers.", "", &[]),
-        look("/startupz", "started", "The bridge has started.", "", &[]),
-        look(
+        operation("/livez", "live", "The bridge answers.", "", &[]),
+        operation("/startupz", "started", "The bridge has started.", "", &[]),
+        operation(
             "/readyz",
             "ready",
             "The journal takes events, and the bridge is not stopping.",
@@ -82,8 +82,8 @@ fn health<'a>() -> [Look<'a>; 3] {
     ]
 }
 
-fn metrics<'a>() -> Look<'a> {
-    Look {
+fn metrics<'a>() -> Operation<'a> {
+    Operation {
         path: "/metrics",
         id: "metrics",
         summary: "Metrics for Prometheus",
@@ -95,8 +95,8 @@ fn metrics<'a>() -> Look<'a> {
     }
 }
 
-fn status<'a>(components: &mut Components) -> Look<'a> {
-    Look {
+fn status<'a>(components: &mut Components) -> Operation<'a> {
+    Operation {
         path: "/status",
         id: "status",
         summary: "How journal and sinks are doing",
@@ -108,7 +108,7 @@ fn status<'a>(components: &mut Components) -> Look<'a> {
     }
 }
 
-fn feed<'a>() -> Look<'a> {
+fn feed<'a>() -> Operation<'a> {
     let position = json!({ "anyOf": [{ "type": "integer", "format": "uint64", "minimum": 0 }, { "const": "end" }] });
     let parameter = |place: &str, name: &str, schema: Value, description: &str| json!({ "name": name, "in": place, "required": false, "schema": schema, "description": description });
     let after = "Begins after this position, which the journal must have reached, or after the newest (`end`). Without it \
@@ -122,12 +122,12 @@ fn feed<'a>() -> Look<'a> {
                 "type": "string",
                 "description": "The structured envelope.",
                 "contentMediaType": "application/cloudevents+json",
-                "contentSchema": { "$ref": format!("{SCHEMAS}{}", Published::Envelope.subject()) },
+                "contentSchema": { "$ref": format!("{SCHEMAS}{}", SchemaDocument::Envelope.subject()) },
             },
         },
         "required": ["id", "data"],
     });
-    Look {
+    Operation {
         path: "/events",
         id: "events",
         summary: "The feed",
@@ -162,8 +162,8 @@ fn feed<'a>() -> Look<'a> {
 }
 
 /// The documents, this one included.
-fn published<'a>() -> Vec<Look<'a>> {
-    let look = |path, id, summary, answer| Look {
+fn published<'a>() -> Vec<Operation<'a>> {
+    let operation = |path, id, summary, answer| Operation {
         path,
         id,
         summary,
@@ -188,28 +188,29 @@ fn published<'a>() -> Vec<Look<'a>> {
         } } },
         "required": ["schemas"],
     });
-    let names: Vec<String> = Published::all().map(Published::name).chain([documents::CONFIG.to_owned()]).collect();
+    let names: Vec<String> =
+        SchemaDocument::all().map(SchemaDocument::name).chain([documents::CONFIG.to_owned()]).collect();
     vec![
-        look("/schemas", "schemas", "The list of schemas", answer("The list.", "application/json", &index)),
-        Look {
+        operation("/schemas", "schemas", "The list of schemas", answer("The list.", "application/json", &index)),
+        Operation {
             problems: &[Problem::NotFound],
             parameters: vec![json!({
                 "name": "name", "in": "path", "required": true, "schema": { "type": "string", "enum": names },
                 "description": "What follows `envelope.schema_base` in the schema's `$id`, or `config`.",
             })],
-            ..look(
+            ..operation(
                 "/schemas/{name}",
                 "schema",
                 "A schema, JSON Schema 2020-12",
                 answer("The schema.", SCHEMA_JSON, &object),
             )
         },
-        look(
+        operation(
             "/asyncapi.json",
             "asyncapi",
             "AsyncAPI 3.0 of the messages that the sinks publish",
             plain("The document."),
         ),
-        look("/openapi.json", "openapi", "This document", plain("The document.")),
+        operation("/openapi.json", "openapi", "This document", plain("The document.")),
     ]
 }

@@ -109,16 +109,16 @@ fn deliver(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
 fn security(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
     let mut always = Map::new();
     let Settings { signature, signature_headers, header, .. } = endpoints.access;
-    let mut lock = |name: String| always.insert(name, json!([]));
+    let mut require = |name: String| always.insert(name, json!([]));
     if let Some(header) = header {
         let description = "A secret that each delivery carries.";
-        lock(components.scheme(
-            "headerLock",
+        require(components.scheme(
+            "secretHeader",
             json!({ "type": "apiKey", "in": "header", "name": header.name, "description": description }),
         ));
     }
     if let Some(name) = certificate(endpoints.server.tls.as_ref(), components) {
-        lock(name);
+        require(name);
     }
     let mut choices = Vec::new();
     if *signature != SignatureMode::Off {

@@ -1,4 +1,4 @@
-//! Lists: what is asked for, one page of an answer, and the walk from page to page.
+//! Lists: what is asked for, one page of an answer, and the pagination from page to page.
 //!
 //! Documented: a list has at most 100 entries on a page (10 if nothing is said), and `next` is an opaque cursor, `null`
 //! or empty at the end. Nothing is documented of the order; do not depend on one.
@@ -39,22 +39,22 @@ impl<T> Page<T> {
 /// From page to page of one list. It ends: a cursor that comes a second time is a failure and not a circle.
 ///
 /// ```
-/// use sendbird_bridge::sendbird::api::Walk;
+/// use sendbird_bridge::sendbird::api::Pagination;
 ///
-/// let mut walk = Walk::default();
-/// assert_eq!(walk.cursor(), None);
-/// assert!(walk.step(Some("a".into())).expect("a new cursor"));
-/// assert_eq!(walk.cursor(), Some("a"));
-/// assert!(walk.step(Some("a".into())).is_err());
-/// assert!(!walk.step(None).expect("the end"));
+/// let mut pagination = Pagination::default();
+/// assert_eq!(pagination.cursor(), None);
+/// assert!(pagination.step(Some("a".into())).expect("a new cursor"));
+/// assert_eq!(pagination.cursor(), Some("a"));
+/// assert!(pagination.step(Some("a".into())).is_err());
+/// assert!(!pagination.step(None).expect("the end"));
 /// ```
 #[derive(Debug, Default)]
-pub struct Walk {
+pub struct Pagination {
     cursor: Option<String>,
     seen: HashSet<String>,
 }
 
-impl Walk {
+impl Pagination {
     /// Of the page to ask for now.
     pub fn cursor(&self) -> Option<&str> {
         self.cursor.as_deref()

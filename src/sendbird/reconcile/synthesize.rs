@@ -6,7 +6,7 @@ use super::{Fact, FactKind};
 use crate::domain::clock::rfc3339;
 use crate::sendbird::api::{DirectCall, Participant, Room};
 use crate::sendbird::delivery::{self, Refused};
-use crate::sendbird::normalize::{Event, Receipt, Settings, normalize};
+use crate::sendbird::normalize::{Event, Provenance, Settings, normalize};
 
 /// What of a call is so from the first moment on; but `custom_items` are those of now, as the API can change them.
 const CALL: [&str; 6] = ["call_id", "call_type", "is_video_call", "started_by", "started_at", "custom_items"];
@@ -121,7 +121,7 @@ pub fn of_participant(application: &str, room: &Room, participant: &Participant)
 /// The object is nested too deep for a delivery.
 pub fn event(fact: &Fact, now_ms: i64, settings: &Settings) -> Result<Event, Refused> {
     let delivery = delivery::parse(fact.delivery.as_bytes())?;
-    Ok(normalize(&delivery, Receipt::reconciled(now_ms), settings))
+    Ok(normalize(&delivery, Provenance::reconciled(now_ms), settings))
 }
 
 fn delivery<const N: usize>(

@@ -7,7 +7,7 @@ use super::seen_facts::{MARGIN_MS, SeenFacts, Verdict};
 use super::*;
 use crate::sendbird::api::{DirectCall, Participant, Room};
 use crate::sendbird::delivery;
-use crate::sendbird::normalize::{Receipt, Settings, normalize};
+use crate::sendbird::normalize::{Provenance, Settings, normalize};
 
 const APPLICATION: &str = "0A1B2C3D-1111-4222-8333-444455556666";
 
@@ -67,7 +67,7 @@ fn sample(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/samples/{name}.json", env!("CARGO_MANIFEST_DIR"));
     let body = std::fs::read(path).expect("a sample");
     let delivery = delivery::parse(&body).expect("a delivery");
-    normalize(&delivery, Receipt::at(1), &Settings::default()).envelope
+    normalize(&delivery, Provenance::at(1), &Settings::default()).envelope
 }
 
 #[test]

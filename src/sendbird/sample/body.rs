@@ -7,11 +7,17 @@ use std::fmt::Write;
 
 use fastrand::Rng;
 
-use super::{Live, Person, Step, User};
+use super::{OpenCall, Person, Step, User};
 use crate::sendbird::category::Category;
 
 /// The body that tells of this step.
-pub(super) fn write(live: &Live, rng: &mut Rng, Step(category, who): Step, at_ms: i64, application_id: &str) -> String {
+pub(super) fn write(
+    live: &OpenCall,
+    rng: &mut Rng,
+    Step(category, who): Step,
+    at_ms: i64,
+    application_id: &str,
+) -> String {
     let mut body = Body { out: String::with_capacity(2048), escape: rng.u8(..4) == 0 };
     body.plain("{\"category\":\"");
     body.plain(if category.is_known() { category.label() } else { "room:recording_start" });
@@ -26,7 +32,7 @@ pub(super) fn write(live: &Live, rng: &mut Rng, Step(category, who): Step, at_ms
     body.out
 }
 
-fn call(body: &mut Body, live: &Live, rng: &mut Rng, Step(category, who): Step, at_ms: i64) {
+fn call(body: &mut Body, live: &OpenCall, rng: &mut Rng, Step(category, who): Step, at_ms: i64) {
     let [caller, callee] = &live.people[..] else { return };
     body.text(",\"direct_call\":{\"call_id\":", &live.id);
     body.text(",\"caller_id\":", caller.user.id);
@@ -62,7 +68,7 @@ fn call(body: &mut Body, live: &Live, rng: &mut Rng, Step(category, who): Step, 
 }
 
 /// The command that the caller's device sent, with the secrets that come along.
-fn signalling(body: &mut Body, live: &Live, rng: &mut Rng, caller: &Person, callee: &Person, at_ms: i64) {
+fn signalling(body: &mut Body, live: &OpenCall, rng: &mut Rng, caller: &Person, callee: &Person, at_ms: i64) {
     body.text(",\"sendbird_call\":{\"version\":1,\"message_id\":", &super::uuid(rng));
     body.plain(",\"cmd\":\"CALL\",\"type\":\"dial\",\"call_type\":\"direct_call\",\"sequence_number\":0");
     body.plain(",\"delivery_info\":{\"type\":\"webhook\"}");
@@ -83,7 +89,7 @@ fn signalling(body: &mut Body, live: &Live, rng: &mut Rng, caller: &Person, call
     body.plain("\"}}");
 }
 
-fn room(body: &mut Body, live: &Live, Step(category, who): Step, at_ms: i64) {
+fn room(body: &mut Body, live: &OpenCall, Step(category, who): Step, at_ms: i64) {
     let (Some(host), Some(person)) = (live.people.first(), live.people.get(who)) else { return };
     let just_before_ms = at_ms.saturating_sub(10);
     let deleted = category == Category::RoomDelete;
@@ -113,7 +119,7 @@ fn room(body: &mut Body, live: &Live, Step(category, who): Step, at_ms: i64) {
     }
 }
 
-fn participant(body: &mut Body, live: &Live, person: &Person, category: Category, just_before_ms: i64) {
+fn participant(body: &mut Body, live: &OpenCall, person: &Person, category: Category, just_before_ms: i64) {
     let entered_ms = person.entered_ms.saturating_sub(10);
     body.text(",\"participant\":{\"participant_id\":", &person.participant_id);
     body.text(",\"room_id\":", &live.id);

@@ -26,12 +26,12 @@ const CONNECT: Duration = Duration::from_secs(8);
 /// A producer that never blocks an async thread when it goes.
 pub(super) struct Producer {
     inner: Option<FutureProducer<Events>>,
-    seen: Arc<Seen>,
+    state: Arc<ClientState>,
 }
 
-/// What the client's callbacks have told.
+/// What the callbacks of the client have reported.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct ClientState {
     reachable: AtomicBool,
     partitions: Partitions,
     last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
@@ -40,7 +40,7 @@ pub(super) struct Seen {
 /// The client's callbacks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Events {
-    seen: Arc<Seen>,
+    state: Arc<ClientState>,
     tokens: Option<Arc<Tokens>>,
 }
 
@@ -52,7 +52,7 @@ impl ClientContext for Events {
         let tokens = self.tokens.as_ref().ok_or("expected a source of tokens, but found none")?;
         let token = tokens.current()?;
         // What the brokers said of the one before is no longer of interest.
-        *self.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(OAuthToken {
             token: token.text.expose().to_owned(),
             // Whose it is the brokers read in the token itself.
@@ -69,17 +69,17 @@ impl ClientContext for Events {
 
     fn stats(&self, statistics: Statistics) {
         if statistics.brokers.values().any(|broker| broker.state == "UP") {
-            self.seen.reachable.store(true, Ordering::Relaxed);
+            self.state.reachable.store(true, Ordering::Relaxed);
         }
-        self.seen.partitions.update(&statistics);
+        self.state.partitions.update(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         if code == RDKafkaErrorCode::AllBrokersDown {
-            self.seen.reachable.store(false, Ordering::Relaxed);
+            self.state.reachable.store(false, Ordering::Relaxed);
         } else {
-            *self.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
+            *self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
         }
         tracing::debug!(target: "librdkafka", ?code, "{reason}");
     }
@@ -88,10 +88,10 @@ impl ClientContext for Events {
 impl Producer {
     /// A producer, not yet connected. Reads certificates and starts threads.
     pub(super) fn new(config: &ClientConfig, tokens: Option<Arc<Tokens>>) -> Result<Self, Failure> {
-        let events = Events { seen: Arc::default(), tokens };
-        let seen = Arc::clone(&events.seen);
+        let events = Events { state: Arc::default(), tokens };
+        let state = Arc::clone(&events.state);
         let inner = config.create_with_context(events).map_err(|error| creating(&error))?;
-        Ok(Self { inner: Some(inner), seen })
+        Ok(Self { inner: Some(inner), state })
     }
 
     /// A producer whose cluster has answered. Blocks for seconds.
@@ -103,10 +103,10 @@ impl Producer {
         let producer = Self::new(config, tokens)?;
         let answered = producer.client().is_some_and(|client| client.fetch_cluster_id(CONNECT).is_some());
         if !answered {
-            let last = producer.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let last = producer.state.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
             return Err(connecting(last, CONNECT));
         }
-        producer.seen.reachable.store(true, Ordering::Relaxed);
+        producer.state.reachable.store(true, Ordering::Relaxed);
         Ok(producer)
     }
 
@@ -114,8 +114,8 @@ impl Producer {
     pub(super) async fn send(&self, record: &Record) -> Result<(), (KafkaError, Failure)> {
         let (error, partition) = match self.deliver(record).await {
             Ok(()) => {
-                self.seen.reachable.store(true, Ordering::Relaxed);
-                self.seen.partitions.note(&record.topic, false);
+                self.state.reachable.store(true, Ordering::Relaxed);
+                self.state.partitions.record_outcome(&record.topic, false);
                 return Ok(());
             }
             Err(failed) => failed,
@@ -123,7 +123,7 @@ impl Producer {
         let failure = failure(&error, self.fatal(), &Destination { topic: &record.topic, partition });
         let topic = Destination::topic(&record.topic).about_topic();
         if matches!(&failure, Failure::Retry(about, _) if *about == topic) {
-            self.seen.partitions.note(&record.topic, true);
+            self.state.partitions.record_outcome(&record.topic, true);
         }
         Err((error, failure))
     }
@@ -150,16 +150,16 @@ impl Producer {
 
     /// Where a record of this topic with this key would go.
     pub(super) fn destination<'a>(&self, topic: &'a str, key: &str) -> Destination<'a> {
-        self.seen.partitions.destination(topic, key)
+        self.state.partitions.destination(topic, key)
     }
 
     pub(super) fn reachable(&self) -> bool {
-        self.seen.reachable.load(Ordering::Relaxed)
+        self.state.reachable.load(Ordering::Relaxed)
     }
 
     /// Why no broker is reached.
     pub(super) fn unreachable(&self) -> Fault {
-        let last = self.seen.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner);
         locked_out(last.as_ref()).unwrap_or_else(Fault::unreachable)
     }
 

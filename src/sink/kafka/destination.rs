@@ -64,8 +64,8 @@ impl Partitions {
         *topics = counted.collect();
     }
 
-    /// The topic has taken a record, or fails for every record.
-    pub(super) fn note(&self, topic: &str, fails_as_a_whole: bool) {
+    /// Records whether the topic accepted a record, or fails for every record.
+    pub(super) fn record_outcome(&self, topic: &str, fails_as_a_whole: bool) {
         if let Some(counted) = self.lock().get_mut(topic) {
             counted.fails_as_a_whole = fails_as_a_whole;
         }
@@ -159,11 +159,11 @@ mod tests {
     fn a_topic_that_fails_as_a_whole_is_one_target() {
         let partitions = Partitions::default();
         partitions.update(&statistics(&[("t", &[0])]));
-        partitions.note("t", true);
+        partitions.record_outcome("t", true);
         partitions.update(&statistics(&[("t", &[0])]));
         assert_eq!(partitions.destination("t", "k"), Destination::topic("t"));
-        partitions.note("t", false);
+        partitions.record_outcome("t", false);
         assert_eq!(partitions.destination("t", "k"), Destination { topic: "t", partition: Some(0) });
-        partitions.note("unknown", true);
+        partitions.record_outcome("unknown", true);
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn all(name: &str, settings: &Settings) -> ClientConfig {
 }
 
 /// The same for a producer that sends each record alone.
-pub(super) fn alone(config: &ClientConfig) -> ClientConfig {
+pub(super) fn unbatched(config: &ClientConfig) -> ClientConfig {
     let mut config = config.clone();
     config.set("batch.num.messages", "1").set("linger.ms", "0");
     config
@@ -111,7 +111,7 @@ mod tests {
         .expect("settings");
         let config = all("k", &settings);
         config.create_native_config().expect("known properties");
-        alone(&config).create_native_config().expect("known properties");
+        unbatched(&config).create_native_config().expect("known properties");
         for (key, value) in [
             ("bootstrap.servers", "a:1,b:2"),
             ("linger.ms", "50"),

@@ -80,7 +80,7 @@ impl Mechanism {
 
 /// Where tokens come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum TokenEndpoint {
     /// A file that somebody else keeps up to date.
     File(PathBuf),
     /// An issuer.
@@ -102,7 +102,7 @@ impl Sasl {
     ///
     /// # Errors
     /// All faults, with keys under `sasl`. None echoes a value: somebody may have put a secret into the wrong place.
-    pub(super) fn parse(&self) -> Result<Option<Source>, Faults> {
+    pub(super) fn parse(&self) -> Result<Option<TokenEndpoint>, Faults> {
         let mechanism = self.mechanism.as_str();
         let wanted = |key: &str, what: &str| {
             let because = format!("because sasl.mechanism is \"{mechanism}\"");
@@ -143,11 +143,11 @@ impl Sasl {
         };
         let source = match place {
             None => None,
-            Some(Place::File(path)) => {
+            Some(EndpointUrl::File(path)) => {
                 faults.extend(unwanted(&of_issuers, "because sasl.token_endpoint is a file"));
-                Some(Source::File(path))
+                Some(TokenEndpoint::File(path))
             }
-            Some(Place::Url(url)) => {
+            Some(EndpointUrl::Url(url)) => {
                 let client_id = self.client_id.clone().filter(|id| !id.is_empty());
                 faults.extend(client_id.is_none().then(|| wanted("client_id", "a client id")));
                 faults.extend(self.client_secret.is_none().then(|| wanted("client_secret", "a secret")));
@@ -157,7 +157,7 @@ impl Sasl {
                 }
                 client_id.zip(self.client_secret.clone()).map(|(client_id, client_secret)| {
                     let (scope, ca_file) = (self.scope.clone(), self.ca_file.clone());
-                    Source::Issuer(Issuer { url, client_id, client_secret, scope, ca_file })
+                    TokenEndpoint::Issuer(Issuer { url, client_id, client_secret, scope, ca_file })
                 })
             }
         };
@@ -168,16 +168,20 @@ impl Sasl {
     }
 }
 
-enum Place {
+enum EndpointUrl {
     File(PathBuf),
     Url(Uri),
 }
 
 /// What was found instead, if it is none.
-fn place(text: &str) -> Result<Place, &'static str> {
+fn place(text: &str) -> Result<EndpointUrl, &'static str> {
     if let Some(rest) = text.strip_prefix("file://") {
         let path = percent_decode_str(rest).decode_utf8().map_err(|_no_utf8| "one that is not UTF-8")?;
-        return if path.starts_with('/') { Ok(Place::File(path.into_owned().into())) } else { Err("no absolute path") };
+        return if path.starts_with('/') {
+            Ok(EndpointUrl::File(path.into_owned().into()))
+        } else {
+            Err("no absolute path")
+        };
     }
     let url = Uri::from_str(text).map_err(|_no_url| "something else")?;
     let authority = url.authority().ok_or("something else")?;
@@ -185,14 +189,14 @@ fn place(text: &str) -> Result<Place, &'static str> {
         return Err("a user or a password in it; use sasl.client_id and sasl.client_secret");
     }
     match url.scheme_str() {
-        Some("https") => Ok(Place::Url(url)),
-        Some("http") if is_here(authority.host()) => Ok(Place::Url(url)),
+        Some("https") => Ok(EndpointUrl::Url(url)),
+        Some("http") if is_loopback(authority.host()) => Ok(EndpointUrl::Url(url)),
         Some("http") => Err("http:// to another machine, where anybody can read the secret and the token"),
         _ => Err("something else"),
     }
 }
 
-fn is_here(host: &str) -> bool {
+fn is_loopback(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']);
     host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
@@ -201,7 +205,7 @@ fn is_here(host: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parse(json: serde_json::Value) -> Result<Option<Source>, Vec<String>> {
+    fn parse(json: serde_json::Value) -> Result<Option<TokenEndpoint>, Vec<String>> {
         let sasl: Sasl = serde_json::from_value(json).expect("sasl");
         sasl.parse().map_err(|faults| {
             assert!(faults.iter().all(|(_, message)| message.starts_with("expected") && !message.contains("canary")));
@@ -228,7 +232,7 @@ mod tests {
     fn tokens_come_from_a_file_or_an_issuer() {
         let from =
             |endpoint: &str| parse(serde_json::json!({ "mechanism": "OAUTHBEARER", "token_endpoint": endpoint }));
-        assert_eq!(from("file:///run/a%20token"), Ok(Some(Source::File("/run/a token".into()))));
+        assert_eq!(from("file:///run/a%20token"), Ok(Some(TokenEndpoint::File("/run/a token".into()))));
         let credentials = vec!["sasl.client_id".to_owned(), "sasl.client_secret".to_owned()];
         for issuer in ["https://id.example.com/token", "http://localhost:1/", "http://[::1]:1/token?a=b"] {
             assert_eq!(from(issuer), Err(credentials.clone()), "{issuer}");
@@ -249,7 +253,7 @@ mod tests {
             "client_secret": "s", "scope": "kafka",
         });
         let issuer = parse(whole).expect("no fault");
-        assert!(matches!(&issuer, Some(Source::Issuer(issuer)) if issuer.client_id == "b"), "{issuer:?}");
+        assert!(matches!(&issuer, Some(TokenEndpoint::Issuer(issuer)) if issuer.client_id == "b"), "{issuer:?}");
         let file = serde_json::json!({
             "mechanism": "OAUTHBEARER", "token_endpoint": "file:///t", "client_secret": "canary", "ca_file": "canary",
         });

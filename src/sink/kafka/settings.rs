@@ -8,8 +8,8 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::reserved::refusal;
-use super::sasl::{Mechanism, Sasl, Source};
-use crate::domain::template::{Place, Template};
+use super::sasl::{Mechanism, Sasl, TokenEndpoint};
+use crate::domain::template::{AddressKind, Template};
 use crate::sink::settings::{Create, Faults, Tls, fault, template};
 
 /// What Kafka gives a topic's name.
@@ -70,7 +70,7 @@ impl Settings {
     }
 
     /// The parts that need parsing: the topic, and where tokens come from.
-    pub(super) fn parse(&self) -> Result<(Template, Option<Source>), Faults> {
+    pub(super) fn parse(&self) -> Result<(Template, Option<TokenEndpoint>), Faults> {
         let mut faults = Faults::new();
         if self.brokers.is_empty() {
             faults.push(fault("brokers", "expected at least one host:port, but found none"));
@@ -81,7 +81,7 @@ impl Settings {
                 faults.push(fault(format!("brokers[{index}]"), "expected host:port, but found something else"));
             }
         }
-        let topic = template("topic", &self.topic, Place::Topic, LONGEST_TOPIC);
+        let topic = template("topic", &self.topic, AddressKind::Topic, LONGEST_TOPIC);
         let topic = topic.map_err(|fault| faults.push(fault)).ok();
         faults.extend(self.client.iter().filter_map(|(key, value)| property(key, value)));
         faults.extend(self.tls.iter().flat_map(Tls::check));

@@ -14,18 +14,18 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
 
-use super::sasl::Source;
+use super::sasl::TokenEndpoint;
 use crate::domain::clock::{Clock, rfc3339};
 use crate::domain::secret::Secret;
 use crate::sink::Fault;
 use crate::sink::settings::read;
-use issuer::Issued;
+use issuer::IssuedTokens;
 
 /// How long a token is taken to hold that does not say it, in milliseconds.
-const UNSAID_MS: i64 = 600_000;
+const DEFAULT_LIFETIME_MS: i64 = 600_000;
 
 /// The client is to ask again at least so often, in milliseconds; it could not count to the end of all times.
-const ANEW_MS: i64 = 86_400_000;
+const MAX_REFRESH_INTERVAL_MS: i64 = 86_400_000;
 
 /// What is longer is no token, in bytes.
 const LONGEST: usize = 64 * 1024;
@@ -57,7 +57,7 @@ impl Token {
             // leave nothing.
             (Some(said_ms), Some(expiry_ms)) if expiry_ms > now_ms => said_ms.min(expiry_ms),
             (Some(until_ms), _) | (None, Some(until_ms)) => until_ms,
-            (None, None) => now_ms.saturating_add(UNSAID_MS),
+            (None, None) => now_ms.saturating_add(DEFAULT_LIFETIME_MS),
         };
         Ok(Self { text: Secret::new(text), until_ms })
     }
@@ -79,24 +79,24 @@ fn expiry_ms(token: &str) -> Option<i64> {
 /// Where a connection's tokens come from.
 #[derive(Debug)]
 pub(super) struct Tokens {
-    place: Place,
+    source: TokenSource,
     clock: Clock,
-    shown: Mutex<Shown>,
+    handed_out: Mutex<HandedOut>,
 }
 
 /// What the client was last given.
 #[derive(Debug, Default)]
-struct Shown {
+struct HandedOut {
     /// Until when that holds, in Unix milliseconds.
     until_ms: i64,
     /// Why it was given nothing after that.
-    lack: Option<String>,
+    error: Option<String>,
 }
 
 #[derive(Debug)]
-enum Place {
+enum TokenSource {
     File(PathBuf),
-    Issuer(Issued),
+    Issuer(IssuedTokens),
 }
 
 impl Tokens {
@@ -104,12 +104,14 @@ impl Tokens {
     ///
     /// # Errors
     /// There is none, for now.
-    pub(super) async fn open(sink: &str, source: &Source, clock: Clock) -> Result<Self, Fault> {
-        let place = match source {
-            Source::File(path) => Place::File(path.clone()),
-            Source::Issuer(issuer) => Place::Issuer(Issued::begin(sink, issuer, clock.clone()).await?),
+    pub(super) async fn open(sink: &str, endpoint: &TokenEndpoint, clock: Clock) -> Result<Self, Fault> {
+        let source = match endpoint {
+            TokenEndpoint::File(path) => TokenSource::File(path.clone()),
+            TokenEndpoint::Issuer(issuer) => {
+                TokenSource::Issuer(IssuedTokens::begin(sink, issuer, clock.clone()).await?)
+            }
         };
-        Ok(Self { place, clock, shown: Mutex::default() })
+        Ok(Self { source, clock, handed_out: Mutex::default() })
     }
 
     /// A token that holds, and until when to show it. Reads a file, but waits for nobody.
@@ -118,22 +120,22 @@ impl Tokens {
     /// Why there is none, in words for people; never a part of a token.
     pub(super) fn current(&self) -> Result<Token, String> {
         let now_ms = self.clock.now_ms();
-        let found: Result<Token, String> = match &self.place {
-            Place::File(path) => from_file(path, now_ms),
-            Place::Issuer(issued) => issued.current(now_ms),
+        let found: Result<Token, String> = match &self.source {
+            TokenSource::File(path) => from_file(path, now_ms),
+            TokenSource::Issuer(issued) => issued.current(now_ms),
         };
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.lack = found.as_ref().err().cloned();
+        let mut handed_out = self.handed_out.lock().unwrap_or_else(PoisonError::into_inner);
+        handed_out.error = found.as_ref().err().cloned();
         let token = found?;
-        shown.until_ms = token.until_ms;
-        Ok(Token { until_ms: token.until_ms.min(now_ms.saturating_add(ANEW_MS)), ..token })
+        handed_out.until_ms = token.until_ms;
+        Ok(Token { until_ms: token.until_ms.min(now_ms.saturating_add(MAX_REFRESH_INTERVAL_MS)), ..token })
     }
 
     /// Why the client has no token that holds, if it has none. The brokers may notice only when it says something.
-    pub(super) fn lack(&self) -> Option<String> {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn missing_token_error(&self) -> Option<String> {
+        let handed_out = self.handed_out.lock().unwrap_or_else(PoisonError::into_inner);
         let has_expired = || "the last token has expired".to_owned();
-        (self.clock.now_ms() >= shown.until_ms).then(|| shown.lack.clone().unwrap_or_else(has_expired))
+        (self.clock.now_ms() >= handed_out.until_ms).then(|| handed_out.error.clone().unwrap_or_else(has_expired))
     }
 }
 
@@ -162,7 +164,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("token");
         std::fs::write(&path, text).expect("a file");
-        (dir, Tokens { place: Place::File(path), clock: Clock::fixed(NOW_MS), shown: Mutex::default() })
+        (dir, Tokens { source: TokenSource::File(path), clock: Clock::fixed(NOW_MS), handed_out: Mutex::default() })
     }
 
     #[test]
@@ -174,7 +176,7 @@ mod tests {
         assert_eq!(until(&jwt(r#"{"exp":1767225660}"#), Some(60_999)), 60_000);
         assert_eq!(until(&jwt(r#"{"exp":1767225600}"#), Some(5_000)), 5_000, "our clock is wrong");
         for text in ["opaque", "a.b.c", "..", &jwt("{}"), &jwt(r#"{"exp":"soon"}"#), &jwt("1")] {
-            assert_eq!(until(text, None), UNSAID_MS, "{text}");
+            assert_eq!(until(text, None), DEFAULT_LIFETIME_MS, "{text}");
         }
         for far in ["1e300", "-1e300"] {
             Token::new(&jwt(&format!("{{\"exp\":{far}}}")), None, NOW_MS).expect("a token");
@@ -196,7 +198,7 @@ mod tests {
         let token = tokens.current().expect("a token");
         assert_eq!((token.text.expose(), token.until_ms), (&*jwt(r#"{"exp":1767225660}"#), NOW_MS + 60_000));
         std::fs::write(dir.path().join("token"), jwt(r#"{"exp":1e300}"#)).expect("a file");
-        assert_eq!(tokens.current().expect("a token").until_ms, NOW_MS + ANEW_MS);
+        assert_eq!(tokens.current().expect("a token").until_ms, NOW_MS + MAX_REFRESH_INTERVAL_MS);
         std::fs::write(dir.path().join("token"), jwt(r#"{"exp":1767225600}"#)).expect("a file");
         let fault = tokens.current().expect_err("expired");
         assert!(fault.ends_with("has expired, at 2026-01-01T00:00:00.000Z"), "{fault}");
@@ -213,11 +215,11 @@ mod tests {
         std::fs::remove_file(dir.path().join("token")).expect("gone");
         tokens.current().expect_err("no file");
         tokens.clock.set(NOW_MS + 59_999);
-        assert_eq!(tokens.lack(), None, "the last one holds");
+        assert_eq!(tokens.missing_token_error(), None, "the last one holds");
         tokens.clock.set(NOW_MS + 60_000);
-        assert!(tokens.lack().expect("a lack").starts_with("expected a readable file"));
+        assert!(tokens.missing_token_error().expect("a lack").starts_with("expected a readable file"));
         std::fs::write(dir.path().join("token"), jwt(r#"{"exp":1767225720}"#)).expect("a file");
         tokens.current().expect("a token");
-        assert_eq!(tokens.lack(), None);
+        assert_eq!(tokens.missing_token_error(), None);
     }
 }

@@ -44,7 +44,12 @@ impl Topics {
     }
 
     /// Creates what is missing, or says once that it is, as far as the topics are known ahead.
-    pub(super) async fn look(&self, sink: &str, producer: &Producer, template: &Template) -> Result<(), Failure> {
+    pub(super) async fn check_topics(
+        &self,
+        sink: &str,
+        producer: &Producer,
+        template: &Template,
+    ) -> Result<(), Failure> {
         // A topic for the rest may never be needed, so its absence is no news.
         let rest = self.create.as_ref().map(|_| REST);
         for topic in known(template, DOCUMENTED.into_iter().chain(rest)) {
@@ -166,11 +171,11 @@ fn make(config: &ClientConfig, create: &CreateTopics, topic: &str) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::template::Place;
+    use crate::domain::template::AddressKind;
 
     #[test]
     fn topics_are_known_when_only_the_object_varies() {
-        let known = |text| known(&Template::parse(text, Place::Topic).expect("template"), DOCUMENTED.into_iter());
+        let known = |text| known(&Template::parse(text, AddressKind::Topic).expect("template"), DOCUMENTED.into_iter());
         assert_eq!(known("c.{object}"), ["c.direct_call", "c.room"]);
         assert_eq!(known("c"), ["c"]);
         assert!(known("c.{object}.{verb}").is_empty());

@@ -4,7 +4,7 @@ use async_nats::{ConnectOptions, ServerAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::secret::Secret;
-use crate::domain::template::{Place, Template};
+use crate::domain::template::{AddressKind, Template};
 use crate::domain::units::{Size, Span};
 use crate::sink::settings::{Create, Faults, Tls, fault, template};
 use crate::sink::{Failure, Reason};
@@ -132,7 +132,7 @@ impl Settings {
                 format!("expected a stream's name without dots, wildcards and spaces, but found {:?}", self.stream);
             faults.push(fault("stream", message));
         }
-        let subject = template("subject", &self.subject, Place::Subject, LONGEST_SUBJECT);
+        let subject = template("subject", &self.subject, AddressKind::Subject, LONGEST_SUBJECT);
         let subject = subject.map_err(|fault| faults.push(fault)).ok();
         if let Some(create) = self.create_stream.as_option() {
             faults.extend(create.check());

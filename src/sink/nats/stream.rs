@@ -138,7 +138,7 @@ fn matches(taken: &str, pattern: &str, want: Match) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::template::Place;
+    use crate::domain::template::AddressKind;
 
     const OURS: &str = "sendbird.calls.*.*.*";
 
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_token_with_a_placeholder_is_a_wildcard() {
-        let pattern_of = |text| pattern(&Template::parse(text, Place::Subject).expect("template"));
+        let pattern_of = |text| pattern(&Template::parse(text, AddressKind::Subject).expect("template"));
         assert_eq!(pattern_of("sendbird.calls.{object}.{verb}.{key}"), OURS);
         assert_eq!(pattern_of("a.b-{key}.c"), "a.*.c");
     }

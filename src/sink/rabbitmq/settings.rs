@@ -5,7 +5,7 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::secret::Secret;
-use crate::domain::template::{Place, Template};
+use crate::domain::template::{AddressKind, Template};
 use crate::sink::settings::{Create, Faults, Tls, fault, template};
 
 /// What AMQP gives a name or a routing key.
@@ -119,7 +119,7 @@ impl Settings {
             faults.push(fault("url", "expected amqps:// because tls is set, but found amqp://"));
         }
         name("exchange", &self.exchange, &mut faults);
-        let key = template("routing_key", &self.routing_key, Place::RoutingKey, LONGEST_NAME);
+        let key = template("routing_key", &self.routing_key, AddressKind::RoutingKey, LONGEST_NAME);
         let key = key.map_err(|fault| faults.push(fault)).ok();
         if let Some(declare) = self.declare.as_option() {
             declare.check(&mut faults);

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sendbird_bridge::sendbird::category::Category;
-use sendbird_bridge::sendbird::schema::{OBJECTS, Published};
+use sendbird_bridge::sendbird::schema::{OBJECTS, SchemaDocument};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ fn json_files(folder: &Path) -> BTreeMap<String, Value> {
 
 /// The schemas of now, by subject.
 fn schemas() -> BTreeMap<String, Value> {
-    Published::all().map(|published| (published.subject(), published.document(BASE))).collect()
+    SchemaDocument::all().map(|published| (published.subject(), published.document(BASE))).collect()
 }
 
 /// What the program prints.
@@ -64,12 +64,12 @@ fn printed(arguments: &[&str]) -> String {
 /// Where each document is kept below `docs/contracts`, and as the program prints it.
 fn documents() -> BTreeMap<String, String> {
     let mut documents = BTreeMap::new();
-    for published in Published::all() {
+    for published in SchemaDocument::all() {
         let subject = published.subject();
         let choice = match published {
-            Published::Envelope => vec![],
-            Published::Type(_) => vec!["--type", &subject],
-            Published::Data(_) => vec!["--object", &subject],
+            SchemaDocument::Envelope => vec![],
+            SchemaDocument::Type(_) => vec!["--type", &subject],
+            SchemaDocument::Data(_) => vec!["--object", &subject],
         };
         documents.insert(format!("schemas/{subject}.json"), printed(&[&["envelope"], &choice[..]].concat()));
     }
@@ -181,7 +181,7 @@ fn the_admin_endpoint_serves_what_the_program_prints() {
     let paths: Vec<&str> =
         index["schemas"].as_array().unwrap().iter().map(|schema| schema["path"].as_str().unwrap()).collect();
     assert_eq!(paths.len(), 1 + OBJECTS.len() + 13 + 1, "{paths:?}");
-    for (published, path) in Published::all().zip(&paths) {
+    for (published, path) in SchemaDocument::all().zip(&paths) {
         assert_eq!(*path, format!("/schemas/{}:v1", published.subject()));
         let answer = bridge.admin(path);
         assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/schema+json")), "{path}");
@@ -315,7 +315,7 @@ fn events_of_each_version_are_valid_for_ever() {
 
 #[test]
 fn growth_is_no_break() {
-    let old = Published::Type(Category::DirectCallDial).document(BASE);
+    let old = SchemaDocument::Type(Category::DirectCallDial).document(BASE);
     assert_eq!(breaks(&old, &old), [""; 0]);
     let mut new = old.clone();
     new["$id"] = "another".into();
@@ -332,7 +332,7 @@ fn growth_is_no_break() {
 
 #[test]
 fn every_kind_of_break_is_found() {
-    let old = Published::Envelope.document(BASE);
+    let old = SchemaDocument::Envelope.document(BASE);
     let found = |change: &dyn Fn(&mut Value), expected: &str| {
         let mut new = old.clone();
         change(&mut new);

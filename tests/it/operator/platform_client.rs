@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use sendbird_bridge::domain::secret::Secret;
 use sendbird_bridge::sendbird::api::{
-    Answer, Api, CallsQuery, Failure, Lost, Request, RoomsQuery, Target, Transport, Walk,
+    Answer, Api, CallsQuery, Failure, Lost, Pagination, Request, RoomsQuery, Target, Transport,
 };
 use serde_json::{Value, json};
 
@@ -73,11 +73,11 @@ fn with_calls(count: usize) -> Platform {
 
 fn all_calls(api: &mut Api<Blocking>, query: &CallsQuery) -> Vec<String> {
     let mut found = Vec::new();
-    let mut walk = Walk::default();
+    let mut pagination = Pagination::default();
     loop {
-        let page = now(api.direct_calls(query, walk.cursor())).expect("a page");
+        let page = now(api.direct_calls(query, pagination.cursor())).expect("a page");
         found.extend(page.items.into_iter().map(|call| call.call_id.expect("an id")));
-        if !walk.step(page.next).expect("a new cursor") {
+        if !pagination.step(page.next).expect("a new cursor") {
             return found;
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sendbird_bridge::domain::clock::{Clock, rfc3339};
 use sendbird_bridge::journal::{DedupSettings, Entry, Hook, Journal, Options, Settings};
-use sendbird_bridge::sendbird::normalize::{self, Receipt, normalize};
+use sendbird_bridge::sendbird::normalize::{self, Provenance, normalize};
 use sendbird_bridge::sendbird::{delivery, reconcile};
 use serde_json::{Value, json};
 
@@ -88,7 +88,7 @@ fn journal(config: &Config, hours: i64, bodies: &[Vec<u8>]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for body in bodies {
         let delivery = delivery::parse(body).unwrap();
-        let event = normalize(&delivery, Receipt::at(accepted_ms), &normalize::Settings::default());
+        let event = normalize(&delivery, Provenance::at(accepted_ms), &normalize::Settings::default());
         let (id, payload) = (*event.id.as_bytes(), event.envelope);
         let entry = Entry { id, key: event.key, kind: event.kind, accepted_ms, payload };
         runtime.block_on(journal.append(entry).unwrap().durable()).unwrap();

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use jsonschema::Validator;
-use sendbird_bridge::sendbird::schema::{OBJECTS, Published};
+use sendbird_bridge::sendbird::schema::{OBJECTS, SchemaDocument};
 use serde_json::Value;
 
 const BASE: &str = "urn:sendbird-bridge:schema:";
 
 /// By subject: `envelope`, `room`, `com.sendbird.calls.room.create`.
 static SCHEMAS: LazyLock<BTreeMap<String, Validator>> = LazyLock::new(|| {
-    let validators = Published::all().map(|published| (published.subject(), validator(&published.document(BASE))));
+    let validators = SchemaDocument::all().map(|published| (published.subject(), validator(&published.document(BASE))));
     validators.collect()
 });
 

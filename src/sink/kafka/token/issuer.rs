@@ -48,7 +48,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 
 /// The last token of an issuer.
 #[derive(Debug)]
-pub(super) struct Issued {
+pub(super) struct IssuedTokens {
     state: Arc<State>,
     /// Ends with this.
     _renewing: JoinSet<()>,
@@ -68,14 +68,14 @@ struct Last {
     fault: Option<String>,
 }
 
-impl Issued {
+impl IssuedTokens {
     pub(super) async fn begin(sink: &str, issuer: &Issuer, clock: Clock) -> Result<Self, Fault> {
-        let desk = Desk::open(issuer.clone(), clock).await?;
-        let token = desk.ask().await?;
-        let first = desk.pause(&token);
+        let client = TokenClient::open(issuer.clone(), clock).await?;
+        let token = client.ask().await?;
+        let first = client.pause(&token);
         let state = Arc::new(State { last: Mutex::new(Last { token, fault: None }), wanted: Notify::new() });
         let mut renewing = JoinSet::new();
-        renewing.spawn(renew(sink.to_owned(), desk, Arc::clone(&state), first));
+        renewing.spawn(renew(sink.to_owned(), client, Arc::clone(&state), first));
         Ok(Self { state, _renewing: renewing })
     }
 
@@ -90,18 +90,18 @@ impl Issued {
 }
 
 /// Replaces the token again and again.
-async fn renew(sink: String, desk: Desk, state: Arc<State>, first: Duration) {
+async fn renew(sink: String, client: TokenClient, state: Arc<State>, first: Duration) {
     let (mut pause, mut failed) = (first, 0);
     loop {
         tokio::select! {
             () = sleep(pause) => {}
             () = state.wanted.notified() => {}
         }
-        let answer = desk.ask().await;
+        let answer = client.ask().await;
         let mut last = state.last.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(token) => {
-                (pause, failed) = (desk.pause(&token), 0);
+                (pause, failed) = (client.pause(&token), 0);
                 last.token = token;
                 if last.fault.take().is_some() {
                     tracing::info!(sink, "the issuer gives tokens again");
@@ -120,7 +120,7 @@ async fn renew(sink: String, desk: Desk, state: Arc<State>, first: Duration) {
 }
 
 /// Where tokens are asked for.
-struct Desk {
+struct TokenClient {
     issuer: Issuer,
     client: HttpClient,
     credentials: HeaderValue,
@@ -130,7 +130,7 @@ struct Desk {
 
 /// What is given: RFC 6749, section 5.1.
 #[derive(Deserialize)]
-struct Given {
+struct TokenResponse {
     access_token: Secret,
     token_type: Option<String>,
     /// Seconds; some issuers write them as a text.
@@ -139,14 +139,14 @@ struct Given {
 
 /// What is said instead: RFC 6749, section 5.2.
 #[derive(Deserialize)]
-struct Refused {
+struct ErrorResponse {
     error: String,
 }
 
-impl Desk {
+impl TokenClient {
     async fn open(issuer: Issuer, clock: Clock) -> Result<Self, Fault> {
         let (ca_file, https) = (issuer.ca_file.clone(), issuer.url.scheme_str() == Some("https"));
-        let tls = run(move || outbound::believing(ca_file.as_deref(), https)).await;
+        let tls = run(move || outbound::tls_config(ca_file.as_deref(), https)).await;
         let tls = tls
             .map_err(|failure| failure.fault().clone())?
             .map_err(|message| fault(Reason::Other, format!("sasl.ca_file: {message}")))?;
@@ -186,9 +186,10 @@ impl Desk {
         let body = Limited::new(response.into_body(), ANSWER).collect().await;
         let body = body.map_err(|error| unreached(error.as_ref()))?.to_bytes();
         if status != 200 {
-            return Err(refused(status, &body));
+            return Err(error_of_response(status, &body));
         }
-        given(&body, now_ms).map_err(|found| fault(Reason::Other, format!("the token endpoint's answer: {found}")))
+        parse_token_response(&body, now_ms)
+            .map_err(|found| fault(Reason::Other, format!("the token endpoint's answer: {found}")))
     }
 
     /// When the token is to be replaced.
@@ -198,24 +199,24 @@ impl Desk {
     }
 }
 
-fn given(body: &[u8], now_ms: i64) -> Result<Token, String> {
+fn parse_token_response(body: &[u8], now_ms: i64) -> Result<Token, String> {
     // What serde complains of could show a part of the token.
-    let given: Given = serde_json::from_slice(body)
+    let response: TokenResponse = serde_json::from_slice(body)
         .map_err(|_no_token| "expected an access_token in JSON, but found something else".to_owned())?;
-    if given.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+    if response.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
         return Err("expected the token_type Bearer, but found another".to_owned());
     }
-    let seconds = given.expires_in.and_then(|said| said.as_i64().or_else(|| said.as_str()?.parse().ok()));
-    Token::new(given.access_token.expose(), seconds.map(|seconds| seconds.saturating_mul(1000)), now_ms)
+    let seconds = response.expires_in.and_then(|said| said.as_i64().or_else(|| said.as_str()?.parse().ok()));
+    Token::new(response.access_token.expose(), seconds.map(|seconds| seconds.saturating_mul(1000)), now_ms)
 }
 
-fn refused(status: u16, body: &[u8]) -> Fault {
+fn error_of_response(status: u16, body: &[u8]) -> Fault {
     let reason = match status {
         408 | 429 | 500.. => Reason::Unavailable,
         400..=499 => Reason::NotAuthorized,
         _ => Reason::Other,
     };
-    let error = serde_json::from_slice::<Refused>(body).ok().map(|refused| refused.error);
+    let error = serde_json::from_slice::<ErrorResponse>(body).ok().map(|response| response.error);
     // A code such as invalid_client; what is longer may be anything.
     let code = error.filter(|code| code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_graphic()));
     let code = code.map(|code| format!(" ({code})")).unwrap_or_default();
@@ -234,11 +235,11 @@ mod tests {
 
     #[test]
     fn what_is_given_holds_as_long_as_was_said() {
-        let until = |body: &str| given(body.as_bytes(), NOW_MS).map(|token| token.until_ms - NOW_MS);
+        let until = |body: &str| parse_token_response(body.as_bytes(), NOW_MS).map(|token| token.until_ms - NOW_MS);
         assert_eq!(until(r#"{"access_token":"a","token_type":"bearer","expires_in":60}"#), Ok(60_000));
         assert_eq!(until(r#"{"access_token":"a","expires_in":"60","scope":"kafka"}"#), Ok(60_000));
         for unsaid in [r#"{"access_token":"a"}"#, r#"{"access_token":"a","expires_in":"soon"}"#] {
-            assert_eq!(until(unsaid), Ok(super::super::UNSAID_MS), "{unsaid}");
+            assert_eq!(until(unsaid), Ok(super::super::DEFAULT_LIFETIME_MS), "{unsaid}");
         }
         for wrong in [
             "",
@@ -258,7 +259,7 @@ mod tests {
     #[test]
     fn a_refusal_is_said_with_its_code() {
         let said = |status, body: &str| {
-            let fault = refused(status, body.as_bytes());
+            let fault = error_of_response(status, body.as_bytes());
             (fault.reason, fault.detail)
         };
         let answers = |rest: &str| format!("the token endpoint answers {rest}");

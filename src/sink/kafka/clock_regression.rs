@@ -13,49 +13,49 @@ use crate::domain::clock::Clock;
 const TOLERATED_MS: i64 = 1_000;
 
 /// How often is often. A clock that is set forward and back in less time may go unseen.
-const OFTEN: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Watches the clock from a producer's beginning on.
 #[derive(Debug)]
-pub(super) struct Setback {
+pub(super) struct ClockRegression {
     clock: Clock,
     start: Instant,
     /// The latest time of the clock's own zero, as far as it was seen: where it would have stood at `start`.
     origin_ms: AtomicI64,
-    noticed: CancellationToken,
+    detected: CancellationToken,
 }
 
-impl Setback {
+impl ClockRegression {
     pub(super) fn watch(clock: Clock) -> Self {
         let origin_ms = AtomicI64::new(clock.now_ms());
-        Self { clock, start: Instant::now(), origin_ms, noticed: CancellationToken::new() }
+        Self { clock, start: Instant::now(), origin_ms, detected: CancellationToken::new() }
     }
 
     /// Compares the clock with one that is never set. To be called every second or so.
-    pub(super) fn look(&self) {
+    pub(super) fn check(&self) {
         let elapsed_ms = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);
         let origin_ms = self.clock.now_ms().saturating_sub(elapsed_ms);
         let latest_ms = self.origin_ms.fetch_max(origin_ms, Ordering::Relaxed);
         if origin_ms < latest_ms.saturating_sub(TOLERATED_MS) {
-            self.noticed.cancel();
+            self.detected.cancel();
         }
     }
 
-    pub(super) fn is_noticed(&self) -> bool {
-        self.noticed.is_cancelled()
+    pub(super) fn is_detected(&self) -> bool {
+        self.detected.is_cancelled()
     }
 
-    /// Looks often, until it is noticed: for a time in which nothing else makes anybody look.
-    pub(super) async fn noticed_by_looking(&self) {
-        while !self.is_noticed() {
-            sleep(OFTEN).await;
-            self.look();
+    /// Looks often, until it is detected: for a time in which nothing else makes anybody look.
+    pub(super) async fn detected_by_polling(&self) {
+        while !self.is_detected() {
+            sleep(POLL_INTERVAL).await;
+            self.check();
         }
     }
 
     /// Waits until it was noticed.
-    pub(super) async fn noticed(&self) {
-        self.noticed.cancelled().await;
+    pub(super) async fn detected(&self) {
+        self.detected.cancelled().await;
     }
 }
 
@@ -67,27 +67,27 @@ mod tests {
     fn a_clock_that_is_set_back_is_noticed_also_after_it_was_set_forward() {
         const NOW_MS: i64 = 1_767_225_600_000;
         let clock = Clock::fixed(NOW_MS);
-        let setback = Setback::watch(clock.clone());
+        let regression = ClockRegression::watch(clock.clone());
         for later_ms in [0, 500, 3_600_000, 3_600_000 - TOLERATED_MS / 2] {
             clock.set(NOW_MS + later_ms);
-            setback.look();
-            assert!(!setback.is_noticed(), "{later_ms}");
+            regression.check();
+            assert!(!regression.is_detected(), "{later_ms}");
         }
         clock.set(NOW_MS + 3_590_000);
-        setback.look();
-        assert!(setback.is_noticed());
+        regression.check();
+        assert!(regression.is_detected());
     }
 
     #[tokio::test]
     async fn it_is_noticed_also_while_nobody_else_looks() {
         const NOW_MS: i64 = 1_767_225_600_000;
         let clock = Clock::fixed(NOW_MS);
-        let setback = Setback::watch(clock.clone());
+        let regression = ClockRegression::watch(clock.clone());
         let set_back = async {
-            sleep(OFTEN * 2).await;
+            sleep(POLL_INTERVAL * 2).await;
             clock.set(NOW_MS - 3_600_000);
         };
-        let all = async { tokio::join!(setback.noticed_by_looking(), set_back) };
+        let all = async { tokio::join!(regression.detected_by_polling(), set_back) };
         assert!(tokio::time::timeout(Duration::from_secs(20), all).await.is_ok());
     }
 }

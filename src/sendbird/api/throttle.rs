@@ -22,7 +22,7 @@ fn limit(method: Method) -> (usize, Duration) {
 
 /// When each endpoint was asked last. Bounded by the number of endpoints, and for each by its limit.
 #[derive(Debug, Default)]
-pub(super) struct Pace(BTreeMap<(Endpoint, Method), Past>);
+pub(super) struct Throttle(BTreeMap<(Endpoint, Method), Past>);
 
 #[derive(Debug, Default)]
 struct Past {
@@ -33,7 +33,7 @@ struct Past {
     ended: VecDeque<Duration>,
 }
 
-impl Pace {
+impl Throttle {
     /// How long a request has to wait yet.
     pub(super) fn wait(&self, endpoint: Endpoint, method: Method, now: Duration) -> Duration {
         let Some(past) = self.0.get(&(endpoint, method)) else { return Duration::ZERO };
@@ -64,13 +64,13 @@ mod tests {
 
     /// When requests arrive that are each on their way for a time of the list.
     fn arrivals(method: Method, ways: &[u64]) -> Vec<Duration> {
-        let mut pace = Pace::default();
+        let mut throttle = Throttle::default();
         let mut now = Duration::ZERO;
         let arrive = |way: &u64| {
-            now += pace.wait(Endpoint::Rooms, method, now);
-            pace.sent(Endpoint::Rooms, method, now);
+            now += throttle.wait(Endpoint::Rooms, method, now);
+            throttle.sent(Endpoint::Rooms, method, now);
             now += Duration::from_millis(*way);
-            pace.ended(Endpoint::Rooms, method, now);
+            throttle.ended(Endpoint::Rooms, method, now);
             now
         };
         ways.iter().map(arrive).collect()
@@ -97,11 +97,11 @@ mod tests {
 
     #[test]
     fn endpoints_and_methods_do_not_wait_for_each_other() {
-        let mut pace = Pace::default();
-        pace.sent(Endpoint::Rooms, Method::Get, Duration::ZERO);
-        assert_eq!(pace.wait(Endpoint::Rooms, Method::Get, Duration::ZERO), limit(Method::Get).1);
-        assert_eq!(pace.wait(Endpoint::Room, Method::Get, Duration::ZERO), Duration::ZERO);
-        assert_eq!(pace.wait(Endpoint::Rooms, Method::Put, Duration::ZERO), Duration::ZERO);
-        assert_eq!(pace.wait(Endpoint::Rooms, Method::Get, Duration::from_secs(9)), Duration::ZERO);
+        let mut throttle = Throttle::default();
+        throttle.sent(Endpoint::Rooms, Method::Get, Duration::ZERO);
+        assert_eq!(throttle.wait(Endpoint::Rooms, Method::Get, Duration::ZERO), limit(Method::Get).1);
+        assert_eq!(throttle.wait(Endpoint::Room, Method::Get, Duration::ZERO), Duration::ZERO);
+        assert_eq!(throttle.wait(Endpoint::Rooms, Method::Put, Duration::ZERO), Duration::ZERO);
+        assert_eq!(throttle.wait(Endpoint::Rooms, Method::Get, Duration::from_secs(9)), Duration::ZERO);
     }
 }
