@@ -1,8 +1,8 @@
-//! The locks: who may deliver.
+//! Authentication of deliveries: signature, path secret, secret header and allowed networks.
 //!
-//! Signatures are documented for Sendbird's chat product and not for Calls, so none of the locks is the
-//! one true lock and any of them may be used alone or together. The bridge starts only with at least one,
-//! and every doubt (an address that can't be read, a header that isn't text) counts as a refusal.
+//! Sendbird documents signatures for its chat product and not for Calls. So the methods can be used alone or
+//! together, and the bridge starts only with at least one. Anything ambiguous (an address that cannot be read, a
+//! header that is not text) is rejected.
 //!
 //! A delivery passes in two steps that the types keep in order: [`Access::admit`] looks at the head
 //! before a byte of the body is read, [`Access::verify`] at the signature over the raw body.
@@ -25,7 +25,7 @@ pub use self::settings::{Network, SecretHeader, Settings, SignatureMode};
 use crate::domain::secret::{RotatableSecret, Secret};
 use crate::sendbird::signature::{self, Keys};
 
-/// Why a delivery is refused at the door.
+/// Why a delivery is rejected before it is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
     /// Its source address is in none of the networks.
@@ -55,7 +55,7 @@ enum Signature {
     ToVerify(Vec<Bytes>),
 }
 
-/// The raw body of a delivery that passed all locks but the application's.
+/// The raw body of a delivery that passed every check except that of its application.
 #[derive(Debug)]
 pub struct Verified {
     body: Bytes,
@@ -68,7 +68,7 @@ impl Verified {
     }
 }
 
-/// The locks, ready to use.
+/// The configured checks, ready to use.
 pub struct Access {
     mode: SignatureMode,
     keys: ArcSwap<Keys>,
@@ -81,7 +81,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// Builds the locks from settings that [`Settings::check`] found no fault with; header names that
+    /// Builds the checks from settings that [`Settings::check`] found no fault with; header names that
     /// are none are left out.
     pub fn new(settings: &Settings) -> Self {
         let unsigned = settings.open && settings.api_tokens.is_empty();
@@ -94,7 +94,7 @@ impl Access {
             header: settings
                 .header
                 .as_ref()
-                .and_then(|lock| Some((parse(&lock.name)?, RotatableSecret::new(lock.value.clone())))),
+                .and_then(|header| Some((parse(&header.name)?, RotatableSecret::new(header.value.clone())))),
             networks: nets(&settings.networks),
             trusted_proxies: nets(&settings.trusted_proxies),
             applications: settings.applications.clone(),
@@ -106,8 +106,8 @@ impl Access {
     /// them counts.
     pub fn renew(&self, settings: &Settings) {
         self.keys.store(Arc::new(keys(settings)));
-        if let (Some((_, live)), Some(lock)) = (&self.header, &settings.header) {
-            live.replace(lock.value.clone());
+        if let (Some((_, secret)), Some(header)) = (&self.header, &settings.header) {
+            secret.replace(header.value.clone());
         }
     }
 
@@ -120,7 +120,7 @@ impl Access {
     /// Checks what can be checked before the body: network, rate, secret header, presence of a signature.
     ///
     /// # Errors
-    /// The first lock that does not open.
+    /// The first check that fails.
     pub fn admit(&self, peer: IpAddr, headers: &HeaderMap) -> Result<Admitted, Denied> {
         if !self.networks.is_empty() || self.rate.is_some() {
             let source = self.source(peer, headers);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn any_of_several_tokens_and_headers_opens() {
+    fn any_of_several_tokens_and_headers_is_accepted() {
         let access = Access::new(&settings("api_tokens = ['new', 'old']\nsignature_headers = ['x-a', 'X-B']"));
         for token in ["new", "old"] {
             let signature = sign(token, b"body");

@@ -84,13 +84,13 @@ pub enum Error {
         fault: String,
     },
     /// A task that runs for as long as the bridge does has ended.
-    #[error("the task \"{task}\" ended unasked")]
+    #[error("the task \"{task}\" exited unexpectedly")]
     TaskEnded {
         /// The task.
         task: String,
     },
     /// The disk did not take the end of the journal in time.
-    #[error("cannot close the journal within the time limit of a stop; the next start recovers it")]
+    #[error("cannot close the journal within the shutdown time limit; the next start recovers it")]
     CloseTimedOut,
 }
 
@@ -251,7 +251,7 @@ impl App {
             task = tasks.next() => Some(task),
         };
         if let Some(task) = &ended {
-            tracing::error!(task, "a task ended unasked; stopping");
+            tracing::error!(task, "task exited unexpectedly; shutting down");
         }
         stopping.store(true, Ordering::Relaxed);
         let deadline = tokio::time::Instant::now() + STOP_LIMIT;
@@ -267,7 +267,7 @@ impl App {
             tasks.finish("admin").await;
         };
         if timeout_at(deadline - CLOSE_LIMIT, in_order).await.is_err() {
-            tracing::warn!("not everything ended in time; what is unpublished stays in the journal");
+            tracing::warn!("shutdown timed out; unpublished events stay in the journal");
         }
         let closing = async {
             tasks.set.shutdown().await;
@@ -275,7 +275,7 @@ impl App {
         };
         match timeout_at(deadline, closing).await {
             Ok(Ok(())) => tracing::info!("stopped"),
-            Ok(Err(error)) => tracing::error!(%error, "closing the journal was interrupted"),
+            Ok(Err(error)) => tracing::error!(%error, "cannot close the journal; the next start recovers it"),
             Err(_elapsed) if ended.is_none() => return Err(Error::CloseTimedOut),
             Err(_elapsed) => tracing::error!("{}", Error::CloseTimedOut),
         }

@@ -1,8 +1,7 @@
-//! HTTP to others: the client of whatever here asks somebody by itself, a token endpoint, a collector of spans, the
-//! commands.
+//! The HTTP client for outgoing requests: to a token endpoint, to a collector of spans, and of the commands.
 //!
-//! Owns: HTTP/1.1 with the one TLS provider of the process, and whose certificates are believed. Leaves to others: what
-//! is asked, how long an answer may take, and what a failure means.
+//! Owns HTTP/1.1 with the TLS provider of the process, and which certificate authorities are trusted. Callers decide
+//! what to request, how long a response may take, and what a failure means.
 
 use std::error::Error;
 use std::path::Path;
@@ -35,11 +34,11 @@ pub fn client(tls: ClientConfig) -> HttpClient {
     Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector)
 }
 
-/// Believes the authorities in a PEM file, or without one those of the platform; these are looked for only if `https` is
-/// to be spoken at all. Shows no certificate.
+/// A TLS configuration that trusts the certificate authorities in a PEM file, or without one those of the platform. The
+/// platform's authorities are loaded only if `https` is set. No client certificate is sent.
 ///
 /// # Errors
-/// No authority can be had.
+/// The authorities cannot be loaded.
 pub fn tls_config(ca_file: Option<&Path>, https: bool) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder();
     let roots = match ca_file {
@@ -66,7 +65,7 @@ fn authorities(file: &Path) -> Result<RootCertStore, String> {
     if roots.is_empty() { Err(unusable()) } else { Ok(roots) }
 }
 
-/// An error with what caused it, which is where a client of HTTP says what happened; each said once.
+/// An error with its chain of causes, as HTTP clients give the reason only there; texts that repeat are left out.
 pub fn causes(error: &dyn Error) -> String {
     let mut said: Vec<String> = Vec::new();
     let mut next = Some(error);

@@ -66,7 +66,7 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), longest: D
 
 /// Turns deliveries into durable events.
 pub struct Intake {
-    /// The locks.
+    /// Authentication.
     pub access: Access,
     /// How envelopes are made.
     pub normalize: normalize::Settings,
@@ -83,7 +83,7 @@ pub struct Intake {
 /// Why a delivery is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// A lock did not open.
+    /// Authentication failed.
     Denied(Denied),
     /// It is no delivery.
     Malformed(delivery::Refused),

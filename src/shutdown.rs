@@ -1,4 +1,4 @@
-//! Stopping when the system asks for it: once politely, twice at once.
+//! Shutdown on SIGTERM and SIGINT: gracefully on the first signal, immediately on the second.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -18,10 +18,10 @@ pub fn on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output 
                 _ = interrupt.recv() => "SIGINT",
             };
             if first {
-                tracing::info!(signal = name, "stopping; a second signal stops at once");
+                tracing::info!(signal = name, "shutting down; signal again to exit immediately");
                 stop.cancel();
             } else {
-                tracing::warn!(signal = name, "stopped at once");
+                tracing::warn!(signal = name, "exited immediately on the second signal");
                 std::process::exit(1);
             }
         }

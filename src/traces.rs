@@ -1,11 +1,11 @@
-//! Spans of the bridge's own: one for each delivery that passes the locks, one for each event that a sink is done with.
+//! Spans of the bridge's own: one for each authenticated delivery, one for each event that a sink is done with.
 //!
 //! It has one face and two insides. With the feature `otlp` spans are made where `traces` is configured, queued without
 //! waiting, and sent by one task ([`export`]). Without it the types have no size and the functions are empty, so nothing
 //! is left of the calls.
 //!
 //! Promises: no answer, no publish and no stop waits for a collector; what does not fit or can't be sent is dropped,
-//! counted and told of. In a span there is nothing that a sender wrote, but for the ids of the trace that it gave.
+//! counted and logged. In a span there is nothing that a sender wrote, but for the ids of the trace that it gave.
 //! Leaves to others: which deliveries there are and what became of them (`http`, `pipeline`), the task's owner (`app`).
 
 #[cfg(feature = "otlp")]

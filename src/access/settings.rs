@@ -1,4 +1,4 @@
-//! `access.*`: which locks there are, and whether they make sense together.
+//! `access.*`: the methods of authentication, and whether they are consistent.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -17,7 +17,7 @@ pub enum SignatureMode {
     /// A delivery without a right signature is refused.
     #[default]
     Required,
-    /// A wrong signature is refused, a missing one is not. This alone is no lock.
+    /// A wrong signature is refused, a missing one is not. This alone is no authentication.
     IfPresent,
     /// Signatures are not looked at.
     Off,
@@ -37,7 +37,7 @@ pub struct SecretHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network(IpNet);
 
-/// `access.*`: the locks.
+/// `access.*`: authentication of deliveries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -61,7 +61,7 @@ pub struct Settings {
     /// IPv4 address or an IPv6 network of 64 bits. Leave it off behind a proxy that is not in `trusted_proxies`: all
     /// senders are one there.
     pub rate_per_source: Option<NonZeroU32>,
-    /// Starts without any lock. For trying things out only.
+    /// Starts without any authentication. For trying things out only.
     pub open: bool,
 }
 
@@ -98,7 +98,7 @@ impl Settings {
             let mode = if self.signature == SignatureMode::Required { "required" } else { "if-present" };
             let message = format!(
                 "expected at least one token because access.signature is \"{mode}\", but found none; \
-                 give a token, or set access.signature to \"off\" and use another lock"
+                 give a token, or set access.signature to \"off\" and use another authentication method"
             );
             faults.push(("api_tokens", message));
         }
@@ -122,14 +122,14 @@ impl Settings {
             faults.push(("path_secret", message.into()));
         }
         if self.signature != SignatureMode::Required && !self.has_authentication() && !self.open {
-            let message = "expected at least one lock, but found none: set access.signature to \"required\" with \
+            let message = "expected at least one authentication method, but found none: set access.signature to \"required\" with \
                            api_tokens, or a path_secret, a header or networks (access.open = true starts without)";
             faults.push(("signature", message.into()));
         }
         faults
     }
 
-    /// Whether any lock is set.
+    /// Whether any authentication method is configured.
     pub fn has_authentication(&self) -> bool {
         (self.signature == SignatureMode::Required && !self.api_tokens.is_empty())
             || self.path_secret.is_some()
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn no_lock_is_a_fault_unless_open() {
+    fn no_authentication_is_a_fault_unless_open() {
         let keys = |toml: &str| settings(toml).check().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
         assert_eq!(keys(""), ["api_tokens"]);
         assert_eq!(keys("signature = 'off'"), ["signature"]);

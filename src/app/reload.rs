@@ -1,8 +1,8 @@
-//! What is read anew while the bridge runs: certificates, and those secrets from files that need no restart. Of what the
-//! clients of the sinks read by themselves it only says that it has changed, and when it is taken.
+//! Reloads files while the bridge runs: certificates, and the secrets that need no restart. The files that a sink's
+//! client reads by itself are only checked: a change is logged, with when it takes effect.
 //!
-//! The files are looked at, not watched: a volume of Kubernetes swaps a link somewhere above them, which no watch on a
-//! file sees. What can't be used changes nothing and is told of once.
+//! The files are polled, not watched: a Kubernetes volume replaces a symbolic link somewhere above them, which a watch
+//! on a file does not report. A file that cannot be used changes nothing, and is logged once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::http::tls::Certificates;
 use crate::pipeline::Intake;
 use crate::sink::settings::{ReloadPolicy, read};
 
-/// How long a change may stay unseen.
+/// How often the files are checked.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Who uses what is read anew.
+/// The parts of the bridge that use a secret which can be replaced.
 pub(super) struct SecretConsumers {
     pub(super) intake: Arc<Intake>,
     pub(super) path_secret: Option<RotatableSecret>,
@@ -33,7 +33,7 @@ pub(super) struct Reload {
     certificates: Vec<(&'static str, Certificates)>,
     secrets: Vec<SecretFileState>,
     client_files: Vec<ClientFileState>,
-    /// The locks as they are now.
+    /// `access.*` as it is now.
     access: access::Settings,
     consumers: SecretConsumers,
 }
@@ -47,10 +47,10 @@ struct SecretFileState {
     used: Vec<Secret>,
 }
 
-/// A file that is a client's.
+/// A file that a sink's client reads by itself.
 struct ClientFileState {
     file: ClientFile,
-    /// A digest of what it held when it was last told of; there may be a key in it.
+    /// A digest of its content when a change was last logged; not the content, which may be a key.
     logged: Option<Vec<u8>>,
     /// Why it can't be read, if it can't.
     fault: Option<String>,
@@ -69,7 +69,7 @@ impl ClientFileState {
             Err(error) => {
                 let fault = error.to_string();
                 if self.fault.as_ref() != Some(&fault) {
-                    tracing::error!(key, fault, "a file of a sink can't be read");
+                    tracing::error!(key, fault, "cannot read a file of a sink");
                 }
                 self.fault = Some(fault);
                 return;
@@ -78,20 +78,17 @@ impl ClientFileState {
         let was_away = self.fault.take().is_some();
         if found == self.logged {
             if was_away {
-                tracing::info!(key, "a file of a sink can be read again, and is as it was");
+                tracing::info!(key, "file of a sink is readable again and unchanged");
             }
             return;
         }
         self.logged = found;
         match self.file.reload {
             ReloadPolicy::NextConnection => {
-                tracing::info!(key, "a file of a sink has changed; its next connection reads it")
+                tracing::info!(key, "file of a sink has changed; the next connection uses it")
             }
             ReloadPolicy::Restart => {
-                tracing::warn!(
-                    key,
-                    "a file of a sink has changed; a client that has connected takes it after a restart"
-                );
+                tracing::warn!(key, "file of a sink has changed; restart the bridge to use it");
             }
         }
     }
@@ -113,7 +110,7 @@ impl Reload {
         Self { certificates, secrets, client_files, access, consumers }
     }
 
-    /// Looks every now and then, for ever.
+    /// Checks the files periodically; never returns.
     pub(super) async fn run(mut self) {
         loop {
             sleep(INTERVAL).await;
@@ -123,7 +120,7 @@ impl Reload {
             });
             match checked.await {
                 Ok(back) => self = back,
-                Err(error) => return tracing::error!(%error, "cannot look for renewed files"),
+                Err(error) => return tracing::error!(%error, "cannot check for renewed files"),
             }
         }
     }
@@ -132,11 +129,15 @@ impl Reload {
         for (section, certificates) in &mut self.certificates {
             match certificates.renew() {
                 Ok(false) => {}
-                Ok(true) => tracing::info!(section, "a renewed certificate is shown from now on"),
+                Ok(true) => tracing::info!(section, "serving the renewed certificate"),
                 Err(faults) => {
                     for (key, fault) in faults {
                         let key = format!("{section}.{key}");
-                        tracing::error!(key, fault, "a renewed certificate can't be used; the one before is shown on");
+                        tracing::error!(
+                            key,
+                            fault,
+                            "cannot load the renewed certificate; still serving the previous one"
+                        );
                     }
                 }
             }
@@ -156,19 +157,19 @@ impl Reload {
         seen.found = found.clone();
         let key = seen.file.key.clone();
         if found.as_ref() == Ok(&seen.used) {
-            return tracing::info!(key, "a secret is again the one in use");
+            return tracing::info!(key, "secret file holds the secret in use again");
         }
         match found.and_then(|secrets| Ok((self.renew(&key, &secrets)?, secrets))) {
             Ok((true, secrets)) => {
                 self.secrets[index].used = secrets;
-                tracing::info!(key, "a renewed secret is in use");
+                tracing::info!(key, "using the renewed secret");
             }
-            Ok((false, _)) => tracing::warn!(key, "a secret has changed and is used after a restart"),
-            Err(fault) => tracing::error!(key, fault, "a renewed secret can't be used; the one before still holds"),
+            Ok((false, _)) => tracing::warn!(key, "secret file has changed; restart the bridge to use it"),
+            Err(fault) => tracing::error!(key, fault, "cannot use the renewed secret; still using the previous one"),
         }
     }
 
-    /// Hands a secret to its users; `false` if they take none while they run.
+    /// Replaces a secret in its consumers; `false` if it can only be replaced by a restart.
     fn renew(&mut self, key: &str, secrets: &[Secret]) -> Result<bool, String> {
         let Some(first) = secrets.first().cloned() else { return Ok(false) };
         let mut access = self.access.clone();

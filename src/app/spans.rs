@@ -31,6 +31,6 @@ pub(super) fn set_up(config: &Config, clock: &Clock, metrics: &Metrics) -> Resul
     };
     let made = export::new(settings, export::Webhook { scheme, path }, clock.clone(), metrics.declare_spans()?);
     let (tracer, exporter) = made.map_err(|(key, fault)| Error::Traces { key, fault })?;
-    tracing::info!(endpoint = settings.endpoint, sample = settings.sample, "traces are exported");
+    tracing::info!(endpoint = settings.endpoint, sample = settings.sample, "exporting traces");
     Ok((tracer, Some(Box::new(move |stop| Box::pin(exporter.run(stop))))))
 }

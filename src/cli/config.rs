@@ -18,7 +18,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Name every fault, with its key and where it comes from; exit code 64 if there is any
+    /// Report every fault with its key and its source; exit code 64 if there is any
     Check {
         /// Also open a connection to each sink's broker and check its topics, exchange or stream
         #[arg(long)]

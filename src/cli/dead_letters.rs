@@ -12,7 +12,7 @@ use crate::journal::{DeadLetter, JournalAdmin, StoredDeadLetter};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// One line for each, with its reason
+    /// List them, one a line, with the reason
     List {
         #[command(flatten)]
         journal: JournalArgs,
@@ -22,7 +22,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the envelope of one
+    /// Print the envelope of a dead letter
     Show {
         #[command(flatten)]
         journal: JournalArgs,
@@ -30,7 +30,7 @@ pub(super) enum Command {
         #[arg(value_parser = event_id)]
         id: Uuid,
     },
-    /// Publish them; a running bridge does so within seconds, a stopped one when it starts
+    /// Publish them once more; a running bridge does so within seconds, a stopped one when it starts
     ///
     /// They stay dead letters until a broker has them, and have no order towards other events of their key. One whose
     /// event is damaged, or whose sink is not configured, cannot be requeued.
@@ -39,17 +39,17 @@ pub(super) enum Command {
         journal: JournalArgs,
         #[command(flatten)]
         which: DeadLetterArgs,
-        /// All that the other arguments allow
+        /// All that match the other arguments
         #[arg(long, required_unless_present = "id")]
         all: bool,
     },
-    /// Delete for good
+    /// Delete them permanently
     Discard {
         #[command(flatten)]
         journal: JournalArgs,
         #[command(flatten)]
         which: DeadLetterArgs,
-        /// All that the other arguments allow
+        /// All that match the other arguments
         #[arg(long, required_unless_present = "id")]
         all: bool,
     },

@@ -147,10 +147,10 @@ impl Totals {
         eprintln!("{:<18}{:>6}", "duplicates", self.duplicates);
         eprintln!("{:<18}{:>6}", "published", published);
         if self.other == 0 && self.sent == self.stored + self.duplicates && published == self.stored {
-            eprintln!("\nall is accounted for: sent = stored + duplicates, and all that is stored is published");
+            eprintln!("\neverything adds up: sent = stored + duplicates, and published = stored");
             return Ok(());
         }
-        Err(Failure::Failed(format!("not all is accounted for; {} deliveries were not answered 200", self.other)))
+        Err(Failure::Failed(format!("the sums do not add up; {} deliveries were not answered 200", self.other)))
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) fn start(format: LogFormat, level: &str) {
     }
     std::panic::set_hook(Box::new(on_panic));
     for part in ignored {
-        tracing::warn!(part, "RUST_LOG has a part that is no filter; it is ignored");
+        tracing::warn!(part, "ignored a part of RUST_LOG that is not a valid filter");
     }
 }
 
@@ -98,7 +98,7 @@ fn on_panic(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     let thread = std::thread::current();
-    tracing::error!(at, thread = thread.name(), reason = reason(panic.payload()), backtrace, "a panic");
+    tracing::error!(at, thread = thread.name(), reason = reason(panic.payload()), backtrace, "thread panicked");
 }
 
 /// A message that was written into the source tells nothing of a delivery. One that was put together while the
@@ -139,7 +139,7 @@ mod tests {
         let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines.len(), 3, "{said}");
         for line in &lines {
-            assert_eq!((&line["level"], &line["message"]), (&"ERROR".into(), &"a panic".into()));
+            assert_eq!((&line["level"], &line["message"]), (&"ERROR".into(), &"thread panicked".into()));
             assert!(line["at"].as_str().is_some_and(|at| at.contains("logs.rs:")), "{line}");
         }
         assert_eq!(lines[0]["reason"], "a text of the source");

@@ -44,7 +44,7 @@ const USAGE: u8 = 64;
 #[derive(Debug, Parser)]
 #[command(name = "sendbird-bridge", version, max_term_width = 100)]
 struct Cli {
-    /// The configuration file (TOML); variables SENDBIRD_BRIDGE_… are laid over it
+    /// The configuration file (TOML); environment variables SENDBIRD_BRIDGE_… override it
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
     config: Option<PathBuf>,
 
@@ -60,7 +60,7 @@ struct Cli {
 enum LogFormat {
     /// One JSON object a line
     Json,
-    /// For reading
+    /// For people
     Text,
 }
 
@@ -68,21 +68,21 @@ enum LogFormat {
 enum Command {
     /// Run the bridge
     Serve,
-    /// See it work: a bridge of its own plays a day of signed deliveries and prints the envelopes
+    /// Try it without a broker: starts a bridge, plays a day of signed deliveries and prints the envelopes
     Demo(demo::Args),
-    /// Play Sendbird towards any URL: signed, one second to answer, three tries
+    /// Send signed deliveries to a URL as Sendbird does: one second to answer, three tries
     Send(send::Args),
     /// Follow the feed of a running bridge, one envelope a line
     Tail(tail::Args),
     Replay(replay::Args),
     Reconcile(reconcile::Args),
-    /// List, show or set aside what sinks cannot publish although they are connected
+    /// List, show or set aside stuck events: those that a connected sink cannot publish
     #[command(subcommand)]
     Stuck(stuck::Command),
-    /// List, show, requeue or discard what brokers refused for good or was set aside
+    /// List, show, requeue or discard dead letters: events that a broker rejected or that were set aside
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
-    /// Statistics and integrity check of a journal, and the way out of a damaged one
+    /// Statistics, integrity check and salvage of a journal; the bridge may be running
     #[command(subcommand)]
     Journal(journal::Command),
     /// Check or show the configuration
@@ -91,7 +91,7 @@ enum Command {
     /// Show or change Sendbird's own webhook settings of an application
     #[command(subcommand)]
     Webhook(webhook::Command),
-    /// Print a document made from the code
+    /// Print JSON Schema, AsyncAPI or OpenAPI of what this bridge does
     #[command(subcommand)]
     Schema(schema::Command),
 }
@@ -123,7 +123,7 @@ impl Failure {
 pub fn main() -> ExitCode {
     // Before anything secret is read. A process that cannot do without is better than none.
     if let Err(error) = core_dumps::forbid() {
-        eprintln!("warning: core dumps cannot be forbidden: {error}");
+        eprintln!("warning: cannot disable core dumps: {error}");
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -131,7 +131,10 @@ pub fn main() -> ExitCode {
     };
     // One TLS provider for the whole process; a second one would make some clients panic.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
-        report(cli.log_format, &Failure::Failed("another TLS provider is installed".into()));
+        report(
+            cli.log_format,
+            &Failure::Failed("cannot install the TLS provider: another one is installed already".into()),
+        );
         return ExitCode::FAILURE;
     }
     let format = cli.log_format;

@@ -67,7 +67,7 @@ impl PlatformArgs {
             (Some(application), Some(token)) => (application, token, Server::default().path),
             (application, token) => {
                 let missing = if application.is_none() { "--application" } else { "--token-file" };
-                eprintln!("{missing} is not given, so the configuration is read (--config)");
+                eprintln!("{missing} is not given; reading the configuration (--config)");
                 let config = load()?.config;
                 let application = application.map_or_else(|| the_application(&config.access.applications), Ok)?;
                 let token = token.map_or_else(|| the_token(&config.access.api_tokens), Ok)?;
@@ -127,7 +127,7 @@ pub(super) fn explain(failure: &api::Failure, api: &Api<Http>) -> Failure {
         api::Failure::TooFast { .. } => "other programs use up the limit of this application; try again later".into(),
         api::Failure::Broken(_) | api::Failure::Unanswered(_) => format!("asked at {base}; try again later"),
         api::Failure::Unreached(_) => {
-            format!("asked at {base}; is {application} the right application, and is the way out open?")
+            format!("asked at {base}; is {application} the right application, and is outgoing traffic to it allowed?")
         }
         api::Failure::Unreadable(_) => format!("is {base} the address of the API?"),
     };
@@ -180,7 +180,10 @@ impl Http {
             if error.is::<LengthLimitError>() {
                 return Lost::TooLarge(LARGEST_ANSWER);
             }
-            Lost::Unanswered(format!("the answer broke off: {}", causes(error.as_ref())))
+            Lost::Unanswered(format!(
+                "the connection closed before the end of the response: {}",
+                causes(error.as_ref())
+            ))
         })?;
         Ok(Answer { status, retry_after, body: body.to_bytes().to_vec() })
     }

@@ -30,7 +30,7 @@ use crate::sendbird::category::Category;
 use crate::sendbird::reconcile::FactKind;
 use crate::sendbird::reconcile::seen_facts::{MARGIN_MS, SeenFacts};
 
-/// Ask Sendbird what an outage of the receiver lost, and publish it
+/// Find events that were lost during an outage through Sendbird's API, and publish them
 ///
 /// Nothing is changed without --publish. It can find dials, answers and ends of calls, rooms made and deleted,
 /// participants entered and left; not invitations, which the API does not know. It compares with what the journal keeps
@@ -48,7 +48,7 @@ pub(super) struct Args {
     #[command(flatten)]
     journal: JournalArgs,
 
-    /// From then on: RFC 3339, or how long ago, as in "2h"
+    /// Start of the outage: RFC 3339, or how long ago, as in "2h"
     #[arg(long, value_name = "TIME", value_parser = time, required_unless_present = "resume")]
     since: Option<i64>,
 
@@ -57,7 +57,7 @@ pub(super) struct Args {
     #[arg(long, requires = "since")]
     or_later: bool,
 
-    /// Until then, at the latest five minutes ago, which is the default: what is younger may still be delivered
+    /// End; by default, and at the latest, five minutes ago, as younger events may still be delivered
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<i64>,
 
@@ -70,7 +70,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "CATEGORY", value_parser = category)]
     category: Vec<Category>,
 
-    /// Look also at calls and rooms that began so long before --since
+    /// Also check calls and rooms that began up to this long before --since
     #[arg(long, value_name = "SPAN", default_value = "24h")]
     lookback: Span,
 
@@ -79,7 +79,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     also: Vec<PathBuf>,
 
-    /// Go on where the last run was interrupted, with its arguments
+    /// Resume the last interrupted run, with its arguments
     #[arg(long, conflicts_with_all = ["since", "until", "publish", "category"])]
     resume: bool,
 
@@ -93,7 +93,7 @@ pub(super) struct Args {
 enum Output {
     /// A line for each event that is missing, as JSON, and one with the sums
     Json,
-    /// The same for reading
+    /// A table for people
     Table,
 }
 
@@ -108,7 +108,7 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
         false => match scope(&args, &mut api, &seen, others).await? {
             Some(scope) => State::begin(scope),
             None => {
-                eprintln!("the journal does not keep everything of any of that time, so nothing can be called missing");
+                eprintln!("the journal has no complete record of that time, so nothing can be called missing");
                 return conclude(&Counts::default(), args.publish, args.output);
             }
         },
@@ -195,7 +195,7 @@ async fn scope(args: &Args, api: &mut Api<Http>, seen: &SeenFacts, others: usize
         Some(first) if args.or_later && first >= until_ms => return Ok(None),
         Some(first) if args.or_later => since_ms = since_ms.max(first),
         None => {
-            let message = "the journal keeps nothing without holes, so nothing can be called missing";
+            let message = "the journal has no complete record, so nothing can be called missing";
             return Err(Failure::Failed(format!("{message}; --or-later makes that no error")));
         }
         Some(first) if first >= until_ms => {
@@ -298,7 +298,10 @@ fn conclude(counts: &Counts, publish: bool, output: Output) -> Result<(), Failur
         Output::Table => sums(counts, publish),
     })?;
     if counts.unknown > 0 {
-        return Err(Failure::Failed(format!("of {} events it is not known whether they are missing", counts.unknown)));
+        return Err(Failure::Failed(format!(
+            "{} events may be missing: the journal has no record of their time",
+            counts.unknown
+        )));
     }
     let missing: u64 = counts.missing.values().sum();
     if missing > 0 && !publish {

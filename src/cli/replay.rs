@@ -44,7 +44,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The replays under way: what is done, and what is to come
+    /// List the replays under way with their progress
     List {
         #[command(flatten)]
         journal: JournalArgs,
@@ -55,7 +55,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// End replays; what they have published stays published
+    /// Cancel replays; what they have published stays published
     Cancel {
         #[command(flatten)]
         journal: JournalArgs,
@@ -84,7 +84,9 @@ struct CancelArgs {
 pub(super) fn run(args: &Args, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     let Some(command) = &args.command else { return start(args, load) };
     if args.sink.is_some() || !args.which.is_empty() || args.all || args.rate.is_some() || args.dry_run {
-        return Err(Failure::Usage("expected the arguments of replay list and replay cancel behind that word".into()));
+        return Err(Failure::Usage(
+            "expected the arguments of `replay list` and `replay cancel` after the subcommand".into(),
+        ));
     }
     match command {
         Command::List { journal, sink, json } => {

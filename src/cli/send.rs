@@ -117,12 +117,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let begun = Instant::now();
     let recorded = send_all(&args, &sendbird, samples, &tally, &progress).await;
     progress.finish_and_clear();
-    recorded.map_err(|error| Failure::Failed(format!("cannot write the record, so nothing more is sent: {error}")))?;
+    recorded.map_err(|error| Failure::Failed(format!("cannot write the record; stopped sending: {error}")))?;
     let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     print(&report(&tally, count, begun.elapsed()))?;
     match tally.not_in_time {
         0 => Ok(()),
-        n => Err(Failure::Failed(format!("{n} of {count} deliveries were not answered 200 in time"))),
+        n => Err(Failure::Failed(format!("{n} of {count} deliveries failed: not answered 200 in time"))),
     }
 }
 
@@ -229,7 +229,7 @@ fn report(tally: &Tally, count: u64, took: Duration) -> String {
         text += &format!("{n:>7} {result}\n");
     }
     if tally.retried > 0 {
-        text += &format!("{:>7} needed more than one try\n", tally.retried);
+        text += &format!("{:>7} were retried\n", tally.retried);
     }
     let seconds = took.as_secs_f64();
     text + &format!("{count:>7} deliveries in {seconds:.1} s, {:.0} a second\n", count as f64 / seconds.max(0.001))

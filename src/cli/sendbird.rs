@@ -109,12 +109,12 @@ impl Sendbird {
             .client
             .request(request)
             .await
-            .map_err(|error| if error.is_connect() { "no connection" } else { "the connection broke" })?;
+            .map_err(|error| if error.is_connect() { "no connection" } else { "the connection was lost" })?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), LARGEST_ANSWER)
             .collect()
             .await
-            .map_err(|_broken| "the answer broke off")?;
+            .map_err(|_broken| "the connection closed before the end of the response")?;
         Ok((status, serde_json::from_slice(&body.to_bytes()).ok()))
     }
 }

@@ -35,7 +35,7 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the envelope of one; why it is stuck goes to standard error
+    /// Print the envelope of a stuck event; the reason goes to standard error
     Show {
         #[command(flatten)]
         journal: JournalArgs,
@@ -43,7 +43,7 @@ pub(super) enum Command {
         #[arg(value_parser = event_id)]
         id: Uuid,
     },
-    /// Make dead letters of them, so that the rest of their calls and rooms goes on
+    /// Turn stuck events into dead letters, so that later events of their calls and rooms are published
     ///
     /// A running bridge does it, and is waited for; on a stopped bridge's directory it is done here.
     #[command(

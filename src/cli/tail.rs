@@ -36,7 +36,7 @@ pub(super) struct Args {
     #[command(flatten)]
     tls: TlsArgs,
 
-    /// Begin after this position, or at the "end"; by default with the oldest event kept
+    /// Start after this position, or at "end"; by default with the oldest event kept
     #[arg(long, value_name = "POSITION")]
     after: Option<String>,
 
@@ -48,7 +48,7 @@ pub(super) struct Args {
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
 
-    /// Stop at the end instead of waiting for more
+    /// Exit at the end of the feed instead of waiting for more events
     #[arg(long)]
     no_follow: bool,
 }
@@ -76,10 +76,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 if args.no_follow {
                     return Ok(());
                 }
-                eprintln!("the feed ended; asking again");
+                eprintln!("the bridge closed the feed; reconnecting");
             }
             // A bridge that restarts, or has no feed free, is waited for; one that never was there is not.
-            Err(Failure::Other(error)) if connected => eprintln!("no feed yet: {error}"),
+            Err(Failure::Other(error)) if connected => eprintln!("still no connection to the bridge: {error}"),
             Err(failure) => return Err(failure),
         }
         sleep(BEFORE_AGAIN).await;

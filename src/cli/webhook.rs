@@ -73,7 +73,7 @@ pub(super) struct Set {
     #[command(flatten)]
     platform: PlatformArgs,
 
-    /// Where Sendbird is to deliver; https. With a path secret in it, better give it in a file
+    /// The https URL that Sendbird delivers to. If it contains the path secret, prefer --url-file
     #[arg(long, value_parser = client::secret)]
     url: Option<Secret>,
 
@@ -101,7 +101,7 @@ pub(super) struct Set {
     #[arg(long)]
     dry_run: bool,
 
-    /// Also send what looks wrong: events that are not known, a URL without TLS or of this machine
+    /// Send the change even if it looks wrong: events that are not known, a URL without TLS or of this machine
     #[arg(long)]
     force: bool,
 
@@ -124,7 +124,7 @@ struct OutputArgs {
 enum Output {
     /// One JSON object
     Json,
-    /// For reading
+    /// A table for people
     Table,
 }
 
@@ -172,13 +172,14 @@ async fn set(args: &Set, wanted: args::Wanted, mut platform: Platform) -> Result
             if !failure.is_ambiguous() {
                 return Err(explain(&failure, &platform.api));
             }
-            eprintln!("whether the settings were changed is not certain: {failure}; reading them back");
+            eprintln!("it is not certain that the settings were changed: {failure}; reading them back");
             doubt = Some(failure);
         }
         let read = read_back(&change, &mut platform).await;
-        after = Some(
-            read.map_err(|failure| Failure::Failed(format!("the change was sent, but not read back: {failure}")))?,
-        );
+        after =
+            Some(read.map_err(|failure| {
+                Failure::Failed(format!("the change was sent, but cannot be verified: {failure}"))
+            })?);
     }
     let result =
         SetResult { application: platform.api.application().as_str(), args, change: &change, before, missing, after };
@@ -255,16 +256,16 @@ impl SetResult<'_> {
     fn judge(&self, doubtful: bool) -> Result<(), Failure> {
         let (differs, untold) = (self.found(Found::Different), self.found(Found::Untold));
         if !untold.is_empty() {
-            eprintln!("Sendbird does not tell {}: whether it is set cannot be read back", untold.join(", "));
+            eprintln!("Sendbird does not return {}, so the change cannot be verified", untold.join(", "));
         }
         match (differs.is_empty(), doubtful) {
             (true, _) => Ok(()),
             (false, true) => Err(Failure::Failed(format!(
-                "the change was not made, or not yet: {} differs from what was to be set; run the command again",
+                "the change is not visible yet: {} differs from what was requested; run the command again",
                 differs.join(", ")
             ))),
             (false, false) => Err(Failure::Failed(format!(
-                "Sendbird took the change, but read back, {} differs from what was to be set",
+                "Sendbird took the change, but returns other values than requested for {}",
                 differs.join(", ")
             ))),
         }

@@ -135,7 +135,7 @@ fn compare(root: &Json, schema: &Json, tree: &Json, path: &str, wrong: &mut Vec<
 #[test]
 fn the_reference_is_the_defaults() {
     let expected = serde_json::to_value(Config::default()).unwrap();
-    // Each of the two locks hides one value, and not the same one.
+    // Each of the two ways to start hides one value, and not the same one.
     let mut token = load(REFERENCE, &[("SENDBIRD_BRIDGE_ACCESS__API_TOKENS", "t")]);
     assert_eq!(token.access.api_tokens.len(), 1);
     token.access.api_tokens.clear();

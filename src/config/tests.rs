@@ -30,11 +30,11 @@ fn faults(toml: &str, variables: &[(&str, &str)]) -> Vec<String> {
     load(toml, variables).expect_err("faults")
 }
 
-const LOCKED: &str = "access.api_tokens = ['t']\n";
+const AUTHENTICATED: &str = "access.api_tokens = ['t']\n";
 
 #[test]
 fn the_environment_lies_over_the_file() {
-    let toml = format!("{LOCKED}server.listen = '127.0.0.1:1'\nserver.answer_deadline = '500ms'");
+    let toml = format!("{AUTHENTICATED}server.listen = '127.0.0.1:1'\nserver.answer_deadline = '500ms'");
     let variables = [
         ("SENDBIRD_BRIDGE_SERVER__LISTEN", "127.0.0.1:2"),
         ("SENDBIRD_BRIDGE_SERVER__MAX_CONNECTIONS", "17"),
@@ -82,11 +82,11 @@ fn all_faults_are_named_at_once_with_their_sources() {
 
 #[test]
 fn a_wrong_variable_is_named() {
-    let found = faults(LOCKED, &[("SENDBIRD_BRIDGE_SERVER__MAX_BODY", "many"), ("SENDBIRD_BRIDGE_LISTEN", "x")]);
+    let found = faults(AUTHENTICATED, &[("SENDBIRD_BRIDGE_SERVER__MAX_BODY", "many"), ("SENDBIRD_BRIDGE_LISTEN", "x")]);
     assert!(found.iter().any(|fault| fault.contains("SENDBIRD_BRIDGE_SERVER__MAX_BODY")), "{found:#?}");
     assert!(found.iter().any(|fault| fault.contains("the variable SENDBIRD_BRIDGE_LISTEN")), "{found:#?}");
     let deep = format!("SENDBIRD_BRIDGE_A{}", "__A".repeat(10_000));
-    assert!(faults(LOCKED, &[(&deep, "x")])[0].contains("few levels"));
+    assert!(faults(AUTHENTICATED, &[(&deep, "x")])[0].contains("few levels"));
     let deep = format!("a{} = 1", ".a".repeat(10_000));
     assert!(faults(&deep, &[])[0].contains("expected TOML"), "a file that is as deep");
 }
@@ -98,7 +98,7 @@ fn variables_that_kubernetes_adds_are_left_alone() {
         ("SENDBIRD_BRIDGE_PORT", "tcp://10.0.0.1:80"),
         ("SENDBIRD_BRIDGE_PORT_80_TCP_ADDR", "10.0.0.1"),
     ];
-    load(LOCKED, &links).unwrap();
+    load(AUTHENTICATED, &links).unwrap();
 }
 
 #[test]
@@ -161,8 +161,9 @@ fn no_secret_is_ever_shown() {
 
 #[test]
 fn values_are_shown_with_their_sources() {
-    let shown =
-        load(&format!("{LOCKED}dedup.window = '2h'"), &[("SENDBIRD_BRIDGE_DEDUP__MAX_IDS", "5000")]).unwrap().show();
+    let shown = load(&format!("{AUTHENTICATED}dedup.window = '2h'"), &[("SENDBIRD_BRIDGE_DEDUP__MAX_IDS", "5000")])
+        .unwrap()
+        .show();
     let line =
         |key: &str| shown.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key} in {shown}"));
     assert!(line("dedup.window = \"2h\"").ends_with("bridge.toml"));
@@ -180,7 +181,8 @@ fn a_file_that_is_missing_or_no_toml_is_named() {
 
 #[test]
 fn categories_become_types() {
-    let config = load(&format!("{LOCKED}[sinks.a]\ntype = 'stdout'\ncategories = ['room:*', 'direct_call:dial']"), &[]);
+    let config =
+        load(&format!("{AUTHENTICATED}[sinks.a]\ntype = 'stdout'\ncategories = ['room:*', 'direct_call:dial']"), &[]);
     let types = config.unwrap().config.sinks["a"].types();
     assert_eq!(types, ["com.sendbird.calls.room.*", "com.sendbird.calls.direct_call.dial"]);
 }
@@ -195,13 +197,13 @@ fn a_broken_file_is_named_by_its_place_and_not_shown() {
 #[test]
 fn a_variable_is_a_value_as_in_a_file_or_else_text() {
     let header = ("SENDBIRD_BRIDGE_ACCESS__HEADER", "{ name = \"x-key\", value = \"secret\" }");
-    let shown = load(LOCKED, &[header, ("SENDBIRD_BRIDGE_JOURNAL__DIR", "2026-01-01")]).unwrap().show();
+    let shown = load(AUTHENTICATED, &[header, ("SENDBIRD_BRIDGE_JOURNAL__DIR", "2026-01-01")]).unwrap().show();
     assert!(
         shown.contains("access.header.name = \"x-key\"") && shown.contains("journal.dir = \"2026-01-01\""),
         "{shown}"
     );
     for text in ["[\"\u{fffd}\\k\"]", "1\nserver.listen = '0.0.0.0:1'", "\"", "{"] {
-        let dir = load(LOCKED, &[("SENDBIRD_BRIDGE_JOURNAL__DIR", text)]).unwrap().config.journal.dir;
+        let dir = load(AUTHENTICATED, &[("SENDBIRD_BRIDGE_JOURNAL__DIR", text)]).unwrap().config.journal.dir;
         assert_eq!(dir.to_str(), Some(text));
     }
 }

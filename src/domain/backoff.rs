@@ -1,4 +1,4 @@
-//! How long to wait before trying again.
+//! How long to wait before retrying.
 //!
 //! Exponential with equal jitter: half of the step is certain, half is random, so that many waiters
 //! spread out and yet none returns at once.

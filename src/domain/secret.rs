@@ -32,7 +32,7 @@ impl Secret {
     }
 }
 
-/// A secret that may be replaced while it is in use. Who compares takes no lock.
+/// A secret that may be replaced while it is in use. Comparing with it never blocks.
 #[derive(Clone, Debug)]
 pub struct RotatableSecret(Arc<ArcSwap<Secret>>);
 

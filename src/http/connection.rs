@@ -1,7 +1,7 @@
-//! One connection: what is late in it is cut off, and a stop finds no request unanswered.
+//! Serves one HTTP connection: time limits for TLS handshakes, heads and idle connections, and a graceful shutdown.
 //!
-//! While the bridge stops, each answer says `Connection: close`, and a connection that is idle stays open a little
-//! longer: its sender may have sent the next request already, or may be about to.
+//! While the bridge shuts down, each response carries `Connection: close`. An idle connection stays open for
+//! [`LINGER`], because its sender may already have sent the next request; closing it then would lose that request.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -29,15 +29,15 @@ use warp::{Filter, Reply};
 use super::reply;
 use super::socket::{Activity, Socket, TrackedStream, WriteLimited};
 
-/// The largest head, and the piece that a body is read in. With the number of connections, it bounds what senders who
-/// have not shown yet who they are can take of the memory.
+/// The size limit of a head, and of each read of a body. Multiplied by the number of connections, it bounds the memory
+/// that unauthenticated senders can occupy.
 const BUFFER: usize = 16 * 1024;
 
 /// From a head's first byte to its end.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a connection may be idle. Longer than the 60 s of the usual load balancers: whoever closes
-/// first must not be the one that is being written to.
+/// How long a connection may be idle. It is longer than the 60 s after which load balancers usually close idle
+/// connections: if the server closed first, the load balancer could send a request into a closed connection.
 const IDLE_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long an idle connection stays open once the bridge is stopping: long enough for a busy sender's next request,
@@ -90,7 +90,7 @@ pub(super) async fn serve<F: Answers>(
         // On the heap, so that connections without TLS need no room for it.
         Ok(Ok(stream)) => Box::pin(answer(stream, peer, filter, stop)).await,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "no TLS handshake");
+            tracing::debug!(%error, "TLS handshake failed");
             Ended::Closed
         }
         Err(_elapsed) => Ended::TooSlow,

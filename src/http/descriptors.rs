@@ -16,7 +16,7 @@ pub fn room_for(wanted: usize) -> usize {
     let limit = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => raised.current,
         Err(error) => {
-            tracing::debug!(%error, "the limit of file descriptors stays as it is");
+            tracing::debug!(%error, "cannot raise the limit of file descriptors");
             found.current
         }
     };
@@ -25,7 +25,7 @@ pub fn room_for(wanted: usize) -> usize {
         tracing::warn!(
             file_descriptors = limit,
             max_connections = room,
-            "fewer connections than server.max_connections: there are too few file descriptors"
+            "connection limit is below server.max_connections: too few file descriptors"
         );
     }
     wanted.min(room)

@@ -1,8 +1,8 @@
 //! The accept loop: warp's filters on hyper, with the limits that `warp::serve` has not.
 //!
-//! A connection costs a permit, and without one it is answered 503 and closed at once. Stopping refuses who comes, takes
-//! what the system has accepted for us, closes the socket, lets every request that has begun be answered and gives up
-//! after a limit. What happens inside a connection is in [`connection`].
+//! Each connection needs a permit; a connection without one is answered 503 and closed at once. A shutdown refuses new
+//! connections, accepts those in the kernel's queue, closes the socket, waits until the requests under way are
+//! answered, and closes what is left after [`DRAIN_LIMIT`]. What happens inside a connection is in [`connection`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_millis(200);
 /// How long requests that have begun may take once the listener is stopping.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// An address that is taken, at which nobody is let in yet: who comes is refused, and does not wait for an answer.
+/// A bound address that does not listen yet: connections are refused immediately instead of waiting for an answer.
 pub struct Bound {
     socket: TcpSocket,
     limits: Limits,
@@ -135,12 +135,12 @@ impl Listener {
         }
         let limit = Instant::now() + DRAIN_LIMIT;
         if timeout_at(limit, connections.accept_queued(&socket)).await.is_err() {
-            tracing::warn!("connections that could not be accepted are cut at the end of the drain");
+            tracing::warn!("drain timed out; connections that were not accepted are reset");
         }
         drop(socket);
         let tasks = &mut connections.tasks;
         if timeout_at(limit, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
-            tracing::warn!(connections = tasks.len(), "connections cut at the end of the drain");
+            tracing::warn!(connections = tasks.len(), "drain timed out; closed remaining connections");
             tasks.shutdown().await;
         }
     }
@@ -188,11 +188,11 @@ impl<F: Answers> Connections<F> {
         });
     }
 
-    /// Takes the connections that the system has accepted for us or is about to: when the socket closes, it resets
-    /// those that are left, whose senders may have sent a request already.
+    /// Accepts the connections in the kernel's queue, and those whose handshake is under way. Closing the socket would
+    /// reset them, although their senders may already have sent a request.
     async fn accept_queued(&mut self, socket: &TcpListener) {
         if let Err(error) = refuse_new_connections(socket) {
-            tracing::debug!(%error, "connections may still begin while the listener stops");
+            tracing::debug!(%error, "cannot refuse new connections while shutting down");
         }
         let mut handshakes = pin!(sleep(HANDSHAKE_LIMIT));
         loop {
@@ -226,13 +226,13 @@ impl Drop for Open {
 /// neither waits nor needs a task.
 fn refuse(stream: &TcpStream) {
     if let Err(error) = stream.try_write(reply::TOO_MANY_CONNECTIONS) {
-        tracing::debug!(%error, "a refused connection took no answer");
+        tracing::debug!(%error, "cannot write 503 to a connection over the limit");
     }
 }
 
-/// Has the system refuse who comes, as if the socket were closed, while handshakes that have begun go on: it looks for a
-/// socket of the interface that a handshake begins at, and there is none with this number. Linux lets everybody do so
-/// since 5.7.
+/// Makes the kernel refuse new connections, as if the socket were closed, while handshakes under way still complete. It
+/// binds the listening socket to a network interface that does not exist, so no new SYN matches the socket. Linux
+/// allows this without privileges since 5.7.
 fn refuse_new_connections(socket: &TcpListener) -> io::Result<()> {
     const NO_INTERFACE: Option<NonZeroU32> = NonZeroU32::new(i32::MAX as u32);
     // The same option for both versions of IP.

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn locks_are_said_and_secrets_are_not() {
+    fn authentication_is_described_and_secrets_are_not() {
         let secret = |text: &str| Some(Secret::new(text));
         let header = serde_json::from_value(json!({ "name": "x-secret", "value": "canary" })).unwrap();
         let access = access::Settings {

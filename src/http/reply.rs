@@ -151,16 +151,20 @@ impl Problem {
         use StatusCode as S;
         match self {
             Self::Refused(refused) => refused_facts(refused),
-            Self::NotFound => facts(S::NOT_FOUND, "not_found", "there is nothing at this path"),
-            Self::Method { .. } => facts(S::METHOD_NOT_ALLOWED, "method", "this path has another method"),
-            Self::TooLarge => facts(S::PAYLOAD_TOO_LARGE, "too_large", "the body is larger than this endpoint takes"),
+            Self::NotFound => facts(S::NOT_FOUND, "not_found", "no resource at this path"),
+            Self::Method { .. } => {
+                facts(S::METHOD_NOT_ALLOWED, "method", "this path does not support the method; see the Allow header")
+            }
+            Self::TooLarge => facts(S::PAYLOAD_TOO_LARGE, "too_large", "the body is too large"),
             Self::TooSlow => facts(S::REQUEST_TIMEOUT, "too_slow", "the request did not arrive in time"),
-            Self::Interrupted => facts(S::BAD_REQUEST, "interrupted", "the body broke off"),
+            Self::Interrupted => {
+                facts(S::BAD_REQUEST, "interrupted", "the connection closed before the end of the body")
+            }
             Self::AdminToken => facts(S::UNAUTHORIZED, "admin_token", "expected the admin token as a bearer token"),
             Self::Parameter { expected } => facts(S::BAD_REQUEST, "parameter", expected),
-            Self::TooManyFeeds => facts(S::SERVICE_UNAVAILABLE, "feeds", "too many feeds are open; try again"),
+            Self::TooManyFeeds => facts(S::SERVICE_UNAVAILABLE, "feeds", "too many feeds are open; try again later"),
             Self::NotReady { why } => facts(S::SERVICE_UNAVAILABLE, "not_ready", why),
-            Self::Internal => facts(S::INTERNAL_SERVER_ERROR, "internal", "something failed here; the log says what"),
+            Self::Internal => facts(S::INTERNAL_SERVER_ERROR, "internal", "internal error; see the log of the bridge"),
         }
     }
 }
@@ -183,11 +187,13 @@ fn refused_facts(refused: Refused) -> Facts {
         Refused::Malformed(delivery::Refused::NoCategory) => {
             facts(S::BAD_REQUEST, "no_category", "expected a category as text")
         }
-        Refused::Unavailable(AppendError::Busy) => facts(UNAVAILABLE, "overload", "too much to do; try again"),
-        Refused::Unavailable(AppendError::Full) => facts(UNAVAILABLE, "full", "no room to store it; try again later"),
-        Refused::Unavailable(AppendError::Failed) => facts(UNAVAILABLE, "disk", "it cannot be stored; try again"),
-        Refused::Unavailable(AppendError::Closed) => facts(UNAVAILABLE, "stopping", "stopping; try again"),
-        Refused::Deadline => facts(UNAVAILABLE, "deadline", "it could not be stored in time; try again"),
+        Refused::Unavailable(AppendError::Busy) => facts(UNAVAILABLE, "overload", "overloaded; try again"),
+        Refused::Unavailable(AppendError::Full) => facts(UNAVAILABLE, "full", "the journal is full; try again later"),
+        Refused::Unavailable(AppendError::Failed) => {
+            facts(UNAVAILABLE, "disk", "the event cannot be stored; try again")
+        }
+        Refused::Unavailable(AppendError::Closed) => facts(UNAVAILABLE, "stopping", "shutting down; try again"),
+        Refused::Deadline => facts(UNAVAILABLE, "deadline", "the event could not be stored in time; try again"),
     }
 }
 
@@ -230,7 +236,7 @@ pub fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) ->
 
 /// Logs what failed and answers 500.
 pub fn internal(error: &dyn std::fmt::Display) -> Problem {
-    tracing::error!(%error, "a request failed");
+    tracing::error!(%error, "request failed with an internal error");
     Problem::Internal
 }
 

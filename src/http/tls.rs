@@ -115,7 +115,7 @@ pub struct Certificates {
     current: Current,
 }
 
-/// The way to the certificates that hold now; takes no lock.
+/// The way to the certificates that hold now; reading them never blocks.
 #[derive(Clone)]
 pub struct Current(Arc<ArcSwap<ServerConfig>>);
 

@@ -136,7 +136,7 @@ pub fn filter(
         })
         .recover(|rejection: Rejection| async move {
             // Only a request without a peer or a body could be rejected, and the listener makes none.
-            tracing::error!(?rejection, "a request could not be looked at");
+            tracing::error!(?rejection, "cannot read a request");
             Ok::<_, Infallible>(Problem::Internal.into_response())
         })
         .unify()

@@ -139,7 +139,7 @@ struct Connection {
 
 struct Shared {
     producer: Producer,
-    /// Sends each record in a batch of its own; made when it is first needed.
+    /// Sends each record in a batch of its own; created on first use.
     unbatched_producer: OnceCell<Producer>,
     config: ClientConfig,
     tokens: Option<Arc<Tokens>>,
@@ -153,7 +153,7 @@ impl Connection {
     fn begin(&self, event: &View<'_>, unbatched: bool) -> BoxFuture<'static, Result<Published, Failure>> {
         let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
-        // The clock that the record is handed over by: it may be set back before the next look of every second.
+        // The periodic check runs once a second; the clock may have been set back since.
         shared.regression.check();
         async move {
             tokio::select! {
@@ -228,7 +228,7 @@ impl super::Connection for Connection {
 }
 
 fn set_back() -> Fault {
-    let detail = "the machine's clock was set back, and the client may wait for a time that has gone: it begins anew";
+    let detail = "the machine's clock was set back; reconnecting, because the client may wait for the old time";
     Fault { reason: Reason::Connection, detail: detail.into() }
 }
 

@@ -154,7 +154,7 @@ pub struct Fault {
 /// The kinds of failure, as metric labels and in dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Not connected, or the connection broke.
+    /// Not connected, or the connection was lost.
     Connection,
     /// No acknowledgement in time; the event may have been written.
     Timeout,

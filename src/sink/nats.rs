@@ -88,7 +88,7 @@ impl Nats {
     }
 
     /// One client on the first server that answers. Each server is tried apart, so that the client's limit
-    /// of attempts can be one: that is what ends it after the connection broke.
+    /// of attempts can be one: that is what ends it after the connection was lost.
     async fn dial(&self, health: &Arc<Health>) -> Result<Client, Failure> {
         let mut last = Failure::every_event(Reason::Connection, "no server to connect to");
         let mut servers = self.servers.clone();

@@ -1,4 +1,4 @@
-//! The task that sends spans to a collector: batches, tries again, gives up, tells of it.
+//! The task that sends spans to a collector: it batches, retries, gives up after a limit, and logs that.
 //!
 //! Promises: it is the only one that waits for the collector; at a stop it has [`FLUSH_LIMIT`] for all that is left. Each
 //! span is counted once: exported, refused by the collector, unsent, or overflowed where the queue was full.
@@ -100,7 +100,7 @@ impl Exporter {
             () = self.send_all(&stop) => {}
             () = async { stop.cancelled().await; sleep(FLUSH_LIMIT).await } => {
                 let left = self.in_hand + u64::try_from(self.queue.len()).unwrap_or(u64::MAX);
-                self.drop_unsent(left, "the collector did not take them before the stop");
+                self.drop_unsent(left, "the collector did not accept them before the shutdown");
             }
         }
         self.count_overflowed();
@@ -157,7 +157,7 @@ impl Exporter {
                     self.count("exported", all - refused);
                     return match refused {
                         0 => self.drop_log.recovered(),
-                        some => self.drop_refused(some, "the collector took a part of the batch"),
+                        some => self.drop_refused(some, "the collector rejected a part of the batch"),
                     };
                 }
                 Ok(Err(failure)) => failure,
@@ -172,7 +172,7 @@ impl Exporter {
             if attempt + 1 == TRIES || stop.is_cancelled() {
                 return self.drop_unsent(all, &detail);
             }
-            tracing::debug!(detail, "spans are not taken yet");
+            tracing::debug!(detail, "export of spans failed; retrying");
             self.count_overflowed();
             let pause = BACKOFF.pause(attempt, fastrand::f64()).max(wait.min(LONGEST_WAIT));
             tokio::select! {
@@ -197,7 +197,7 @@ impl Exporter {
         let overflowed = self.spans.with_label_values(&["overflowed"]).get();
         let new = overflowed - std::mem::replace(&mut self.drop_log.overflowed, overflowed);
         if new > 0 {
-            self.drop_log.dropped(new, "more spans were made than can be sent");
+            self.drop_log.dropped(new, "the queue of spans is full");
         }
     }
 
@@ -210,7 +210,7 @@ fn count(batch: &[Span]) -> u64 {
     u64::try_from(batch.len()).unwrap_or(u64::MAX)
 }
 
-/// Telling that spans are dropped, and that they are not any more, without telling it for ever.
+/// Logs when spans are dropped and when export has recovered, at a limited rate.
 #[derive(Default)]
 struct DropLog {
     logged: Option<Instant>,
@@ -225,16 +225,17 @@ impl DropLog {
         if self.logged.is_none_or(|logged| logged.elapsed() >= QUIET) {
             self.logged = Some(Instant::now());
             let count = std::mem::take(&mut self.suppressed);
-            tracing::warn!(count, detail, "spans are dropped; deliveries and events are not");
+            tracing::warn!(count, detail, "spans dropped; deliveries and events are not affected");
         }
     }
 
-    /// A whole batch was taken. Soon after a line there is none: a collector that comes and goes is not told of each time.
+    /// A whole batch was accepted. Nothing is logged shortly after another line, so a collector that comes and goes does not
+    /// flood the log.
     fn recovered(&mut self) {
         if self.logged.is_some_and(|logged| logged.elapsed() >= QUIET) {
             self.log_suppressed();
             self.logged = None;
-            tracing::info!("spans are exported again");
+            tracing::info!("export of spans recovered");
         }
     }
 

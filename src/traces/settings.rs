@@ -76,7 +76,7 @@ impl Settings {
     /// # Errors
     /// No authority can be had.
     pub(super) fn tls(&self) -> Result<ClientConfig, String> {
-        outbound::believing(self.ca_file.as_deref(), self.endpoint.starts_with("https:"))
+        outbound::tls_config(self.ca_file.as_deref(), self.endpoint.starts_with("https:"))
     }
 
     /// Where spans are sent.

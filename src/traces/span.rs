@@ -157,7 +157,7 @@ impl Tracer {
 }
 
 impl Delivery<'_> {
-    /// It has passed the locks, and its sender gave this trace. What its event is to name is the span, if there is one;
+    /// It is authenticated, and its sender gave this trace. What its event is to name is the span, if there is one;
     /// otherwise what was given goes on.
     pub fn join(&mut self, given: Option<TraceParent>) -> Option<TraceParent> {
         let Some(recorder) = self.recorder else { return given };

@@ -108,8 +108,9 @@ impl Shared {
     }
 }
 
-/// The context that goes with the message is that of the delivery, for any number of sinks. So by the conventions the
-/// publish is of a client and has a link to it. It is its child as well, which is what those who read one trace look for.
+/// The message carries the trace context of the delivery, whatever the number of sinks. OpenTelemetry's conventions then
+/// ask for a span of kind client with a link to that context. The span is also its child, so that it shows in the trace
+/// of the delivery.
 fn publish(span: &PublishSpan) -> otlp::Span {
     let mut out = begun(&span.ids, &span.times, SpanKind::Client, 0);
     let destination = &span.destination;
@@ -122,7 +123,7 @@ fn publish(span: &PublishSpan) -> otlp::Span {
         text("sendbird_bridge.sink", &destination.sink),
         text("sendbird_bridge.category", span.end.category),
         number("sendbird_bridge.retries", span.end.retries.into()),
-        flag("sendbird_bridge.again", span.end.again),
+        flag("sendbird_bridge.resend", span.end.again),
     ];
     if let Some(template) = &destination.template {
         out.name = format!("publish {template}");

@@ -101,7 +101,7 @@ impl<R: Fn() -> u64> Timer<R> {
             fs::rename(&new, &path).await
         };
         if let Err(error) = written.await {
-            tracing::warn!(%error, file = %path.display(), "cannot write until when there was no gap");
+            tracing::warn!(%error, file = %path.display(), "cannot write the time up to which there was no gap");
         }
     }
 
@@ -114,15 +114,15 @@ impl<R: Fn() -> u64> Timer<R> {
             Ok(Ok(counts)) => {
                 let Counts { stored, queued, unknown, .. } = counts;
                 let missing: u64 = counts.missing.values().sum();
-                tracing::info!(stored, missing, published = queued, not_known = unknown, "a gap is reconciled");
+                tracing::info!(stored, missing, published = queued, not_known = unknown, "gap reconciled");
                 true
             }
             Ok(Err(reason)) => {
-                tracing::warn!(reason, "a gap cannot be reconciled; retrying");
+                tracing::warn!(reason, "cannot reconcile a gap; retrying");
                 false
             }
             Err(error) => {
-                tracing::error!(%error, "cannot run the command that reconciles; retrying");
+                tracing::error!(%error, "cannot run the reconcile command; retrying");
                 false
             }
         }

@@ -105,7 +105,7 @@ impl Shown<'_> {
 /// A value without quotes.
 fn plain(value: &Value) -> String {
     match value {
-        Value::Null => "(not told)".into(),
+        Value::Null => "(not returned)".into(),
         Value::String(text) => text.clone(),
         Value::Array(items) if items.is_empty() => "(none)".into(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
@@ -143,7 +143,7 @@ mod tests {
         let shown = Shown { path: "/", whole_urls: false };
         let nothing = Webhook::default();
         assert_eq!(shown.json(&nothing)["url"], Value::Null);
-        assert_eq!(shown.table(&nothing).matches("(not told)").count(), 4);
+        assert_eq!(shown.table(&nothing).matches("(not returned)").count(), 4);
     }
 
     #[test]

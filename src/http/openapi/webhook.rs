@@ -105,7 +105,7 @@ fn deliver(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
     })
 }
 
-/// All locks together; of several signature headers any one.
+/// All authentication methods together; of several signature headers any one.
 fn security(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
     let mut always = Map::new();
     let Settings { signature, signature_headers, header, .. } = endpoints.access;
@@ -131,7 +131,7 @@ fn security(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
             choices.push(Value::Object(choice));
         }
     }
-    // Without a signature the other locks alone decide.
+    // Without a signature the other authentication methods alone decide.
     if *signature != SignatureMode::Required && !(choices.is_empty() && always.is_empty()) {
         choices.push(Value::Object(always));
     }

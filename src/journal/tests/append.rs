@@ -238,7 +238,7 @@ fn a_stop_that_was_asked_for_is_no_end() {
     let journal = bench.open();
     journal.close();
     let ended = block_on(async { tokio::time::timeout(Duration::from_millis(50), journal.ended()).await });
-    assert!(ended.is_err(), "nothing has ended unasked");
+    assert!(ended.is_err(), "no thread has exited");
     assert_eq!(journal.health(), Health::Closed);
     assert!(matches!(journal.append(bench.entry(1)), Err(AppendError::Closed)));
     journal.close();

@@ -249,7 +249,7 @@ fn many_candidates_are_stored_in_batches() {
 enum Step {
     Deliver(u8),
     /// Whoever adds candidates reads all events.
-    Look,
+    Read,
     /// Of what was not seen then.
     Add(u8),
     Reopen,
@@ -262,7 +262,7 @@ proptest! {
     #[test]
     fn of_a_fact_that_was_backfilled_there_is_one_event(steps in prop::collection::vec(prop_oneof![
         4 => (b'a'..b'f').prop_map(Step::Deliver),
-        2 => Just(Step::Look),
+        2 => Just(Step::Read),
         4 => (b'a'..b'f').prop_map(Step::Add),
         1 => Just(Step::Reopen),
         1 => Just(Step::Crash),
@@ -274,7 +274,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Deliver(fact) => assert!(facts.deliver(&journal, fact).is_ok()),
-                Step::Look => seen = texts(&journal),
+                Step::Read => seen = texts(&journal),
                 Step::Add(fact) => {
                     if !seen.iter().any(|text| text.as_bytes()[0] == fact) {
                         facts.add(fact, seen.len() as u64);

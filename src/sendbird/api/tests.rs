@@ -67,7 +67,7 @@ fn settings() -> Result<Answer, Lost> {
 }
 
 fn lost() -> Result<Answer, Lost> {
-    Err(Lost::Unanswered("the connection broke".into()))
+    Err(Lost::Unanswered("the connection was lost".into()))
 }
 
 const WITH: &str = "/applications/APP/settings/webhook";

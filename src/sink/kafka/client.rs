@@ -15,7 +15,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::{ClientConfig, ClientContext};
 
 use super::destination::{Destination, Partitions};
-use super::errors::{connecting, creating, failure, locked_out};
+use super::errors::{authentication_fault, connecting, creating, failure};
 use super::record::Record;
 use super::token::Tokens;
 use crate::sink::{Failure, Fault, Reason};
@@ -160,7 +160,7 @@ impl Producer {
     /// Why no broker is reached.
     pub(super) fn unreachable(&self) -> Fault {
         let last = self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        locked_out(last.as_ref()).unwrap_or_else(Fault::unreachable)
+        authentication_fault(last.as_ref()).unwrap_or_else(Fault::unreachable)
     }
 
     /// Why this producer can't produce any more, if it can't.

@@ -1,5 +1,5 @@
-//! Notices that the machine's clock was set back. The client's threads wait for times of that clock, and what they
-//! were waiting for a moment from now is then as far away as the clock was set back.
+//! Detects that the machine's clock was set back. librdkafka's threads wait until times of that clock, so after the
+//! change they would wait longer by as much as the clock was set back.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::clock::Clock;
 
-/// Less than this a client's wait may be longer than it should, in milliseconds.
+/// A regression that is tolerated, in milliseconds: the client waits that much longer.
 const TOLERATED_MS: i64 = 1_000;
 
-/// How often is often. A clock that is set forward and back in less time may go unseen.
+/// How often the clock is polled. A clock that is set forward and back within this time may not be detected.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Watches the clock from a producer's beginning on.
@@ -45,7 +45,7 @@ impl ClockRegression {
         self.detected.is_cancelled()
     }
 
-    /// Looks often, until it is detected: for a time in which nothing else makes anybody look.
+    /// Polls the clock until a regression is detected, for when nothing else calls [`Self::check`].
     pub(super) async fn detected_by_polling(&self) {
         while !self.is_detected() {
             sleep(POLL_INTERVAL).await;
@@ -53,7 +53,7 @@ impl ClockRegression {
         }
     }
 
-    /// Waits until it was noticed.
+    /// Waits until a regression was detected.
     pub(super) async fn detected(&self) {
         self.detected.cancelled().await;
     }

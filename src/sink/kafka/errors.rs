@@ -41,7 +41,7 @@ pub(super) fn connecting(last: Option<(Code, String)>, limit: Duration) -> Failu
 }
 
 /// What the last error says about certificates and passwords, if it is about them; the client tries on by itself.
-pub(super) fn locked_out(last: Option<&(Code, String)>) -> Option<Fault> {
+pub(super) fn authentication_fault(last: Option<&(Code, String)>) -> Option<Fault> {
     let (code, text) = last?;
     let fault = said(*code, text);
     (*code == Code::SSL || fault.reason == Reason::NotAuthorized).then_some(fault)

@@ -1,7 +1,7 @@
-//! Tokens for OAUTHBEARER: what the client is given whenever it wants one, and until when each holds.
+//! Tokens for SASL/OAUTHBEARER, and when each expires.
 //!
-//! The client asks on the thread that also takes the delivery reports, so nothing there waits for the network: a file is
-//! read, and what an issuer gives was asked for ahead (`issuer`).
+//! The client asks for tokens on the thread that also receives the delivery reports, so a token is provided without
+//! waiting for the network: it is read from a file, or was requested ahead from an issuer (`issuer`).
 //!
 //! Leaves to others: what the brokers make of a token.
 
@@ -21,13 +21,14 @@ use crate::sink::Fault;
 use crate::sink::settings::read;
 use issuer::IssuedTokens;
 
-/// How long a token is taken to hold that does not say it, in milliseconds.
+/// The assumed lifetime of a token that does not tell its own, in milliseconds.
 const DEFAULT_LIFETIME_MS: i64 = 600_000;
 
-/// The client is to ask again at least so often, in milliseconds; it could not count to the end of all times.
+/// The client must ask for a token at least this often, in milliseconds: librdkafka rejects a lifetime that is too far in
+/// the future.
 const MAX_REFRESH_INTERVAL_MS: i64 = 86_400_000;
 
-/// What is longer is no token, in bytes.
+/// The maximum length of a token, in bytes.
 const LONGEST: usize = 64 * 1024;
 
 /// A token, and until when it holds.
@@ -84,12 +85,12 @@ pub(super) struct Tokens {
     handed_out: Mutex<HandedOut>,
 }
 
-/// What the client was last given.
+/// The token that the client was last given.
 #[derive(Debug, Default)]
 struct HandedOut {
-    /// Until when that holds, in Unix milliseconds.
+    /// When it expires, in Unix milliseconds.
     until_ms: i64,
-    /// Why it was given nothing after that.
+    /// Why the client got no token when it asked the last time.
     error: Option<String>,
 }
 
@@ -131,7 +132,7 @@ impl Tokens {
         Ok(Token { until_ms: token.until_ms.min(now_ms.saturating_add(MAX_REFRESH_INTERVAL_MS)), ..token })
     }
 
-    /// Why the client has no token that holds, if it has none. The brokers may notice only when it says something.
+    /// Why the client has no valid token, if it has none. The brokers may notice only with the next request.
     pub(super) fn missing_token_error(&self) -> Option<String> {
         let handed_out = self.handed_out.lock().unwrap_or_else(PoisonError::into_inner);
         let has_expired = || "the last token has expired".to_owned();
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_lack_once_the_last_token_no_longer_holds() {
+    fn a_missing_token_is_an_error_once_the_last_one_expires() {
         let (dir, tokens) = file(&jwt(r#"{"exp":1767225660}"#));
         tokens.current().expect("a token");
         std::fs::remove_file(dir.path().join("token")).expect("gone");
@@ -217,7 +218,7 @@ mod tests {
         tokens.clock.set(NOW_MS + 59_999);
         assert_eq!(tokens.missing_token_error(), None, "the last one holds");
         tokens.clock.set(NOW_MS + 60_000);
-        assert!(tokens.missing_token_error().expect("a lack").starts_with("expected a readable file"));
+        assert!(tokens.missing_token_error().expect("an error").starts_with("expected a readable file"));
         std::fs::write(dir.path().join("token"), jwt(r#"{"exp":1767225720}"#)).expect("a file");
         tokens.current().expect("a token");
         assert_eq!(tokens.missing_token_error(), None);

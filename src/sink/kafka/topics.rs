@@ -56,12 +56,12 @@ impl Topics {
             if self.create.is_some() {
                 match self.ensure(producer, &topic).await {
                     Err(Failure::Retry(About::Target(_), fault)) => {
-                        tracing::warn!(sink, detail = fault.detail, "cannot create a topic; events for it wait");
+                        tracing::warn!(sink, detail = fault.detail, "cannot create a topic; its events wait");
                     }
                     result => result?,
                 }
             } else if !exists(producer.handle(), &topic).await? {
-                tracing::warn!(sink, topic, "topic does not exist; events for it wait");
+                tracing::warn!(sink, topic, "topic does not exist; its events wait until it is created");
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What the client tells apart from its answers: that the connection broke, and what the server refuses.
+//! What the client tells apart from its answers: that the connection was lost, and what the server refuses.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

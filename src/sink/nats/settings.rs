@@ -221,7 +221,7 @@ fn server(text: &str) -> Result<ServerAddr, String> {
     }
     let address: ServerAddr = text.parse().map_err(|_unechoed| format!("{EXPECTED} something else"))?;
     if address.has_user_pass() || address.password().is_some() {
-        return Err(format!("{EXPECTED} a name or password in it; they belong into credentials"));
+        return Err(format!("{EXPECTED} a name or password in it; they belong in credentials"));
     }
     if address.host().is_empty() {
         return Err(format!("{EXPECTED} no host"));

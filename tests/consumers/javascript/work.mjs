@@ -4,7 +4,7 @@
 // Yours is a database: make the id the primary key of a table, and insert it in the transaction that does the work.
 import { open, readFile } from 'node:fs/promises'
 
-/** The envelope; undefined for a poison message, which no retry will mend. */
+/** The envelope; undefined for a poison message, which no retry will fix. */
 export function read(body) {
   try {
     const event = JSON.parse(body)

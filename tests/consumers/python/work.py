@@ -9,7 +9,7 @@ import signal
 
 
 def read(body):
-    """The envelope; None for a poison message, which no retry will mend."""
+    """The envelope; None for a poison message, which no retry will fix."""
     try:
         event = json.loads(body)
         return event if isinstance(event["id"], str) else None

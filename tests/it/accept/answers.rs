@@ -150,7 +150,7 @@ fn a_signature_by_any_of_the_tokens_is_right_over_the_raw_bytes() {
 }
 
 #[test]
-fn the_signature_may_be_optional_beside_another_lock() {
+fn the_signature_may_be_optional_beside_another_authentication_method() {
     let config = Config::new().set("access.signature", "'if-present'").set("access.path_secret", "'s3cret'");
     let bridge = config.start();
     let path = format!("{PATH}/s3cret");
@@ -188,7 +188,7 @@ fn an_unknown_path_and_a_wrong_path_secret_are_answered_404_alike() {
 }
 
 #[test]
-fn networks_applications_and_a_header_lock_deliveries_out() {
+fn networks_applications_and_a_header_restrict_deliveries() {
     let network = Config::new().set("access.networks", "['10.0.0.0/8']").start();
     with_canary(signed(&dial("a", 1))).send(network.webhook).problem(403);
     // Nobody here is a trusted proxy, so nobody may say where a delivery comes from.
@@ -288,7 +288,7 @@ fn a_body_that_is_too_large_is_answered_413_however_it_comes() {
 }
 
 #[test]
-fn who_asks_before_sending_a_body_is_told_to_go_on() {
+fn expect_100_continue_is_answered() {
     let bridge = Config::new().start();
     let request = signed(&dial("a", 1)).header("expect", "100-continue");
     let mut connection = Connection::open(bridge.webhook);

@@ -61,14 +61,14 @@ fn a_token_is_replaced_without_a_restart() {
     fs::remove_file(file(&it.config, tokens)).unwrap();
     eventually("and so is this", || it.said("a renewed secret can't be used") == 2);
     assert_eq!((it.status("second"), it.status("")), (200, 401));
-    assert_eq!(it.said("a renewed secret is in use"), 2);
+    assert_eq!(it.said("using the renewed secret"), 2);
     let log = it.bridge.log().so_far().join("\n");
     assert!(!log.contains("second") && !log.contains("first"), "{log}");
     assert_eq!(it.bridge.stop().code(), Some(0));
 }
 
 #[test]
-fn the_other_locks_and_the_operators_token_are_replaced_too() {
+fn other_secrets_and_the_admin_token_are_replaced_too() {
     let config =
         Config::new().unset("access.api_tokens").set("access.signature", "'off'").set("access.header.name", "'x-key'");
     let secrets = [("access.path_secret", "path-1"), ("access.header.value", "header-1"), ("admin.token", "admin-1")];
@@ -103,7 +103,7 @@ fn the_other_locks_and_the_operators_token_are_replaced_too() {
 fn a_file_that_comes_back_as_it_was_is_no_renewal() {
     let tokens = "access.api_tokens";
     let it = Rotation::start(Config::new().unset(tokens), &[(tokens, "first\n")]);
-    let back = || it.said("a secret is again the one in use");
+    let back = || it.said("secret file holds the secret in use again");
     fs::remove_file(file(&it.config, tokens)).unwrap();
     eventually("it is missed", || it.said("a renewed secret can't be used") == 1);
     it.rotate(tokens, "first");
@@ -112,7 +112,7 @@ fn a_file_that_comes_back_as_it_was_is_no_renewal() {
     eventually("what holds none is told of", || it.said("a renewed secret can't be used") == 2);
     it.rotate(tokens, "first\n");
     eventually("and that it holds one again", || back() == 2);
-    assert_eq!(it.said("a renewed secret is in use"), 0);
+    assert_eq!(it.said("using the renewed secret"), 0);
     assert_eq!((it.status("first"), it.status("second")), (200, 401));
 }
 
@@ -123,10 +123,10 @@ fn a_secret_that_needs_a_restart_says_so() {
     let url = "sinks.rabbit.url";
     let it = Rotation::start(config, &[(url, "amqp://user:canary-1@127.0.0.1:1/%2f")]);
     it.rotate(url, "amqp://user:canary-2@127.0.0.1:1/%2f");
-    let told = || it.said("a secret has changed and is used after a restart");
+    let told = || it.said("secret file has changed; restart the bridge to use it");
     eventually("it is told of", || told() == 1);
     it.rotate(url, "amqp://user:canary-1@127.0.0.1:1/%2f");
-    eventually("that needs none any more", || it.said("a secret is again the one in use") == 1);
+    eventually("that needs none any more", || it.said("secret file holds the secret in use again") == 1);
     assert_eq!((told(), it.said("canary")), (1, 0));
 }
 

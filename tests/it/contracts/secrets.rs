@@ -219,7 +219,7 @@ impl Loud {
         }
         assert_eq!(self.ask("/status", "canary-renewed").status, 200);
         // The commands that follow read it too.
-        fs::write(self.config.dir().join("access.path_secret"), "canary-mended").unwrap();
+        fs::write(self.config.dir().join("access.path_secret"), "canary-fixed").unwrap();
     }
 
     /// What the operator's commands print, the log, and the files of the journal.

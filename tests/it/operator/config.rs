@@ -111,7 +111,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn without_a_lock_the_bridge_does_not_start() {
+fn without_authentication_the_bridge_does_not_start() {
     let open = Config::new().unset("access.api_tokens");
     for config in [
         open.clone(),

@@ -45,7 +45,7 @@ fn a_life_has_one_line_for_each_of_its_events() {
         "publishing",
         "ready",
         "sink connected",
-        "stopping; a second signal stops at once",
+        "shutting down; signal again to exit immediately",
         "sink stopped",
         "stopped",
     ];
@@ -62,7 +62,7 @@ fn a_life_has_one_line_for_each_of_its_events() {
     assert_eq!(with_message(&lines, "sink connected")[0]["sink"], "lines");
     let disconnected = with_message(&lines, "sink stopped")[0];
     assert_eq!((&disconnected["sink"], &disconnected["cursor"]), (&"lines".into(), &20.into()));
-    assert_eq!(with_message(&lines, "stopping; a second signal stops at once")[0]["signal"], "SIGTERM");
+    assert_eq!(with_message(&lines, "shutting down; signal again to exit immediately")[0]["signal"], "SIGTERM");
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn a_delivery_and_its_publish_are_spans_of_the_trace_that_was_given() {
         ("messaging.operation.name", "publish"),
         ("messaging.operation.type", "send"),
         ("messaging.system", "stdout"),
-        ("sendbird_bridge.again", "false"),
+        ("sendbird_bridge.resend", "false"),
         ("sendbird_bridge.category", "direct_call:dial"),
         ("sendbird_bridge.retries", "0"),
         ("sendbird_bridge.sink", "lines"),
@@ -150,7 +150,7 @@ fn a_duplicate_has_a_span_of_its_own_and_the_event_keeps_its_first() {
 }
 
 #[test]
-fn what_is_refused_has_a_span_only_once_it_is_past_the_locks() {
+fn rejected_deliveries_have_a_span_only_once_authenticated() {
     let collector = Collector::start();
     let bridge = collector.config(Config::new()).set("access.applications", "['another']").start();
     signed_by("wrong", &dial("k", 1)).header("traceparent", GIVEN).send(bridge.webhook).problem(401);
@@ -201,7 +201,7 @@ fn a_collector_that_is_busy_gets_the_spans_later_and_all_are_counted() {
     let got = collector.got();
     assert!(got[0].body == got[1].body && got[1].body == got[2].body, "the same batch");
     let dropped: Vec<String> =
-        bridge.log().so_far().into_iter().filter(|line| line.contains("spans are dropped")).collect();
+        bridge.log().so_far().into_iter().filter(|line| line.contains("spans dropped")).collect();
     assert!(dropped.len() == 1 && dropped[0].contains("400"), "one line for a while: {dropped:?}");
 }
 
@@ -218,7 +218,7 @@ fn works_as_ever(config: &Config) {
     let took = begun.elapsed();
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
     assert!(took < 3 * FLUSH_LIMIT, "the stop took {took:?}");
-    let dropped = ended.stderr.iter().filter(|line| line.contains("spans are dropped")).count();
+    let dropped = ended.stderr.iter().filter(|line| line.contains("spans dropped")).count();
     assert_eq!(dropped, 1, "{}", ended.stderr());
     assert!(ended.stderr.iter().all(|line| !line.contains("ERROR")), "{}", ended.stderr());
 }
@@ -296,7 +296,7 @@ fn spans_go_over_tls_to_a_collector_of_ones_own_authority_and_to_no_other() {
     let bridge = collector.config(config).set("traces.ca_file", &ca_file(&other.ca_file)).start();
     bridge.deliver(&dial("k", 3)).stored();
     let ended = bridge.stop();
-    let said = ended.stderr.iter().find(|line| line.contains("spans are dropped")).expect("a line");
+    let said = ended.stderr.iter().find(|line| line.contains("spans dropped")).expect("a line");
     assert!(said.contains("UnknownIssuer"), "{said}");
     assert_eq!(collector.got().len(), before);
 }

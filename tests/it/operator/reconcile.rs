@@ -442,7 +442,7 @@ fn automatic_reconciliation_runs_only_after_a_gap() {
     platform.add_call(call("while away", now + HOUR));
     let bridge = config.start();
     let log = bridge.log();
-    let ends = || log.so_far().iter().filter(|line| line.contains("\"a gap is reconciled\"")).count();
+    let ends = || log.so_far().iter().filter(|line| line.contains("\"gap reconciled\"")).count();
     shim.set_clock_ahead(2 * HOUR + 10 * MINUTE);
     eventually("what it missed is published", || reconciled(&bridge).len() == 3 && ends() == 1);
 
@@ -488,7 +488,7 @@ fn a_failed_reconciliation_is_retried_with_growing_delays() {
     // At least 1, 2 and 4 s between them.
     assert!(begun.elapsed() > Duration::from_millis(6_500), "{:?}", begun.elapsed());
     write(&file, format!("{API_TOKEN}\n")).unwrap();
-    eventually("it is reconciled once it can be", || said("\"a gap is reconciled\"") == 1);
+    eventually("it is reconciled once it can be", || said("\"gap reconciled\"") == 1);
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn what_makes_no_sense_is_refused() {
         (vec!["replay", "--sink", "other", "--all"], "lines"),
         (vec!["replay", "--sink", "lines", "--since", "yesterday"], "yesterday"),
         (vec!["replay", "--sink", "lines", "--since", "1h", "--until", "2h"], "before --until"),
-        (vec!["replay", "--sink", "lines", "list"], "behind that word"),
+        (vec!["replay", "--sink", "lines", "list"], "after the subcommand"),
         (vec!["replay", "list", "--sink", "other"], "lines"),
         (vec!["replay", "cancel"], "--all"),
         (vec!["stuck", "set-aside"], "--all"),

@@ -101,7 +101,7 @@ fn get_lists_all_events_on_demand_and_says_what_is_not_told() {
     assert_eq!(webhook["include_members"], Value::Null);
     assert_eq!(webhook["all_webhook_categories"].as_array().unwrap().len(), Category::ALL.len() + 1);
     let table = ask(&platform, &["get", "--all-categories"]).stdout();
-    for line in ["direct_call:dial                on", "room:create                     off", "(not told)"] {
+    for line in ["direct_call:dial                on", "room:create                     off", "(not returned)"] {
         assert!(table.contains(line), "no {line} in\n{table}");
     }
     assert!(table.contains("room:brand_new                  off  (new to this program)"), "{table}");
@@ -383,7 +383,7 @@ fn what_sendbird_does_not_tell_is_no_difference() {
     platform.set("enabled_events", json!(["room:create"]));
     let ended = ask(&platform, &["set", "--include-members", "true", "--events", "*"]);
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
-    assert!(ended.stderr().contains("does not tell include_members"), "{}", ended.stderr());
+    assert!(ended.stderr().contains("does not return include_members"), "{}", ended.stderr());
     assert_eq!(platform.webhook()["enabled_events"], json!(["*"]));
 }
 

@@ -83,7 +83,7 @@ fn tokens_are_replaced_before_they_expire_and_nobody_waits() {
     assert_eq!(place.count(), delivered + 1);
     let ended = bridge.stop();
     let said = ended.stderr();
-    assert!(said.contains("no new token; the last one is used until it expires"), "{said}");
+    assert!(said.contains("cannot renew the token; using the last one until it expires"), "{said}");
     assert!(!said.contains("canary") && !said.contains("eyJ"), "{said}");
 }
 

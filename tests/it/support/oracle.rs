@@ -563,7 +563,7 @@ mod tests {
             let outcome = json!({ "status": status, "answer": null, "ms": 1, "error": error });
             serde_json::from_value::<Outcome>(outcome).unwrap().may_be_late()
         };
-        assert!(outcome(None, Some("no answer in time")) && outcome(None, Some("the connection broke")));
+        assert!(outcome(None, Some("no answer in time")) && outcome(None, Some("the connection was lost")));
         assert!(!outcome(None, Some("no connection")) && !outcome(Some(503), None) && !outcome(Some(200), None));
     }
 

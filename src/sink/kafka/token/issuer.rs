@@ -89,7 +89,7 @@ impl IssuedTokens {
     }
 }
 
-/// Replaces the token again and again.
+/// Replaces the token before it expires, until the task is aborted.
 async fn renew(sink: String, client: TokenClient, state: Arc<State>, first: Duration) {
     let (mut pause, mut failed) = (first, 0);
     loop {
@@ -104,14 +104,18 @@ async fn renew(sink: String, client: TokenClient, state: Arc<State>, first: Dura
                 (pause, failed) = (client.pause(&token), 0);
                 last.token = token;
                 if last.fault.take().is_some() {
-                    tracing::info!(sink, "the issuer gives tokens again");
+                    tracing::info!(sink, "token renewal recovered");
                 }
             }
             Err(fault) => {
                 pause = BACKOFF.pause(failed, fastrand::f64());
                 failed = failed.saturating_add(1);
                 if last.fault.as_ref() != Some(&fault.detail) {
-                    tracing::warn!(sink, fault = fault.detail, "no new token; the last one is used until it expires");
+                    tracing::warn!(
+                        sink,
+                        fault = fault.detail,
+                        "cannot renew the token; using the last one until it expires"
+                    );
                 }
                 last.fault = Some(fault.detail);
             }
@@ -119,7 +123,7 @@ async fn renew(sink: String, client: TokenClient, state: Arc<State>, first: Dura
     }
 }
 
-/// Where tokens are asked for.
+/// The client of the token endpoint.
 struct TokenClient {
     issuer: Issuer,
     client: HttpClient,
@@ -128,7 +132,7 @@ struct TokenClient {
     clock: Clock,
 }
 
-/// What is given: RFC 6749, section 5.1.
+/// A successful response: RFC 6749, section 5.1.
 #[derive(Deserialize)]
 struct TokenResponse {
     access_token: Secret,
@@ -137,7 +141,7 @@ struct TokenResponse {
     expires_in: Option<Value>,
 }
 
-/// What is said instead: RFC 6749, section 5.2.
+/// An error response: RFC 6749, section 5.2.
 #[derive(Deserialize)]
 struct ErrorResponse {
     error: String,
@@ -177,7 +181,7 @@ impl TokenClient {
         let unreached = |error: &dyn std::error::Error| {
             let why = causes(error);
             let see = if why.contains("certificate") { "; see sasl.ca_file" } else { "" };
-            fault(Reason::Connection, format!("the token endpoint can't be reached: {why}{see}"))
+            fault(Reason::Connection, format!("the token endpoint cannot be reached: {why}{see}"))
         };
         // From before: the answer's time on its way only makes the token's time shorter.
         let now_ms = self.clock.now_ms();
@@ -238,8 +242,8 @@ mod tests {
         let until = |body: &str| parse_token_response(body.as_bytes(), NOW_MS).map(|token| token.until_ms - NOW_MS);
         assert_eq!(until(r#"{"access_token":"a","token_type":"bearer","expires_in":60}"#), Ok(60_000));
         assert_eq!(until(r#"{"access_token":"a","expires_in":"60","scope":"kafka"}"#), Ok(60_000));
-        for unsaid in [r#"{"access_token":"a"}"#, r#"{"access_token":"a","expires_in":"soon"}"#] {
-            assert_eq!(until(unsaid), Ok(super::super::DEFAULT_LIFETIME_MS), "{unsaid}");
+        for without_lifetime in [r#"{"access_token":"a"}"#, r#"{"access_token":"a","expires_in":"soon"}"#] {
+            assert_eq!(until(without_lifetime), Ok(super::super::DEFAULT_LIFETIME_MS), "{without_lifetime}");
         }
         for wrong in [
             "",

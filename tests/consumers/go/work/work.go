@@ -19,7 +19,7 @@ type Event struct {
 	PartitionKey string `json:"partitionkey"`
 }
 
-// Read is false for a poison message, which no retry will mend.
+// Read is false for a poison message, which no retry will fix.
 func Read(body []byte) (event Event, ok bool) {
 	err := json.Unmarshal(body, &event)
 	return event, err == nil && event.ID != ""
