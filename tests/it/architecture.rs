@@ -508,3 +508,138 @@ fn every_test_that_the_documents_name_exists() {
     let missing: Vec<&&str> = named.iter().filter(|name| !all.contains(&format!("fn {name}("))).collect();
     assert!(missing.is_empty(), "expected these tests, but found none of their names: {missing:#?}");
 }
+
+// Retired words. They are refused as whole words in `src/` and in the texts for operators, so that each thing keeps the
+// one name that it was given.
+
+/// Where a retired word is refused.
+#[derive(Clone, Copy, PartialEq)]
+enum Where {
+    /// In code, without comments and texts: names of types, functions and fields.
+    Names,
+    /// In everything, comments and documents included.
+    Everywhere,
+}
+
+/// Each retired word, what to write instead, and why.
+const RETIRED: &[(&str, Where, &str)] = &[
+    ("Desk", Where::Names, "JournalAdmin or TokenClient: it was the name of both"),
+    ("Letter", Where::Names, "StoredDeadLetter: brokers call them dead letters"),
+    ("Offer", Where::Names, "BackfillCandidate: it says what becomes of it"),
+    ("Told", Where::Names, "FactKind, ScannedFacts or RunSummary: it was the name of three things"),
+    ("Taken", Where::Names, "ReloadPolicy or InsertedBatch: it was the name of two things"),
+    ("Seen", Where::Names, "ClientState or SecretFileState: it was the name of two things"),
+    ("Watched", Where::Names, "TrackedStream, ClientFileState or RecordedSpans: it was the name of three things"),
+    ("Live", Where::Names, "RotatableSecret or OpenCall: it was the name of two things"),
+    ("Look", Where::Names, "Operation: the word of OpenAPI"),
+    ("Trouble", Where::Names, "FailureLog or DropLog: it says what it does"),
+    ("Adder", Where::Names, "RecordInserter"),
+    ("HeaderLock", Where::Everywhere, "SecretHeader: a lock is the file lock"),
+    ("headerLock", Where::Everywhere, "secretHeader: a lock is the file lock"),
+    ("has_lock", Where::Everywhere, "has_authentication: a lock is the file lock"),
+    ("Setback", Where::Names, "ClockRegression"),
+    ("Oddities", Where::Names, "Anomalies"),
+    ("oddities", Where::Names, "anomalies"),
+    ("Receipt", Where::Names, "Provenance"),
+    ("Walker", Where::Names, "Reconciler"),
+    ("Walk", Where::Names, "Pagination"),
+    ("Users", Where::Names, "SecretConsumers: a user is a person"),
+    ("Which", Where::Names, "EventFilterArgs"),
+    ("publish_alone", Where::Everywhere, "publish_unbatched: it says what is different"),
+    ("unsaid", Where::Names, "suppressed: the word in the log"),
+    ("said_down", Where::Names, "logged"),
+    ("UNSAID_MS", Where::Everywhere, "DEFAULT_LIFETIME_MS"),
+    ("ANEW_MS", Where::Everywhere, "MAX_REFRESH_INTERVAL_MS"),
+    ("is_here", Where::Names, "is_loopback"),
+    ("believe", Where::Names, "apply_committed"),
+    ("believing", Where::Names, "tls_config"),
+    ("let_nobody_in", Where::Everywhere, "refuse_new_connections"),
+    ("count_letters", Where::Everywhere, "recount"),
+    ("take_in", Where::Names, "enqueue"),
+    ("mend", Where::Everywhere, "fix: the word of the trade"),
+    ("mends", Where::Everywhere, "fixes: the word of the trade"),
+    ("mended", Where::Everywhere, "fixed: the word of the trade"),
+    ("trying again", Where::Everywhere, "retrying: the word of log lines"),
+    ("asking again", Where::Everywhere, "reconnecting"),
+    ("ended unasked", Where::Everywhere, "exited unexpectedly"),
+    ("the locks", Where::Everywhere, "authentication: a lock is the file lock"),
+    ("belong into", Where::Everywhere, "belong in"),
+];
+
+/// Whether `text` has `word` between characters that no name and no word goes on with.
+fn has_word(text: &str, word: &str) -> bool {
+    let goes_on = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    text.match_indices(word).any(|(start, _)| {
+        !goes_on(text[..start].chars().next_back()) && !goes_on(text[start + word.len()..].chars().next())
+    })
+}
+
+/// A line of code without the texts and the comment in it. A text over several lines is not recognised; none of its
+/// words is likely to be a name.
+fn without_texts(line: &str) -> String {
+    let mut out = String::new();
+    for (index, part) in line.replace("\\\"", "").split('"').enumerate() {
+        if index % 2 == 0 {
+            out.push_str(part);
+        }
+    }
+    out.split("//").next().unwrap_or_default().to_owned()
+}
+
+/// The retired words in a line.
+fn retired(line: &str, is_code: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let (names, all) = (if is_code { without_texts(line) } else { String::new() }, line.to_owned());
+    let matches = move |(word, place, _): &&(&str, Where, &str)| match place {
+        Where::Names => has_word(&names, word),
+        Where::Everywhere => has_word(&all.to_lowercase(), &word.to_lowercase()),
+    };
+    RETIRED.iter().filter(matches).map(|(word, _, instead)| (*word, *instead))
+}
+
+/// The texts of `docs/`, `deploy/`, `config/` and the README, without what other programs have written.
+fn documents() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut open = ["docs", "deploy", "config"].map(|folder| root.join(folder)).to_vec();
+    let mut files = ["README.md", "ARCHITECTURE.md"].map(|file| root.join(file)).to_vec();
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    let read = |file: PathBuf| {
+        let path = file.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        Some((path, fs::read_to_string(file).ok()?))
+    };
+    files.into_iter().filter_map(read).collect()
+}
+
+#[test]
+fn retired_words_are_not_used() {
+    let code = rust_files("src").into_iter().map(|(path, text)| (path, text, true));
+    let texts = documents().into_iter().map(|(path, text)| (path, text, false));
+    let found = code.chain(texts).flat_map(|(path, text, is_code)| {
+        let in_line = |(index, line): (usize, &str)| {
+            let found = retired(line, is_code)
+                .map(|(word, instead)| format!("{path}:{}: expected \"{instead}\", but found \"{word}\"", index + 1));
+            found.collect::<Vec<_>>()
+        };
+        text.lines().enumerate().flat_map(in_line).collect::<Vec<_>>()
+    });
+    report("retired words:", &found.collect::<Vec<_>>());
+}
+
+#[test]
+fn the_checker_finds_retired_words_and_nothing_else() {
+    let words = |line, is_code| retired(line, is_code).map(|(word, _)| word).collect::<Vec<_>>();
+    assert_eq!(words("struct Setback { unsaid: u64 }", true), ["Setback", "unsaid"]);
+    assert_eq!(words("tracing::warn!(\"publish failed; trying again\");", true), ["trying again"]);
+    assert_eq!(words("**Do.** Mend the broker.", false), ["mend"]);
+    assert_eq!(words("struct Lively { amendment: Letterbox } // Live", true), [""; 0]);
+    assert_eq!(words("let text = \"Live\";", true), [""; 0]);
+}
