@@ -57,9 +57,9 @@ fn a_token_is_replaced_without_a_restart() {
 
     // What holds no token leaves the door as it is, and is told of once.
     it.rotate(tokens, "\n");
-    eventually("that is told of", || it.said("a renewed secret can't be used") == 1);
+    eventually("that is told of", || it.said("cannot use the renewed secret") == 1);
     fs::remove_file(file(&it.config, tokens)).unwrap();
-    eventually("and so is this", || it.said("a renewed secret can't be used") == 2);
+    eventually("and so is this", || it.said("cannot use the renewed secret") == 2);
     assert_eq!((it.status("second"), it.status("")), (200, 401));
     assert_eq!(it.said("using the renewed secret"), 2);
     let log = it.bridge.log().so_far().join("\n");
@@ -95,7 +95,7 @@ fn other_secrets_and_the_admin_token_are_replaced_too() {
 
     // One that no client could send as it is.
     it.rotate("access.path_secret", "path/3");
-    eventually("that is told of", || it.said("a renewed secret can't be used") == 1);
+    eventually("that is told of", || it.said("cannot use the renewed secret") == 1);
     assert_eq!(deliver("path-2", "header-2"), 200);
 }
 
@@ -105,11 +105,11 @@ fn a_file_that_comes_back_as_it_was_is_no_renewal() {
     let it = Rotation::start(Config::new().unset(tokens), &[(tokens, "first\n")]);
     let back = || it.said("secret file holds the secret in use again");
     fs::remove_file(file(&it.config, tokens)).unwrap();
-    eventually("it is missed", || it.said("a renewed secret can't be used") == 1);
+    eventually("it is missed", || it.said("cannot use the renewed secret") == 1);
     it.rotate(tokens, "first");
     eventually("it is found again", || back() == 1);
     it.rotate(tokens, "\n");
-    eventually("what holds none is told of", || it.said("a renewed secret can't be used") == 2);
+    eventually("what holds none is told of", || it.said("cannot use the renewed secret") == 2);
     it.rotate(tokens, "first\n");
     eventually("and that it holds one again", || back() == 2);
     assert_eq!(it.said("using the renewed secret"), 0);
@@ -134,8 +134,8 @@ fn a_secret_that_needs_a_restart_says_so() {
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 #[test]
 fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
-    const NEXT: &str = "its next connection reads it";
-    const RESTART: &str = "a client that has connected takes it after a restart";
+    const NEXT: &str = "the next connection uses it";
+    const RESTART: &str = "restart the bridge to use it";
     let sinks = [
         ("kafka", "brokers", "['127.0.0.1:1']", RESTART),
         ("rabbitmq", "url", "'amqps://127.0.0.1:1'", NEXT),
@@ -166,11 +166,11 @@ fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
     }
     let (away, _) = &files[0];
     fs::remove_file(file(&it.config, away)).unwrap();
-    eventually("one that is away is told of", || said(away, "can't be read") == 1);
+    eventually("one that is away is told of", || said(away, "cannot read a file of a sink") == 1);
     it.rotate(away, "canary-2");
-    eventually("and that it is back", || said(away, "is as it was") == 1);
+    eventually("and that it is back", || said(away, "readable again and unchanged") == 1);
     it.rotate(creds, "canary-2");
-    eventually("a credentials file is told of", || said(creds, "is used after a restart") == 1);
+    eventually("a credentials file is told of", || said(creds, "restart the bridge to use it") == 1);
     for (key, _) in &files {
         assert_eq!(said(key, "has changed"), 1, "{key}: once");
     }

@@ -101,7 +101,7 @@ fn what_is_wrong_with_an_issuer_is_said_and_waited_for() {
     for (wrong, reason, words) in [
         (with(config.clone(), right, WRONG), "not_authorized", "the token endpoint answers 401 (invalid_client)"),
         (with(config.clone(), &locked.other.ca_file, PASSWORD), "connection", "UnknownIssuer; see sasl.ca_file"),
-        (sink(&locked, &place, config.clone(), unanswered), "connection", "the token endpoint can't be reached: "),
+        (sink(&locked, &place, config.clone(), unanswered), "connection", "the token endpoint cannot be reached: "),
     ] {
         let checked = wrong.process(&["config", "check", "--connect"]).wait();
         assert_eq!(checked.code(), Some(1), "{}", checked.stdout());
