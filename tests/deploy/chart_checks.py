@@ -25,7 +25,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/sendbird-bridge"
 GOLDEN = ROOT / "tests/deploy/golden"
-COPIES = {
+LINKS = {
     "files/rules.yaml": ROOT / "deploy/prometheus/rules.yaml",
     "files/dashboard.json": ROOT / "deploy/grafana/dashboard.json",
 }
@@ -222,15 +222,18 @@ def check_pods(checks, rendered):
     checks.report("pods: user, file system, tokens, memory, times of a stop", faults, looked_at)
 
 
-def check_copies(checks):
-    """Rules and dashboard are those of deploy/, byte by byte, and come out of the chart as they went in."""
+def check_links(checks):
+    """Rules and dashboard are those of deploy/, by links that helm follows, and come out of the chart as they went in."""
     faults = []
-    for copy, original in COPIES.items():
+    for link, original in LINKS.items():
+        path = CHART / link
         if not original.exists():
-            faults.append(f"{copy}: expected a copy of {original.relative_to(ROOT)}, but that does not exist")
-        elif original.read_bytes() != (CHART / copy).read_bytes():
-            faults.append(f"{copy} differs from {original.relative_to(ROOT)}; run tests/deploy/chart --refresh")
-    checks.report("files/ are copies", faults, len(COPIES))
+            faults.append(f"{link}: expected a link to {original.relative_to(ROOT)}, but that does not exist")
+        elif not path.is_symlink() or path.resolve() != original:
+            faults.append(f"{link}: expected a link to {original.relative_to(ROOT)}, but found something else")
+        elif original.read_bytes() != path.read_bytes():
+            faults.append(f"{link} differs from {original.relative_to(ROOT)}")
+    checks.report("files/ are links", faults, len(LINKS))
     out = checks.render(VERSIONS[-1], *LEAST, "--set", "prometheusRule.enabled=true,dashboard.enabled=true")
     faults = [] if out.returncode == 0 else [out.stderr]
     found = {document["kind"] + document["metadata"]["name"]: document for document in documents(out.stdout)}
@@ -263,7 +266,7 @@ def golden_texts(rendered):
     texts = {f"{name}.yaml": text for (name, version), text in rendered.items() if version == VERSIONS[-1]}
     if ("stdout", VERSIONS[0]) in rendered:
         texts[f"stdout-{VERSIONS[0]}.yaml"] = rendered["stdout", VERSIONS[0]]
-    # The copies are thousands of lines and have a check of their own.
+    # They are thousands of lines and have a check of their own.
     for copy, width in {"files/rules.yaml": 2, "files/dashboard.json": 4}.items():
         lines = (CHART / copy).read_text(encoding="utf-8").split("\n")
         whole = "\n".join(" " * width + line for line in lines)
@@ -598,9 +601,6 @@ def refresh(checks):
     schema = json.loads(path.read_text(encoding="utf-8"))
     schema["$defs"] = bridge_schema(checks)
     path.write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
-    for copy, original in COPIES.items():
-        if original.exists():
-            (CHART / copy).write_bytes(original.read_bytes())
     rendered = render_all(checks)
     GOLDEN.mkdir(exist_ok=True)
     for old in GOLDEN.glob("*.yaml"):
@@ -630,7 +630,7 @@ def main():
     check_wrong(checks)
     check_secrets(checks)
     check_least(checks)
-    check_copies(checks)
+    check_links(checks)
     check_schema(checks)
     check_readme(checks)
     check_notes(checks)
