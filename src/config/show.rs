@@ -108,7 +108,7 @@ fn offer_files(schema: &mut Value) {
 }
 
 /// A secret, an optional one, or a list of them.
-fn is_secret(property: &Value) -> bool {
+pub(super) fn is_secret(property: &Value) -> bool {
     let direct = |schema: &Value| schema["$ref"].as_str().is_some_and(|reference| reference.ends_with("/Secret"));
     let optional = property["anyOf"].as_array().is_some_and(|choices| choices.iter().any(direct));
     direct(property) || optional || direct(&property["items"])

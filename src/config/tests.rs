@@ -1,5 +1,7 @@
 //! The configuration from outside: layers, faults, sources, secrets.
 
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::*;
@@ -206,4 +208,38 @@ fn a_variable_is_a_value_as_in_a_file_or_else_text() {
         let dir = load(AUTHENTICATED, &[("SENDBIRD_BRIDGE_JOURNAL__DIR", text)]).unwrap().config.journal.dir;
         assert_eq!(dir.to_str(), Some(text));
     }
+}
+
+/// Calls `each` with every property of a schema and its name.
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+fn properties<'a>(schema: &'a serde_json::Value, each: &mut impl FnMut(&'a str, &'a serde_json::Value)) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        each(name, property);
+    }
+    match schema {
+        serde_json::Value::Object(members) => members.values().for_each(|member| properties(member, each)),
+        serde_json::Value::Array(items) => items.iter().for_each(|item| properties(item, each)),
+        _ => {}
+    }
+}
+
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+#[test]
+fn the_lists_of_keys_are_those_of_the_schema() {
+    let schema = serde_json::to_value(schema()).unwrap();
+    let (mut secrets, mut lists) = (BTreeSet::new(), BTreeSet::new());
+    properties(&schema, &mut |name, property| {
+        if show::is_secret(property) {
+            secrets.insert(name);
+        }
+        if property["type"] == "array" {
+            lists.insert(name);
+        }
+    });
+    // No secrets, but of digits at times, and not to be shown beside a password.
+    secrets.extend(["client_id", "username"]);
+    assert_eq!(secrets, BTreeSet::from(layers::SECRETS));
+    // Of tables, and within those; no variable can name them.
+    assert!(lists.remove("queues") && lists.remove("bindings"));
+    assert_eq!(lists, BTreeSet::from(layers::LISTS));
 }
