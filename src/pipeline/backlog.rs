@@ -11,18 +11,15 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, timeout};
 
 use super::congestion::CongestionWindow;
-use super::fetch::Fetch;
+use super::fetch::{Fetch, READ_AHEAD};
 use super::queue::{Head, Item, KeyedQueue, Place, Unread};
 use super::resends::{ResendReader, marked};
 use super::targets::{Moment, TARGET_BYTES, Targets};
 use super::{BACKOFF, Forwarder};
 use crate::journal::{
-    Batch, DeadLetter, Filter, Journal, Limits, Origin, ReadError, Reader, ResendOutcome, Resume, Row, WaitingKey,
+    Batch, DeadLetter, Filter, Journal, Origin, ReadError, Reader, ResendOutcome, Resume, Row, WaitingKey,
 };
 use crate::sink::{Fault, Reason};
-
-/// How much is read from the journal at a time.
-pub(super) const READ_AHEAD: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
 
 /// The memory for events that wait, payloads excluded: a million of them, each parked with a key of its own, under one
 /// target; or 115,000, each under a target of its own. Beyond that no more events are read until some are published or

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::failure_log::RateLimit;
-use crate::journal::{Journal, ReadError, Reader};
+use crate::journal::{Journal, Limits, ReadError, Reader};
+
+/// How much is read from the journal at a time.
+pub(super) const READ_AHEAD: Limits = Limits { rows: 256, bytes: 1024 * 1024 };
 
 /// How long to wait after a read error. The events are still there, so it is never the end of the log.
 const AFTER_ERROR: Duration = Duration::from_secs(1);

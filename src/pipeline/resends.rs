@@ -6,8 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::backlog::READ_AHEAD;
-use super::fetch::Fetch;
+use super::fetch::{Fetch, READ_AHEAD};
 use super::queue::{Item, KeyedQueue, Place};
 use crate::domain::envelope;
 use crate::journal::{Journal, Origin, Record, Resend, ResendCursor};

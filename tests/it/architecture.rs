@@ -362,8 +362,7 @@ fn every_module_uses_only_what_stands_left_of_it() {
 }
 
 /// Circles that are still there: a whole folder's, or one as it is reported. Nothing may be added.
-const KNOWN_CIRCLES: [&str; 2] =
-    ["src/journal/", "src/pipeline/backlog.rs -> src/pipeline/resends.rs -> src/pipeline/backlog.rs"];
+const KNOWN_CIRCLES: [&str; 1] = ["src/journal/"];
 
 /// Of any length, among siblings and cousins. A module and those below it are not looked at: that a part uses what its
 /// whole defines, and the whole its parts, is how a module in several files is written. Nor are [`KNOWN_CIRCLES`].
