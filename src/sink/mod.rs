@@ -264,7 +264,7 @@ impl Failure {
     }
 
     /// What is to be done and what it is about, in a word each: for the tests of the tables.
-    #[cfg(test)]
+    #[cfg(all(test, any(feature = "kafka", feature = "rabbitmq", feature = "nats")))]
     pub(crate) fn sorted(&self) -> (&'static str, Reason) {
         let kind = match self {
             Self::Retry(About::EveryEvent, _) => "every event",

@@ -50,6 +50,7 @@ pub(crate) enum Of {
     /// The segments' logs, which answers wait for.
     Events,
     /// The state file with its write-ahead log.
+    #[allow(dead_code, reason = "only tests with brokers kill there")]
     State,
 }
 
