@@ -14,7 +14,7 @@ use super::chain::{self, Chain, Released};
 use super::reader::Reader;
 use super::{
     BackfillCandidate, DeadLetter, EngineError, Filter, Limits, OpenError, ReadError, ReplayStatus, Row,
-    StoredDeadLetter, backfill, dead_letters, directory, progress, repair, replays, resends, schema, state, stuck,
+    StoredDeadLetter, backfill, dead_letters, directory, progress, repair, replays, resends, sqlite, state, stuck,
 };
 
 /// Rows written in one transaction.
@@ -109,7 +109,7 @@ pub enum AdminError {
 
 impl From<rusqlite::Error> for AdminError {
     fn from(error: rusqlite::Error) -> Self {
-        if schema::is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::State(error.into()) }
+        if sqlite::is_damage(&error) { Self::Damaged(error.to_string()) } else { Self::State(error.into()) }
     }
 }
 
@@ -119,16 +119,16 @@ impl JournalAdmin {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        if let Err(source) = std::fs::metadata(dir.join(schema::FILE)) {
+        if let Err(source) = std::fs::metadata(dir.join(sqlite::FILE)) {
             super::open::refuse_first_format(dir)?;
-            return Err(OpenError::Directory { path: dir.join(schema::FILE), source });
+            return Err(OpenError::Directory { path: dir.join(sqlite::FILE), source });
         }
         let (connection, damage) = match state::open_beside(dir) {
             Ok(connection) => (connection, None),
             Err(error) if state::is_damaged(dir, &error) => {
                 let found = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
                 let database = |source: rusqlite::Error| OpenError::Database {
-                    path: dir.join(schema::FILE),
+                    path: dir.join(sqlite::FILE),
                     source: source.into(),
                 };
                 (repair::read_damaged(dir).map_err(database)?, Some(found))
@@ -178,7 +178,7 @@ impl JournalAdmin {
     pub fn dead_letters(&self, sink: Option<&str>, id: Option<&[u8; 16]>) -> Result<Vec<StoredDeadLetter>, AdminError> {
         let select = |connection: &Connection| dead_letters::select(connection, sink, id);
         match select(&self.connection) {
-            Err(error) if schema::is_damage(&error) && self.damage.is_none() => {
+            Err(error) if sqlite::is_damage(&error) && self.damage.is_none() => {
                 tracing::error!(%error, "the state file is damaged; listing the dead letters that can be read");
                 Ok(select(&repair::read_damaged(&self.dir)?)?)
             }

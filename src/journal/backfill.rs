@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row as SqlRow, params};
 
 use super::reader::{Filter, Limits, ReadError, Reader};
 use super::record::Row;
-use super::{Appended, EngineError, Entry, rows};
+use super::{Appended, EngineError, Entry, sqlite};
 use crate::domain::dedup::Window;
 
 /// Candidates stored at a time, so that no commit waits long behind them.
@@ -129,7 +129,7 @@ impl Backfill {
             })
         };
         for stored in connection.prepare(sql)?.query_map([], row)? {
-            if let Some(stored) = rows::readable(stored)? {
+            if let Some(stored) = sqlite::readable(stored)? {
                 backfill.add(stored);
             }
         }
@@ -148,7 +148,7 @@ impl Backfill {
         let row = |row: &SqlRow<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
         let sql = "SELECT seq, fact, key, id FROM backfill_candidates";
         for candidate in connection.prepare(sql)?.query_map([], row)? {
-            let Some((seq, fact, key, id)) = rows::readable(candidate)? else { continue };
+            let Some((seq, fact, key, id)) = sqlite::readable(candidate)? else { continue };
             if let Some(position) = window.get(&id) {
                 let stored = Backfilled { fact, key, at_ms: now_ms, position, id };
                 self.add(stored.clone());
@@ -318,7 +318,7 @@ fn waiting(connection: &Connection) -> rusqlite::Result<(Vec<Numbered>, Vec<i64>
     let (mut candidates, mut damaged) = (Vec::new(), Vec::new());
     while let Some(row) = rows.next()? {
         let seq: i64 = row.get(0)?;
-        match rows::readable(candidate(row))?.flatten() {
+        match sqlite::readable(candidate(row))?.flatten() {
             Some(candidate) => candidates.push((seq, candidate)),
             None => damaged.push(seq),
         }
@@ -343,7 +343,7 @@ fn candidate(row: &SqlRow<'_>) -> rusqlite::Result<Option<BackfillCandidate>> {
 impl BackfillCandidate {
     fn checksum(&self) -> u32 {
         let Self { facts, through, id, key, kind, payload } = self;
-        rows::crc(&[&facts.concat(), &through.to_le_bytes(), id, key.as_bytes(), kind.as_bytes(), payload])
+        sqlite::crc(&[&facts.concat(), &through.to_le_bytes(), id, key.as_bytes(), kind.as_bytes(), payload])
     }
 }
 
@@ -394,5 +394,5 @@ pub(super) fn count(connection: &Connection) -> rusqlite::Result<u64> {
 /// The facts of the candidates that wait.
 pub(super) fn facts(connection: &Connection) -> rusqlite::Result<Vec<[u8; 16]>> {
     let mut statement = connection.prepare("SELECT fact FROM backfill_candidates")?;
-    statement.query_map([], |row| row.get(0))?.filter_map(|fact| rows::readable(fact).transpose()).collect()
+    statement.query_map([], |row| row.get(0))?.filter_map(|fact| sqlite::readable(fact).transpose()).collect()
 }

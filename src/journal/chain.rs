@@ -8,6 +8,7 @@ use std::{fs, io};
 
 use arc_swap::ArcSwap;
 
+use super::directory;
 use super::index::Index;
 use super::positions::Positions;
 use super::segment::{self, FoundLog, Header, Name, Proof, Segment, read_log};
@@ -332,7 +333,7 @@ pub(super) fn without(mut first: u64, last: u64, ranges: &[(u64, u64)]) -> Vec<(
 
 fn find_segment(name: Name, dir: &Path, proof: &Proof) -> io::Result<(Segment, FoundLog)> {
     let summary = Index::read_summary(&name.index(dir))?;
-    let (length, header) = match segment::open_readable(&name.log(dir))? {
+    let (length, header) = match directory::open_readable(&name.log(dir))? {
         Some(file) => (file.metadata()?.len(), segment::read_header(&file)?),
         None => (0, None),
     };

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
 use super::record::{Record, Row};
-use super::rows;
+use super::sqlite;
 
 /// Why an event is a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,14 +111,14 @@ pub(super) fn select(
     );
     let mut statement = connection.prepare(&sql)?;
     let found = statement.query_map(params![sink, id], |row| stored(row, 0))?;
-    found.filter_map(|stored| rows::readable(stored).transpose()).collect()
+    found.filter_map(|stored| sqlite::readable(stored).transpose()).collect()
 }
 
 /// The event of one; `None` where that is damaged, or there is none.
 pub(super) fn event(connection: &Connection, sink: &str, position: u64) -> rusqlite::Result<Option<Record>> {
     let sql = format!("SELECT {COLUMNS} FROM dead_letters d WHERE d.sink = ?1 AND d.position = ?2");
     let found = connection.prepare_cached(&sql)?.query_row(params![sink, position as i64], |row| stored(row, 0));
-    Ok(rows::readable(found.optional())?.flatten().and_then(|stored| stored.event))
+    Ok(sqlite::readable(found.optional())?.flatten().and_then(|stored| stored.event))
 }
 
 /// How many a sink has.
@@ -181,5 +181,5 @@ pub(super) fn stored(row: &SqlRow<'_>, first: usize) -> rusqlite::Result<StoredD
 }
 
 fn checksum(sink: &str, position: u64, accepted_ms: i64, id: &[u8], key: &[u8], kind: &[u8], payload: &[u8]) -> u32 {
-    rows::crc(&[sink.as_bytes(), &position.to_le_bytes(), &accepted_ms.to_le_bytes(), id, key, kind, payload])
+    sqlite::crc(&[sink.as_bytes(), &position.to_le_bytes(), &accepted_ms.to_le_bytes(), id, key, kind, payload])
 }

@@ -42,3 +42,21 @@ pub(super) fn free(dir: &Path) -> u64 {
         }
     }
 }
+
+/// Opens a file; `None` where it is missing, or the disk cannot open it. Who may not open it, or has too many open,
+/// gets an error: that is no damage.
+pub(super) fn open_readable(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_damage(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the disk says that it has lost what it was given.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let lost = [Errno::IO, Errno::NXIO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA, Errno::REMOTEIO, Errno::ILSEQ];
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
+        || error.raw_os_error().is_some_and(|code| lost.iter().any(|errno| errno.raw_os_error() == code))
+}

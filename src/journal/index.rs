@@ -27,8 +27,8 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::directory;
 use super::record::{View, u32_at, u64_at};
-use super::segment;
 
 const MAGIC: &[u8; 8] = b"SBBINDEX";
 const VERSION: u32 = 1;
@@ -295,10 +295,10 @@ impl Lookup {
 /// At most so many bytes of a file; `None` where it is missing, or the disk cannot read it.
 fn read_bytes(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    match segment::open_readable(path)?.map(|file| file.take(most).read_to_end(&mut bytes)) {
+    match directory::open_readable(path)?.map(|file| file.take(most).read_to_end(&mut bytes)) {
         None => Ok(None),
         Some(Ok(_)) => Ok(Some(bytes)),
-        Some(Err(error)) if segment::is_damage(&error) => Ok(None),
+        Some(Err(error)) if directory::is_damage(&error) => Ok(None),
         Some(Err(error)) => Err(error),
     }
 }

@@ -591,7 +591,7 @@ impl Model {
             }
             Damage::FlippedByteOfIds => pick(self.bench.files("ids")),
             Damage::ZeroedPageOfTheState | Damage::FlippedByteOfTheState | Damage::MissingState => {
-                Some(self.bench.dir().join(schema::FILE))
+                Some(self.bench.dir().join(sqlite::FILE))
             }
         };
         let Some(path) = path else { return false };
@@ -613,7 +613,7 @@ impl Model {
             Damage::TruncatedLog => truncate(&path, at),
             Damage::MissingLog | Damage::MissingIndex | Damage::MissingState => fs::remove_file(&path).unwrap(),
         }
-        let of_the_state = path.ends_with(schema::FILE);
+        let of_the_state = path.ends_with(sqlite::FILE);
         self.ids_are_damaged |= !of_the_state;
         of_the_state
     }
@@ -622,7 +622,7 @@ impl Model {
     fn touch(&mut self, path: &std::path::Path, from: u64, to: u64) {
         let file = fs::File::open(path).unwrap();
         let touched = &mut self.touched;
-        scan::scan(&file, |found| {
+        scan::scan(&file, segment::HEADER as u64, |found| {
             if let scan::Scanned::Record { offset, record } = found
                 && offset < to
                 && offset + record.length as u64 > from

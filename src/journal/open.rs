@@ -28,7 +28,7 @@ use super::state_queue::{StateOp, StateQueue};
 use super::state_writer::{StateWriter, read_requests};
 use super::stuck::{self, StuckTarget};
 use super::writer::Writer;
-use super::{EngineError, Health, Journal, OpenError, Options, directory, progress, repair, resends, schema, state};
+use super::{EngineError, Health, Journal, OpenError, Options, directory, progress, repair, resends, sqlite, state};
 use crate::domain::dedup::Window;
 
 /// Commands that may wait for the writer; one more is refused, because a longer queue could not be written within
@@ -52,7 +52,7 @@ impl Journal {
         let lock = directory::lock(&dir)?;
         refuse_first_format(&dir)?;
         let database = |source: rusqlite::Error| OpenError::Database {
-            path: dir.join(schema::FILE),
+            path: dir.join(sqlite::FILE),
             source: EngineError::from(source),
         };
         let files = |source| OpenError::Directory { path: dir.clone(), source };
@@ -70,7 +70,7 @@ impl Journal {
         let (connection, stored) = match read_state(&opened.connection, &options, &found) {
             Ok(stored) => (opened.connection, stored),
             // Damage that opening the file has not met.
-            Err(error) if schema::is_damage(&error) && opened.damaged.is_none() => {
+            Err(error) if sqlite::is_damage(&error) && opened.damaged.is_none() => {
                 tracing::error!(%error, "damaged state file; carrying over what can be read");
                 drop(opened.connection);
                 let repaired = state::open_damaged(&dir)?.connection;

@@ -4,10 +4,10 @@
 use roaring::RoaringTreemap;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::rows::{crc, readable};
+use super::positions;
 use super::segment::{Name, Proof};
 use super::sinks::Progress;
-use super::{positions, schema};
+use super::sqlite::{self, crc, readable};
 
 fn sink_crc(sink: &str, number: u64, content: &[u8]) -> u32 {
     crc(&[sink.as_bytes(), &number.to_le_bytes(), content])
@@ -126,7 +126,7 @@ impl ChangedProgress {
 pub(super) fn store_progress(connection: &Connection, sink: &str, progress: &ChangedProgress) -> rusqlite::Result<()> {
     let ChangedProgress { frontier, chunks: numbers, changed } = progress;
     let mut chunks = Vec::with_capacity(numbers.serialized_size());
-    numbers.serialize_into(&mut chunks).map_err(|error| schema::engine(&error))?;
+    numbers.serialize_into(&mut chunks).map_err(|error| sqlite::engine(&error))?;
     let sql = "INSERT INTO sinks (sink, frontier, chunks, crc) VALUES (?1, ?2, ?3, ?4)
                ON CONFLICT (sink) DO UPDATE SET frontier = excluded.frontier, chunks = excluded.chunks,
                crc = excluded.crc";

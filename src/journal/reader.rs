@@ -31,7 +31,7 @@ pub struct ReadError {
 
 impl ReadError {
     pub(super) fn of_state(dir: &std::path::Path, error: rusqlite::Error) -> Self {
-        Self { path: dir.join(super::schema::FILE), source: io::Error::other(error) }
+        Self { path: dir.join(super::sqlite::FILE), source: io::Error::other(error) }
     }
 }
 

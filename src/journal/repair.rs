@@ -11,7 +11,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::directory;
-use super::schema::{FILE, NAMES, columns, create, engine, pragma, schema_is_whole};
+use super::schema::{NAMES, columns, create, pragma, schema_is_whole};
+use super::sqlite::{FILE, engine};
 
 /// How many damaged files are kept; a further one takes the place of the last.
 const MOST_KEPT: u32 = 9;

@@ -12,8 +12,8 @@ use rusqlite::{Connection, Row as SqlRow, params};
 use super::reader::{Filter, Limits, ReadError, Reader};
 use super::record::Row;
 use super::resend::{Origin, Resend, ResendCursor};
-use super::rows;
 use super::sinks::{Progress, Sinks};
+use super::sqlite;
 
 /// `waiting` are the positions up to `frontier` that were given to the sink and are not published yet. The checksum is
 /// over what was asked for: the sink, the filter and the last position.
@@ -318,7 +318,7 @@ pub(super) fn store_replays(
 }
 
 fn checksum(sink: &str, filter: &str, until: u64) -> u32 {
-    rows::crc(&[sink.as_bytes(), filter.as_bytes(), &until.to_le_bytes()])
+    sqlite::crc(&[sink.as_bytes(), filter.as_bytes(), &until.to_le_bytes()])
 }
 
 /// The replays under way, oldest first. A damaged one is left out: nobody knows what it asked for.
@@ -343,7 +343,7 @@ fn read_replays(connection: &Connection) -> rusqlite::Result<(Vec<Replay>, Vec<i
     let mut rows = statement.query([])?;
     let (mut replays, mut damaged) = (Vec::new(), Vec::new());
     while let Some(row) = rows.next()? {
-        match rows::readable(load_replay(row))?.flatten() {
+        match sqlite::readable(load_replay(row))?.flatten() {
             Some(replay) => replays.push(replay),
             None => damaged.push(row.get(0)?),
         }

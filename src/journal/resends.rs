@@ -9,8 +9,8 @@ use rusqlite::{Connection, params};
 use super::dead_letters;
 use super::reader::{Limits, ReadError};
 use super::resend::{Origin, Resend, ResendCursor};
-use super::rows;
 use super::shared::Shared;
+use super::sqlite;
 
 pub(super) const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS resends (
@@ -75,7 +75,7 @@ fn requeued(
         let seq = row.get::<_, i64>(0)? as u64;
         cursor.requeued = seq;
         let is_there = row.get::<_, Option<i64>>(1)?.is_some();
-        let stored = if is_there { rows::readable(dead_letters::stored(row, 2))? } else { None };
+        let stored = if is_there { sqlite::readable(dead_letters::stored(row, 2))? } else { None };
         match stored.and_then(|stored| stored.event) {
             Some(record) => {
                 bytes += record.payload.len();
@@ -104,7 +104,7 @@ pub(super) fn drop_orphans(connection: &Connection, sinks: &[&str]) -> rusqlite:
     let names = |table: &str| -> rusqlite::Result<Vec<String>> {
         let sql = format!("SELECT DISTINCT sink FROM {table}");
         let mut statement = connection.prepare(&sql)?;
-        statement.query_map([], |row| row.get(0))?.filter_map(|sink| rows::readable(sink).transpose()).collect()
+        statement.query_map([], |row| row.get(0))?.filter_map(|sink| sqlite::readable(sink).transpose()).collect()
     };
     for table in ["resends", "replays"] {
         for sink in names(table)?.iter().filter(|sink| !sinks.contains(&sink.as_str())) {

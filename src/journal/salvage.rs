@@ -7,7 +7,7 @@ use std::path::Path;
 use super::admin::AdminError;
 use super::index::{Index, IndexEntry};
 use super::segment::{self, Header, Name};
-use super::{Filter, JournalAdmin, Limits, OpenError, Record, Row, chain, directory, progress, record, schema, state};
+use super::{Filter, JournalAdmin, Limits, OpenError, Record, Row, chain, directory, progress, record, sqlite, state};
 
 /// How much is read at a time.
 const LIMITS: Limits = Limits { rows: 1_000, bytes: 8 * 1024 * 1024 };
@@ -37,7 +37,7 @@ impl JournalAdmin {
             let path = path.to_owned();
             move |source| OpenError::Directory { path, source }
         };
-        if to.join(schema::FILE).exists()
+        if to.join(sqlite::FILE).exists()
             || fs::read_dir(to).map_err(failed(to))?.flatten().any(|entry| is_event_file(&entry.path()))
         {
             let source =

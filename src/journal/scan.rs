@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::record::{self, View};
-use super::segment;
 
 /// How much is read at a time.
 const BLOCK: usize = 1024 * 1024;
@@ -26,14 +25,14 @@ pub(super) enum Scanned<'a> {
     Unreadable(Range<u64>),
 }
 
-/// Calls `each` with all that lies behind the header, in order. Damage is never an error: the records behind it are
+/// Calls `each` with all from `begin` on, where the first record is expected, in order. Damage is never an error: the records behind it are
 /// found by their magic number.
 ///
 /// # Errors
 /// When the length of the file cannot be read.
-pub(super) fn scan(file: &File, mut each: impl FnMut(Scanned<'_>)) -> io::Result<()> {
+pub(super) fn scan(file: &File, begin: u64, mut each: impl FnMut(Scanned<'_>)) -> io::Result<()> {
     let end = file.metadata()?.len();
-    let mut window = Window { file, end, begin: segment::HEADER as u64, at: 0, bytes: Vec::new() };
+    let mut window = Window { file, end, begin, at: 0, bytes: Vec::new() };
     let mut unreadable_from = None;
     while window.offset() < window.end {
         let offset = window.offset();
@@ -126,6 +125,7 @@ fn read_by_pages(file: &File, bytes: &mut [u8], at: u64) {
 mod tests {
     use super::*;
     use crate::journal::Entry;
+    use crate::journal::segment;
     use proptest::prelude::*;
 
     fn file(records: &[Vec<u8>]) -> File {
@@ -145,7 +145,7 @@ mod tests {
 
     fn positions(file: &File) -> (Vec<u64>, Vec<Range<u64>>) {
         let (mut positions, mut unreadable) = (Vec::new(), Vec::new());
-        scan(file, |found| match found {
+        scan(file, segment::HEADER as u64, |found| match found {
             Scanned::Record { record, .. } => positions.push(record.position),
             Scanned::Unreadable(range) => unreadable.push(range),
         })

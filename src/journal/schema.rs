@@ -1,16 +1,12 @@
 //! The tables of the state file, and what tells a whole one from a damaged one.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::Path;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 
 use super::segment::MAJOR;
 use super::{OpenError, backfill, dead_letters, replays, resends, stuck};
-
-/// The file's name in the journal's directory.
-pub(super) const FILE: &str = "state.db";
 
 /// "SBBS" in SQLite's `application_id`, so that `file` and we can tell it from other databases.
 const APPLICATION_ID: i64 = 0x5342_4253;
@@ -64,35 +60,6 @@ pub(super) const NAMES: [&str; 12] = [
     "backfill_candidates",
     "backfilled",
 ];
-
-/// Whether the file does not hold what was written to it, or cannot be read: whatever is not the fault of a disk that
-/// takes no writes, of another process or of who may open it.
-pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
-    use ErrorCode as Code;
-    use rusqlite::ffi::{SQLITE_IOERR_CORRUPTFS, SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ};
-    let extended = error.sqlite_error().map(|error| error.extended_code);
-    match error.sqlite_error_code() {
-        Some(Code::SystemIoFailure) => {
-            let is_read = |code| [SQLITE_IOERR_READ, SQLITE_IOERR_SHORT_READ, SQLITE_IOERR_CORRUPTFS].contains(&code);
-            extended.is_some_and(is_read)
-        }
-        // The engine gave a value that is not of its column.
-        None => !matches!(error, rusqlite::Error::InvalidQuery | rusqlite::Error::InvalidPath(_)),
-        Some(
-            Code::DatabaseBusy
-            | Code::DatabaseLocked
-            | Code::FileLockingProtocolFailed
-            | Code::DiskFull
-            | Code::CannotOpen
-            | Code::PermissionDenied
-            | Code::ReadOnly
-            | Code::OutOfMemory
-            | Code::OperationInterrupted
-            | Code::OperationAborted,
-        ) => false,
-        Some(_) => true,
-    }
-}
 
 /// Whether each table has the columns that it should have. An older minor version may lack tables, a newer one may have
 /// more; one that lacks some and has others was damaged.
@@ -174,10 +141,4 @@ pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
 
 pub(super) fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, name, |row| row.get(0))
-}
-
-/// An error of the file system, as one of the engine.
-pub(super) fn engine(error: &io::Error) -> rusqlite::Error {
-    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
-    rusqlite::Error::SqliteFailure(code, Some(error.to_string()))
 }

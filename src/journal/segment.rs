@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::directory;
 use super::index::{Index, IndexEntry, Lookup, Summary};
 use super::record::u64_at;
 use super::scan::{Scanned, scan};
@@ -258,26 +259,8 @@ impl Segment {
 
     /// Its file; `None` where it is missing, or the disk cannot open it.
     pub(super) fn file(&self) -> io::Result<Option<File>> {
-        open_readable(&self.name.log(&self.dir))
+        directory::open_readable(&self.name.log(&self.dir))
     }
-}
-
-/// Opens a file; `None` where it is missing, or the disk cannot open it. Who may not open it, or has too many open,
-/// gets an error: that is no damage.
-pub(super) fn open_readable(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound || is_damage(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether the disk says that it has lost what it was given.
-pub(super) fn is_damage(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let lost = [Errno::IO, Errno::NXIO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA, Errno::REMOTEIO, Errno::ILSEQ];
-    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
-        || error.raw_os_error().is_some_and(|code| lost.iter().any(|errno| errno.raw_os_error() == code))
 }
 
 /// Whether any segment in a directory says that it is a journal of this major version.
@@ -327,9 +310,9 @@ pub(super) fn read_log(name: Name, dir: &Path, known: &Index, proof: &Proof) -> 
     let mut found = FoundLog::default();
     let mut unreadable = Vec::new();
     let mut proven = proof.offset;
-    if let Some(file) = open_readable(&name.log(dir))? {
+    if let Some(file) = directory::open_readable(&name.log(dir))? {
         found.header = read_header(&file).ok().flatten();
-        scan(&file, |scanned| match scanned {
+        scan(&file, HEADER as u64, |scanned| match scanned {
             Scanned::Record { offset, record } => {
                 if record.first_of_commit {
                     proven = proven.max(offset);

@@ -27,8 +27,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::progress::{ChangedProgress, highest_position, load_progress, sink_names, store_progress};
 use super::repair::{NEXT, carry_over_file, finish_replacement, replace_damaged};
-use super::schema::{FILE, NAMES, check_version, configure, create, engine, is_damage, schema_is_whole};
+use super::schema::{NAMES, check_version, configure, create, schema_is_whole};
 use super::segment::{MAJOR, is_of_this_format};
+use super::sqlite::{FILE, engine, is_damage};
 use super::{OpenError, dead_letters};
 
 /// An open state file.

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::backfill::Outcome;
 use super::dead_letters::DeadLetter;
 use super::resend::{Origin, ResendOutcome};
-use super::schema;
+use super::sqlite;
 
 /// What is to be written besides what sinks have published.
 pub(super) enum StateOp {
@@ -102,6 +102,6 @@ impl StateQueue {
 
 /// Whether the error says that the file is damaged, and not that the disk fails now.
 pub(super) fn is_structural(error: &rusqlite::Error) -> bool {
-    schema::is_damage(error)
+    sqlite::is_damage(error)
         && error.sqlite_error_code().is_some_and(|code| code != rusqlite::ErrorCode::SystemIoFailure)
 }

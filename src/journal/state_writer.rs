@@ -20,7 +20,7 @@ use super::resend::{Origin, ResendOutcome};
 use super::sinks::{Sink, subtract};
 use super::state_queue::{StateOp, is_structural};
 use super::stuck::StuckEvent;
-use super::{Shared, backfill, dead_letters, progress, replays, resends, schema, state, stuck};
+use super::{Shared, backfill, dead_letters, progress, replays, resends, sqlite, state, stuck};
 
 /// How long what sinks have published may wait for its commit.
 const TICK: Duration = Duration::from_millis(100);
@@ -200,7 +200,7 @@ impl StateWriter {
 
     fn fail(&mut self, error: &rusqlite::Error) {
         if !std::mem::replace(&mut self.failing, true) {
-            let path = self.shared.chain.dir.join(schema::FILE);
+            let path = self.shared.chain.dir.join(sqlite::FILE);
             tracing::error!(%error, path = %path.display(), "cannot write what sinks have published; retrying, and after a crash events since now are published twice");
         }
         if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DiskFull) {
@@ -416,5 +416,5 @@ fn add(count: &std::sync::atomic::AtomicU64, by: i64) {
 /// Opens a connection for reading beside the thread that writes.
 pub(super) fn open_for_reading(dir: &Path) -> rusqlite::Result<Connection> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(dir.join(schema::FILE), flags)
+    Connection::open_with_flags(dir.join(sqlite::FILE), flags)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row as SqlRow, Transaction, params};
 
-use super::rows;
+use super::sqlite;
 
 /// An event that a sink could not publish for a while, although it was connected. There may be a hundred thousand of
 /// them, so those that say the same share the text.
@@ -126,7 +126,7 @@ fn for_each(connection: &Connection, sink: &str, mut each: impl FnMut(StuckEvent
     };
     let mut statement = connection.prepare_cached(sql)?;
     for row in statement.query_map([sink], event)? {
-        rows::readable(row)?.into_iter().for_each(&mut each);
+        sqlite::readable(row)?.into_iter().for_each(&mut each);
     }
     Ok(())
 }
@@ -163,7 +163,7 @@ pub(super) fn reason(connection: &Connection, sink: &str, position: u64) -> rusq
     let mut statement = connection.prepare_cached(sql)?;
     match statement.query_row(params![sink, position as i64], |row| Ok((row.get(0)?, row.get(1)?))) {
         Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
-        row => rows::readable(row),
+        row => sqlite::readable(row),
     }
 }
 

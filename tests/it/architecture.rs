@@ -361,18 +361,12 @@ fn every_module_uses_only_what_stands_left_of_it() {
     }
 }
 
-/// Circles that are still there: a whole folder's, or one as it is reported. Nothing may be added.
-const KNOWN_CIRCLES: [&str; 1] = ["src/journal/"];
-
 /// Of any length, among siblings and cousins. A module and those below it are not looked at: that a part uses what its
-/// whole defines, and the whole its parts, is how a module in several files is written. Nor are [`KNOWN_CIRCLES`].
+/// whole defines, and the whole its parts, is how a module in several files is written.
 #[test]
 fn no_files_use_each_other() {
     let inner: Vec<Source> = sources().into_iter().filter(|source| !is_test(source)).collect();
-    let is_within = |circle: &str, folder: &str| circle.split(" -> ").all(|file| file.starts_with(folder));
-    let is_known = |circle: &String| KNOWN_CIRCLES.iter().any(|known| circle == known || is_within(circle, known));
-    let found = circles(&inner).into_iter().filter(|circle| !is_known(circle));
-    report("circles between files:", &found.collect::<Vec<_>>());
+    report("circles between files:", &circles(&inner).into_iter().collect::<Vec<_>>());
 }
 
 #[test]

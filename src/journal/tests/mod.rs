@@ -278,5 +278,5 @@ pub(super) fn truncate(path: &Path, length: u64) {
 
 /// What the file of the state holds, for a test that changes it by hand.
 pub(super) fn state_file(bench: &Bench) -> rusqlite::Connection {
-    rusqlite::Connection::open(bench.dir().join(schema::FILE)).unwrap()
+    rusqlite::Connection::open(bench.dir().join(sqlite::FILE)).unwrap()
 }
