@@ -204,9 +204,9 @@ impl Loud {
     /// Changes files: one rightly, one wrongly, one of those that are read at the start alone.
     fn renew(&self) {
         for (key, text, told) in [
-            ("admin.token", "canary-renewed", "is in use"),
-            ("access.path_secret", "canary/renewed", "can't be used"),
-            ("sinks.nats-token.credentials.token", "canary-renewed", "after a restart"),
+            ("admin.token", "canary-renewed", "using the renewed secret"),
+            ("access.path_secret", "canary/renewed", "cannot use the renewed secret"),
+            ("sinks.nats-token.credentials.token", "canary-renewed", "restart the bridge to use it"),
         ] {
             let file = self.config.dir().join(key);
             if !file.exists() {

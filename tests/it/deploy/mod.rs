@@ -4,6 +4,6 @@
 mod files;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod image;
-mod process_isolation;
+mod isolation;
 #[cfg(feature = "nats")]
 mod prometheus;
