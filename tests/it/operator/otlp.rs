@@ -76,8 +76,8 @@ fn a_delivery_and_its_publish_are_spans_of_the_trace_that_was_given() {
         ("messaging.operation.name", "publish"),
         ("messaging.operation.type", "send"),
         ("messaging.system", "stdout"),
-        ("sendbird_bridge.resend", "false"),
         ("sendbird_bridge.category", "direct_call:dial"),
+        ("sendbird_bridge.resend", "false"),
         ("sendbird_bridge.retries", "0"),
         ("sendbird_bridge.sink", "lines"),
     ];
