@@ -283,7 +283,7 @@ mod tests {
             deliver(&Access::new(&settings(&toml)), &headers(&pairs), "")
         };
         let trusting = "trusted_proxies = ['10.0.0.0/8']";
-        assert_eq!(of("", &["203.0.113.9"]), Err(Denied::Network), "a stranger's header is not believed");
+        assert_eq!(of("", &["203.0.113.9"]), Err(Denied::Network), "a stranger's header is not trusted");
         assert_eq!(of(trusting, &["203.0.113.9"]), Ok(()));
         assert_eq!(of(trusting, &["203.0.113.9:5000, 10.2.3.4"]), Ok(()));
         assert_eq!(of(trusting, &["198.51.100.1", "[2001:db8::1]:443"]), Ok(()));

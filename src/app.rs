@@ -296,7 +296,7 @@ impl Tasks {
         self.names.push((handle.id(), name));
     }
 
-    /// Waits for a task to end and says which; for ever where there is none.
+    /// Waits for a task to end and says which; without end where there is none.
     async fn next(&mut self) -> String {
         let id = match self.set.join_next_with_id().await {
             None => return std::future::pending().await,

@@ -153,7 +153,7 @@ pub fn config(data: &[u8]) {
     });
 }
 
-/// A stored row is believed only as it was stored.
+/// A stored row is accepted only as it was stored.
 pub fn row(data: &[u8]) {
     crate::journal::fuzz_record(data);
 }

@@ -55,8 +55,7 @@ pub fn tls_config(ca_file: Option<&Path>, https: bool) -> Result<ClientConfig, S
 }
 
 fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let pem = std::fs::read(file)
-        .map_err(|error| format!("expected a readable file, but found {}: {error}", file.display()))?;
+    let pem = std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
     let mut roots = RootCertStore::empty();
     let unusable = || format!("expected certificates (PEM), but found none that can be used in {}", file.display());
     for authority in CertificateDer::pem_slice_iter(&pem) {

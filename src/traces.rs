@@ -69,7 +69,7 @@ pub struct End {
     /// How often it failed and was sent again.
     pub retries: u32,
     /// Whether an operator wanted it to be published again.
-    pub again: bool,
+    pub resend: bool,
     /// The category, from the closed set.
     pub category: &'static str,
     /// Why it was set aside, from a closed set; `None` for what the broker has acknowledged.

@@ -9,7 +9,7 @@ use crate::domain::clock::Clock;
 use crate::metrics::Metrics;
 use crate::traces::Tracer;
 
-/// The task that sends spans, where there are any, until it is told to stop.
+/// The task that sends spans, where there are any, until it is asked to stop.
 pub(super) type Task = Option<Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>>;
 
 /// There are none in this build.

@@ -12,7 +12,7 @@ use super::Failure;
 use crate::domain::secret::Secret;
 use crate::outbound::{self, HttpClient};
 
-/// Whom an https URL is believed by, and who the client says it is.
+/// The certificate authorities that are trusted for an https URL, and the client certificate.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct TlsArgs {
     /// The only certificate authorities that are trusted (PEM); by default the platform's

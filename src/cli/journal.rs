@@ -138,7 +138,7 @@ fn describe_fault(fault: &Fault) -> String {
         Fault::DeadLetter { sink, position, id } => {
             format!("dead letter of sink {sink}, position {position} (id {}): damaged", id_text(*id))
         }
-        Fault::Index(file) => format!("{file}: damaged; the bridge makes it anew from its segment"),
+        Fault::Index(file) => format!("{file}: damaged; the bridge rebuilds it from its segment"),
         Fault::State(text) => format!("state.db: {text}"),
     }
 }

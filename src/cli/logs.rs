@@ -76,9 +76,9 @@ pub(super) fn usage(error: &clap::Error) -> String {
     }
     let text = error.render().to_string();
     let paragraphs = text.trim_start_matches("error: ").split("\n\n").map(str::trim);
-    let told = paragraphs.filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"));
-    let told = told.map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
-    told.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+    let kept = paragraphs.filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"));
+    let kept = kept.map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    kept.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// Why a command failed, as a line of the log that no filter keeps back.

@@ -206,7 +206,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::other)?;
     let result = runtime.block_on(command);
-    // A write to a pipe that nobody reads blocks its thread for ever, and must not keep the process.
+    // A write to a pipe that nobody reads blocks its thread indefinitely, and must not keep the process.
     runtime.shutdown_background();
     result
 }

@@ -232,7 +232,8 @@ fn report(tally: &Tally, count: u64, took: Duration) -> String {
         text += &format!("{:>7} were retried\n", tally.retried);
     }
     let seconds = took.as_secs_f64();
-    text + &format!("{count:>7} deliveries in {seconds:.1} s, {:.0} a second\n", count as f64 / seconds.max(0.001))
+    let deliveries = if count == 1 { "delivery" } else { "deliveries" };
+    text + &format!("{count:>7} {deliveries} in {seconds:.1} s, {:.0} a second\n", count as f64 / seconds.max(0.001))
 }
 
 fn progress(count: u64) -> ProgressBar {

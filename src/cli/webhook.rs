@@ -163,7 +163,7 @@ async fn read(platform: &mut Platform, all_categories: bool) -> Result<Webhook, 
 
 async fn set(args: &Set, wanted: args::Wanted, mut platform: Platform) -> Result<(), Failure> {
     let before = read(&mut platform, wanted.has_unknown_events()).await?;
-    let change = wanted.settle(before.all_webhook_categories.as_deref(), args.force)?;
+    let change = wanted.resolve(before.all_webhook_categories.as_deref(), args.force)?;
     let missing = change.without(&before);
     let mut after = None;
     let mut doubt = None;
@@ -233,7 +233,7 @@ impl SetResult<'_> {
                     "dry_run": self.args.dry_run,
                     "changes": settings.iter().map(change).collect::<Vec<_>>(),
                     "differs": self.found(Found::Different),
-                    "not_told": self.found(Found::Untold),
+                    "not_told": self.found(Found::NotReturned),
                     "webhook": shown.json(now),
                 });
                 format!("{text}\n")
@@ -254,9 +254,9 @@ impl SetResult<'_> {
 
     /// Whether it came to what was wanted.
     fn judge(&self, doubtful: bool) -> Result<(), Failure> {
-        let (differs, untold) = (self.found(Found::Different), self.found(Found::Untold));
-        if !untold.is_empty() {
-            eprintln!("Sendbird does not return {}, so the change cannot be verified", untold.join(", "));
+        let (differs, not_returned) = (self.found(Found::Different), self.found(Found::NotReturned));
+        if !not_returned.is_empty() {
+            eprintln!("Sendbird does not return {}, so the change cannot be verified", not_returned.join(", "));
         }
         match (differs.is_empty(), doubtful) {
             (true, _) => Ok(()),

@@ -68,8 +68,8 @@ pub(super) fn figment(
                 Ok(()) => figment = figment.merge(Toml::file_exact(file)),
                 Err(message) => faults.push(file_fault(file, message)),
             },
-            Ok(_) => faults.push(file_fault(file, "expected a file, but found something else".into())),
-            Err(error) => faults.push(file_fault(file, format!("expected a readable file, but found: {error}"))),
+            Ok(_) => faults.push(file_fault(file, "not a regular file".into())),
+            Err(error) => faults.push(file_fault(file, format!("cannot read the file: {error}"))),
         }
     }
     figment.merge(Variables::read(environment, faults))
@@ -77,14 +77,13 @@ pub(super) fn figment(
 
 /// Whether a file is TOML at all. Asked before figment does, whose message shows the line, and with it a secret.
 fn syntax(file: &Path) -> Result<(), String> {
-    let text =
-        std::fs::read_to_string(file).map_err(|error| format!("expected a readable file, but found: {error}"))?;
+    let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read the file: {error}"))?;
     let Err(error) = text.parse::<toml::Table>() else { return Ok(()) };
     let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
     let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
     let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
     let message = error.message().replace('\n', ", ");
-    Err(format!("expected TOML, but found in line {line}, column {column}: {message}"))
+    Err(format!("not valid TOML: line {line}, column {column}: {message}"))
 }
 
 fn file_fault(file: &Path, message: String) -> Fault {
@@ -191,7 +190,7 @@ impl SecretFile {
     /// The file can't be read, or holds nothing.
     pub fn read(&self) -> Result<Vec<Secret>, String> {
         let text = std::fs::read_to_string(&self.path)
-            .map_err(|error| format!("expected a readable file, but found {}: {error}", self.path.display()))?;
+            .map_err(|error| format!("cannot read {}: {error}", self.path.display()))?;
         let last = self.key.rsplit('.').next().unwrap_or_default();
         let secrets = secrets(&held(last, &text));
         if secrets.is_empty() {
@@ -228,7 +227,7 @@ pub(super) fn read_secret_files(dict: &mut Dict, prefix: &str, faults: &mut Vec<
                 files.push(SecretFile { key, path: path.into(), held: secrets(&value) });
                 dict.insert(secret.to_owned(), value);
             }
-            Err(error) => faults.push(fault(format!("expected a readable file, but found {path}: {error}"))),
+            Err(error) => faults.push(fault(format!("cannot read {path}: {error}"))),
         }
     }
 }

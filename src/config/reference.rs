@@ -124,8 +124,8 @@ fn compare(root: &Json, schema: &Json, tree: &Json, path: &str, wrong: &mut Vec<
             continue;
         };
         let default = &part["default"];
-        let told = default.is_number() || default.as_str().is_some_and(|text| !text.is_empty());
-        if told && default != value {
+        let stated = default.is_number() || default.as_str().is_some_and(|text| !text.is_empty());
+        if stated && default != value {
             wrong.push(format!("{path} is {value}, but its default is {default}"));
         }
         compare(root, part, value, &path, wrong);

@@ -90,7 +90,7 @@ fn a_wrong_variable_is_named() {
     let deep = format!("SENDBIRD_BRIDGE_A{}", "__A".repeat(10_000));
     assert!(faults(AUTHENTICATED, &[(&deep, "x")])[0].contains("few levels"));
     let deep = format!("a{} = 1", ".a".repeat(10_000));
-    assert!(faults(&deep, &[])[0].contains("expected TOML"), "a file that is as deep");
+    assert!(faults(&deep, &[])[0].contains("not valid TOML"), "a file that is as deep");
 }
 
 #[test]
@@ -131,10 +131,7 @@ fn secrets_are_read_from_files() {
     let both = format!("access.api_tokens_file = '{}'\naccess.api_tokens = ['t']", tokens.display());
     assert!(faults(&both, &[])[0].contains("found both"));
     let missing = faults("access.api_tokens_file = '/nonexistent/token'", &[]);
-    assert!(
-        missing.iter().any(|fault| fault.starts_with("access.api_tokens_file: expected a readable file")),
-        "{missing:?}"
-    );
+    assert!(missing.iter().any(|fault| fault.starts_with("access.api_tokens_file: cannot read ")), "{missing:?}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub enum Format {
     Binary,
 }
 
-/// The attributes of an event and its data. What `schemars` is told besides is what consumers read in the published
+/// The attributes of an event and its data. The attributes for `schemars` are what consumers read in the published
 /// schema.
 #[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Envelope<'a, D> {

@@ -42,7 +42,7 @@ impl RotatableSecret {
         Self(Arc::new(ArcSwap::from_pointee(secret)))
     }
 
-    /// From now on it is this one, for every clone.
+    /// From now on every clone holds this one.
     pub fn replace(&self, secret: Secret) {
         self.0.store(Arc::new(secret));
     }
@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for Secret {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
                 if text.is_empty() {
-                    return Err(E::custom("expected a secret, but found an empty text"));
+                    return Err(E::custom("expected a secret, but it is empty"));
                 }
                 Ok(Secret(text.to_owned()))
             }

@@ -75,7 +75,7 @@ impl Template {
         }
         literal(&mut parts, rest, kind)?;
         if parts.is_empty() {
-            return Err("expected a pattern, but found an empty text".into());
+            return Err("expected a pattern, but it is empty".into());
         }
         if kind == AddressKind::Subject && pattern.split('.').any(str::is_empty) {
             return Err(format!("expected tokens between the dots, but found an empty one in \"{pattern}\""));

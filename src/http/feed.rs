@@ -75,7 +75,7 @@ impl Feeds {
             None => stats.first_position.saturating_sub(1),
             Some(After::End) => stats.last_position,
             Some(After::Position(position)) if position > stats.last_position => {
-                return Err(Problem::Parameter { expected: "expected a position that the journal has reached" });
+                return Err(Problem::Parameter { expected: "expected a position up to that of the newest event" });
             }
             Some(After::Position(position)) => position,
         };

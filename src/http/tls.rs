@@ -1,6 +1,6 @@
 //! TLS on the bridge's own listeners: certificates, whom they are shown to, and their renewal.
 //!
-//! Certificates are read anew when their files change. A file that can't be used changes nothing: the certificate that
+//! Certificates are reloaded when their files change. A file that can't be used changes nothing: the certificate that
 //! was read before is shown on.
 
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ impl Settings {
                 return Vec::new();
             };
             std::fs::read(path).unwrap_or_else(|error| {
-                faults.push((key, format!("expected a readable file, but found {}: {error}", path.display())));
+                faults.push((key, format!("cannot read {}: {error}", path.display())));
                 Vec::new()
             })
         };
@@ -108,7 +108,7 @@ fn certificates(key: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'sta
 /// A listener's certificates, as they were last read.
 pub struct Certificates {
     settings: Settings,
-    /// What was last looked at, right or wrong.
+    /// What was last read, valid or not.
     seen: Files,
     /// How often in a row they could not be read.
     unreadable: u32,
@@ -151,7 +151,7 @@ impl Certificates {
             Ok(files) => files,
             Err(faults) => {
                 self.unreadable = self.unreadable.saturating_add(1);
-                // A file that is not there for a moment is about to be written; one that stays away is told of, once.
+                // A file that is not there for a moment is about to be written; one that stays away is logged, once.
                 return if self.unreadable == 2 { Err(faults) } else { Ok(false) };
             }
         };
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_stays_away_is_told_of_once() {
+    fn a_missing_file_is_logged_once() {
         rustls::crypto::ring::default_provider().install_default().ok();
         let dir = tempfile::tempdir().unwrap();
         let (settings, key) = settings(dir.path());

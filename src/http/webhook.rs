@@ -40,7 +40,7 @@ const DISCARD: usize = 16 * 1024 * 1024;
 pub const BODY_BUDGET: usize = 64 * 1024 * 1024;
 
 /// How long a sender may take nothing of its answers before its connection is closed: those who read none would otherwise
-/// hold connections for ever, and shut everybody else out.
+/// hold connections indefinitely, and shut everybody else out.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// `server.*`: where deliveries come in.
@@ -219,7 +219,7 @@ impl Webhook {
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let too_large = length.is_some_and(|length| length > self.max_body as u64);
         if too_large && headers.contains_key(EXPECT) {
-            // The sender asks before it sends the body, and is told.
+            // The sender expects `100 Continue` before it sends the body.
             return Err(Problem::TooLarge);
         }
         let mut body = pin!(body);

@@ -335,7 +335,7 @@ impl JournalAdmin {
         Ok(backfill::facts(&self.connection)?)
     }
 
-    /// Reads the chain anew: what has been appended since this was opened is seen then.
+    /// Reads the chain again: what has been appended since this was opened is seen then.
     ///
     /// # Errors
     /// When the directory cannot be read.

@@ -20,12 +20,12 @@ const BATCH: usize = 128;
 /// Events read at a time.
 const SCAN: Limits = Limits { rows: 2_000, bytes: 8 * 1024 * 1024 };
 
-/// Facts remembered while candidates wait; past that they are dropped, and must be made anew.
+/// Facts remembered while candidates wait; past that they are dropped, and must be found again.
 const MOST_FACTS: usize = 1_000_000;
 
-/// What the journal has to be told about events to backfill them.
+/// What the journal has to know about events to backfill them.
 pub struct Hook {
-    /// What a stored event tells of, if that is told only once, however often and by whom.
+    /// The fact that a stored event states, if a fact is stated only once.
     pub fact_of: fn(&[u8]) -> Option<[u8; 16]>,
     /// Called by the writer with the kind of each candidate that it has stored; must be quick.
     pub on_stored: Box<dyn Fn(&str) + Send>,
@@ -207,7 +207,7 @@ impl Backfill {
         let (candidates, damaged) = waiting(connection)?;
         let damaged: Vec<_> = damaged.into_iter().filter(|seq| self.in_hand.insert(*seq)).collect();
         if !damaged.is_empty() {
-            tracing::error!(dropped = damaged.len(), "damaged backfill candidates dropped; reconcile anew");
+            tracing::error!(dropped = damaged.len(), "damaged backfill candidates dropped; run reconcile again");
             let outcomes = damaged.into_iter().map(|seq| (seq, None)).collect();
             return Ok(Plan { outcomes, more: true, ..Plan::default() });
         }
@@ -237,7 +237,7 @@ impl Backfill {
             let outcomes: Vec<_> = dropped.map(|(seq, _)| (*seq, None)).collect();
             tracing::warn!(
                 dropped = outcomes.len(),
-                "backfill candidates dropped: events stored since they were found are no longer kept; reconcile anew"
+                "backfill candidates dropped: events stored since they were found are no longer kept; run reconcile again"
             );
             self.in_hand.extend(outcomes.iter().map(|(seq, _)| *seq));
             return Ok(Plan { outcomes, more: true, ..Plan::default() });

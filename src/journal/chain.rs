@@ -24,7 +24,7 @@ pub(super) struct Chain {
     changing: Mutex<()>,
     /// The newest durable position, also where it has been released.
     last: AtomicU64,
-    /// Segments whose index file was found damaged, to be made anew by who owns the directory.
+    /// Segments whose index file was found damaged, to be rebuilt by who owns the directory.
     damaged_indexes: Mutex<BTreeSet<Name>>,
     /// Positions of events that were found damaged and are still kept.
     damaged: Mutex<BTreeSet<u64>>,
@@ -106,7 +106,7 @@ impl Chain {
     }
 
     /// Whether a segment whose files are not as they should be is still a part of the chain. If another process owns the
-    /// directory, that may have released or compacted it: then the chain is read anew.
+    /// directory, that may have released or compacted it: then the chain is read again.
     pub(super) fn is_current(&self, segment: &Arc<Segment>) -> io::Result<bool> {
         if self.is_owner {
             return Ok(self.segments.load().iter().any(|other| Arc::ptr_eq(other, segment)));
@@ -176,7 +176,7 @@ impl Chain {
         self.damaged().len() as u64 + gaps.iter().map(|(first, last)| last - first + 1).sum::<u64>()
     }
 
-    /// One of the segments whose index file is to be made anew.
+    /// One of the segments whose index file is to be rebuilt.
     pub(super) fn damaged_index(&self) -> Option<Name> {
         self.damaged_indexes.lock().unwrap_or_else(PoisonError::into_inner).first().copied()
     }
@@ -221,7 +221,7 @@ pub(super) struct Released {
     pub(super) is_complete: bool,
 }
 
-/// How often a directory is read anew because the bridge that owns it has changed it meanwhile.
+/// How often a directory is read again because the bridge that owns it has changed it meanwhile.
 const MOST_TRIES: u32 = 10;
 
 /// Reads what a directory holds; changes nothing. `proof` says how far a segment is known to be durable.

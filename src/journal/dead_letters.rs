@@ -65,7 +65,7 @@ pub(super) struct Growth {
     pub(super) bytes: i64,
 }
 
-/// Keeps a copy of an event, or the reason anew where there is one already. Without a row the event is no longer kept,
+/// Keeps a copy of an event, or the new reason where there is one already. Without a row the event is no longer kept,
 /// and there is nothing to set aside.
 pub(super) fn insert(connection: &Connection, dead_letter: &DeadLetter, row: Option<&Row>) -> rusqlite::Result<Growth> {
     let DeadLetter { sink, position, reason, detail, at_ms } = dead_letter;

@@ -348,7 +348,7 @@ impl Journal {
     pub fn close(&self) {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         self.shared.closing.store(true, Ordering::Release);
-        // A full queue is drained by the writer, so this waits for a place and not for ever.
+        // A full queue is drained by the writer, so this waits for a place, and not without end.
         if self.commands.send(Command::Close).is_err() {
             tracing::debug!("the journal's writer had stopped already");
         }

@@ -18,7 +18,7 @@
 //!   -  the numbers of the entries in order of the key's hash, 4 bytes each, and their CRC-32
 //! ```
 //!
-//! It holds nothing that the segment does not say too: a damaged index is made anew from its segment. Once the segment
+//! It holds nothing that the segment does not say too: a damaged index is rebuilt from its segment. Once the segment
 //! has been released the file is kept, under another ending, for as long as its ids are in the deduplication window.
 
 use std::collections::HashMap;

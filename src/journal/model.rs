@@ -179,7 +179,7 @@ impl SinkModel {
     }
 }
 
-/// How a journal is opened anew.
+/// How a journal is reopened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Restart {
     Clean,

@@ -445,7 +445,7 @@ fn fill_window(window: &mut Window, options: &Options, indexes: Vec<Index>) {
         .flat_map(|index| index.entries)
         .filter(|entry| entry.accepted_ms > since_ms && entry.id != [0; 16])
         .collect();
-    // A compacted segment holds again what the released one told.
+    // A compacted segment holds again what the released one held.
     entries.sort_unstable_by_key(|entry| entry.position);
     entries.dedup_by_key(|entry| entry.position);
     let skip = entries.len().saturating_sub(options.dedup.max_ids);

@@ -289,7 +289,7 @@ impl Current {
 
     fn damaged(&self, entry: &IndexEntry) -> Row {
         let is_known = entry.id != [0; 16];
-        // Each index numbers the kinds by itself: one that was read from the segment anew may do it in another order.
+        // Each index numbers the kinds by itself: one that was read from the rebuilt segment may do it in another order.
         let kind = match &self.index {
             Some(index) => index.kind(entry).to_owned(),
             None => self.segment.kind(entry),

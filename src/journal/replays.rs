@@ -325,7 +325,7 @@ fn checksum(sink: &str, filter: &str, until: u64) -> u32 {
 pub(super) fn load_replays(connection: &Connection) -> rusqlite::Result<Vec<Replay>> {
     read_replays(connection).map(|(replays, damaged)| {
         for id in damaged {
-            tracing::error!(id, "damaged replay; ask for it anew");
+            tracing::error!(id, "damaged replay; request it again");
         }
         replays
     })

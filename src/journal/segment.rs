@@ -226,7 +226,7 @@ impl Segment {
     }
 
     /// All entries, from memory, from the index file, or where that is damaged from the segment itself. `false` if the
-    /// index file has to be made anew.
+    /// index file has to be rebuilt.
     pub(super) fn load(&self) -> io::Result<(Index, bool)> {
         if let Some(index) = self.entries() {
             return Ok((index.clone(), true));

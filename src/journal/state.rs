@@ -6,7 +6,7 @@
 //! sinks               one row a sink: its frontier, everything up to which it has read, and which chunks wait
 //! waiting             the positions up to the frontier that it has not dealt with, 65,536 to a row
 //! durable             how far the newest segment was fsynced
-//! released            ranges of positions that were released on purpose, so that what is missing can be told from them
+//! released            ranges of positions that were released on purpose, so that what is missing can be told apart from them
 //! dead_letters        whole copies of events that a broker refused for good, or that an operator set aside
 //! resends             dead letters that are to be published
 //! replays             what an operator wants to be published once more, as a filter and how far it has got

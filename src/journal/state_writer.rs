@@ -209,7 +209,7 @@ impl StateWriter {
         self.damaged |= is_structural(error);
     }
 
-    /// Opens the file anew. If it is damaged, all that can be read is carried over, and what is in memory is written.
+    /// Opens the file again. If it is damaged, all that can be read is carried over, and what is in memory is written.
     fn reopen(&mut self) {
         if self.connection.is_some() {
             return;

@@ -40,7 +40,7 @@ pub enum Fault {
         /// Its id, where that is still known.
         id: Option<[u8; 16]>,
     },
-    /// An index file, which is made anew by the bridge.
+    /// An index file, which is rebuilt by the bridge.
     Index(String),
     /// The state file, in the engine's words.
     State(String),

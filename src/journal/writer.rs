@@ -344,7 +344,7 @@ impl Writer {
             self.shared.state.push(StateOp::ForgetBackfilled { before_ms });
         }
         if self.active.is_none() {
-            self.open_anew();
+            self.reopen();
         }
         if self.is_disk_full {
             self.is_disk_full = self.probe().is_err();
@@ -391,7 +391,7 @@ impl Writer {
         written
     }
 
-    fn open_anew(&mut self) {
+    fn reopen(&mut self) {
         // What is in the segment before is settled first: once sinks have gone on beyond it, what a start found there
         // in addition would never be published, and yet be recognised.
         if self.shared.chain.segments().iter().any(|segment| !segment.is_sealed()) {

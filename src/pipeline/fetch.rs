@@ -45,7 +45,7 @@ impl<T: Default + Send + 'static> Fetch<T> {
         }
     }
 
-    /// Waits for the read under way, or for ever where there is none. May be dropped and called once more. After an
+    /// Waits for the read under way, or without end where there is none. May be dropped and called once more. After an
     /// error it returns an empty `T`, a little later.
     pub(super) async fn finished(&mut self) -> T {
         loop {

@@ -14,7 +14,7 @@ use super::targets::{Moment, Scope, Targets};
 use crate::domain::envelope::View;
 use crate::journal::Origin;
 use crate::sendbird::category::Category;
-use crate::sink::{Connection, Failure, Fault, Published, Reason};
+use crate::sink::{Ack, Connection, Failure, Fault, Reason};
 use crate::traces::Publish;
 
 /// After so many connections that an event's tries have ended, it is tried apart from all others.
@@ -38,16 +38,16 @@ pub(super) struct Attempt {
 }
 
 /// An attempt and its outcome.
-pub(super) type Answer = (Attempt, Result<Published, Failure>);
+pub(super) type Answer = (Attempt, Result<Ack, Failure>);
 
 /// An attempt that waits for the broker, or its client, to answer.
 pub(super) struct Flight {
     attempt: Option<Attempt>,
-    publishing: BoxFuture<'static, Result<Published, Failure>>,
+    publishing: BoxFuture<'static, Result<Ack, Failure>>,
 }
 
 impl Flight {
-    pub(super) fn new(attempt: Attempt, publishing: BoxFuture<'static, Result<Published, Failure>>) -> Self {
+    pub(super) fn new(attempt: Attempt, publishing: BoxFuture<'static, Result<Ack, Failure>>) -> Self {
         Self { attempt: Some(attempt), publishing }
     }
 

@@ -17,7 +17,7 @@ use super::queue::{Head, Place};
 use super::targets::{Moment, Scope};
 use super::{DRAIN_LIMIT, Forwarder};
 use crate::journal::Origin;
-use crate::sink::{About, Connection, Failure, Fault, Published, Reason};
+use crate::sink::{About, Ack, Connection, Failure, Fault, Reason};
 use crate::traces::End;
 
 /// How often a connection is asked whether it is one, and what has no event of its own is looked after.
@@ -279,7 +279,7 @@ impl<'a> Session<'a> {
         self.waiting_to_be_alone.drain(..).for_each(|head| self.backlog.queue.retry(head));
     }
 
-    fn acknowledged(&mut self, attempt: &Attempt, published: Published) {
+    fn acknowledged(&mut self, attempt: &Attempt, ack: Ack) {
         let (now, window) = (Instant::now(), self.connection.window());
         let Forwarder { name, metrics, clock, status, .. } = self.forwarder;
         self.backlog.congestion.acknowledged(window, now);
@@ -289,7 +289,7 @@ impl<'a> Session<'a> {
         let seconds = now.duration_since(attempt.sent).as_secs_f64();
         metrics.sink_published.with_label_values(&[name.as_str(), attempt.category]).inc();
         metrics.sink_publish_seconds.with_label_values(&[name]).observe(seconds);
-        if published.duplicate {
+        if ack.duplicate {
             metrics.sink_broker_duplicates.with_label_values(&[name]).inc();
         }
         if attempt.origin.is_some() {
@@ -384,7 +384,7 @@ impl<'a> Session<'a> {
         let end = End {
             begun: tries.as_ref().map_or(attempt.sent, |tries| tries.begun),
             retries: tries.as_ref().map_or(0, |tries| tries.failed),
-            again: attempt.origin.is_some(),
+            resend: attempt.origin.is_some(),
             category: attempt.category,
             refused: refused.map(Reason::as_str),
         };

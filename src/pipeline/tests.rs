@@ -17,7 +17,7 @@ use crate::journal::{
     WaitingKey,
 };
 use crate::metrics::Labels;
-use crate::sink::{About, Connection, Failure, Published, Target};
+use crate::sink::{About, Connection, Failure, Ack, Target};
 
 /// What the broker does with an event, by its id, on each try; after the last it acknowledges.
 type Script = HashMap<String, Vec<fn() -> Failure>>;
@@ -68,7 +68,7 @@ impl Sink for Broker {
 }
 
 impl Connection for Broker {
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         let (id, key) = (event.envelope().id.to_string(), event.key().to_owned());
         let star = if event.envelope().replayed == Some(true) { "*" } else { "" };
         // Replays have an order of their own.
@@ -98,14 +98,14 @@ impl Connection for Broker {
                 Some(failure) => Err(failure()),
                 None => {
                     state.taken.push(format!("{id}{star}"));
-                    Ok(Published::default())
+                    Ok(Ack::default())
                 }
             }
         }
         .boxed()
     }
 
-    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         self.0.lock().unwrap().alone.push(event.envelope().id.to_string());
         self.publish(event)
     }
@@ -465,14 +465,14 @@ async fn an_event_has_one_span_when_the_sink_is_done_with_it() {
     bench.forward(&[]).await;
     let mut spans = watched.publishes();
     spans.sort_by(|(a, ..), (b, ..)| a.cmp(b));
-    let told: Vec<_> = spans.iter().map(|(id, end, _)| (id.as_str(), end.retries, end.again, end.refused)).collect();
+    let told: Vec<_> = spans.iter().map(|(id, end, _)| (id.as_str(), end.retries, end.resend, end.refused)).collect();
     let expected = [(&*good, 0, false, None), (&*late, 2, false, None), (&*refused, 1, false, Some("too_large"))];
     assert_eq!(told, expected);
     let shortest = BACKOFF.pause(0, 0.0) + BACKOFF.pause(1, 0.0);
     assert!(spans[1].2 >= shortest, "from the first try on, but it took {:?}", spans[1].2);
 
     let mut told =
-        || watched.publishes().into_iter().map(|(id, end, _)| (id, end.retries, end.again)).collect::<Vec<_>>();
+        || watched.publishes().into_iter().map(|(id, end, _)| (id, end.retries, end.resend)).collect::<Vec<_>>();
     bench.requeue().await;
     bench.forward(&[]).await;
     assert_eq!(told(), [(refused, 0, true)]);

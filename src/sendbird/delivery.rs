@@ -79,7 +79,7 @@ impl Delivery {
 /// How much of a delivery was not as expected; for metrics and logs, never a reason to refuse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Anomalies {
-    /// Keys of the outermost object that nobody has told us of.
+    /// Keys of the outermost object that are not documented.
     pub unknown_keys: u32,
     /// Values that were asked for and had a type that could not be understood.
     pub unexpected_types: u32,

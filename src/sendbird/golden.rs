@@ -223,7 +223,7 @@ fn expectation(variant: &Variant) -> String {
     }
     let text = |raw: &Option<Box<RawValue>>| raw.as_ref().map(|raw| raw.get().to_owned()).unwrap_or_default();
     let envelope = text(&variant.envelope);
-    // Laid out anew, in case somebody edited it by hand; the deepest one can't be.
+    // Formatted again, in case somebody edited it by hand; the deepest one can't be.
     let envelope = redact(&envelope).map(|compact| pretty(&compact, 1)).unwrap_or(envelope);
     format!("  \"anomalies\": {},\n  \"envelope\": {envelope}", text(&variant.anomalies))
 }

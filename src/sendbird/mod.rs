@@ -3,7 +3,7 @@
 //! Everything here computes from what it is given: no clock, no disk, no runtime, no log. A delivery
 //! goes through [`signature`] (over the bytes as they came), [`delivery::parse`] (which redacts first)
 //! and [`normalize::normalize`]; [`sample`] makes deliveries for the demo, the sender and tests. What
-//! [`api`] is told makes [`reconcile`] into the events that did not come.
+//! [`api`] returns makes [`reconcile`] into the events that did not come.
 //!
 //! Nobody who wrote this has seen a live delivery, so doc comments say how well a fact is known:
 //! *documented* (Sendbird states it for exactly this), *likely* (stated for the same object elsewhere,

@@ -238,7 +238,7 @@ fn attribute(text: Cow<'_, str>) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// How many keys of the outermost object nobody has told us of.
+/// How many keys of the outermost object are not documented.
 fn unknown_keys(top: &Object<'_>) -> u32 {
     const KNOWN: [&str; 31] = [
         "category",

@@ -1,6 +1,6 @@
 //! What the Calls Platform API knows of calls and rooms, as the events that should have come.
 //!
-//! Owns what a *fact* is: that a call was dialed, that a participant left; told by one event, whoever made it. Facts
+//! Owns what a *fact* is: that a call was dialed, that a participant left; stated by one event, whoever made it. Facts
 //! are read from the API's objects ([`of_call`], [`of_room`], [`of_participant`]) and from stored events
 //! ([`fact_of`]), and are the same in both, while ids need not be: the times in the API and in a delivery differ by
 //! some milliseconds. [`event`] makes the event of a fact, by way of a delivery as Sendbird would have written it, so

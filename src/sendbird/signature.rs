@@ -3,7 +3,7 @@
 //! HMAC-SHA256 over the bytes of the body as they came, keyed with the bytes of the master API token, in
 //! lower-case hexadecimal without a prefix. Documented for Sendbird Chat, and not documented for Calls:
 //! whether a delivery must carry one is the operator's choice, made elsewhere. Bodies must never be
-//! written anew before they are checked (documented: `/` and other characters may come escaped).
+//! re-encoded before they are checked (documented: `/` and other characters may come escaped).
 
 use ring::hmac::{self, HMAC_SHA256, Key};
 

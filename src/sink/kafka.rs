@@ -37,7 +37,7 @@ pub use sasl::{Mechanism, Sasl};
 pub use settings::{CreateTopics, Settings};
 
 use super::settings::Faults;
-use super::{About, Failure, Fault, Published, Reason, Sink, Target};
+use super::{About, Ack, Failure, Fault, Reason, Sink, Target};
 use crate::domain::clock::Clock;
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
@@ -150,14 +150,14 @@ struct Shared {
 
 impl Connection {
     /// Builds the record, and publishes it as soon as the future is polled.
-    fn begin(&self, event: &View<'_>, unbatched: bool) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn begin(&self, event: &View<'_>, unbatched: bool) -> BoxFuture<'static, Result<Ack, Failure>> {
         let record = Record::build(event, self.format, self.topic.render(&event.values()), self.clock.now_ms());
         let shared = Arc::clone(&self.shared);
         // The periodic check runs once a second; the clock may have been set back since.
         shared.regression.check();
         async move {
             tokio::select! {
-                result = shared.publish(&record, unbatched) => result.map(|()| Published::default()),
+                result = shared.publish(&record, unbatched) => result.map(|()| Ack::default()),
                 () = shared.regression.detected() => Err(Failure::Fatal(set_back())),
             }
         }
@@ -166,11 +166,11 @@ impl Connection {
 }
 
 impl super::Connection for Connection {
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         self.begin(event, false)
     }
 
-    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         self.begin(event, true)
     }
 

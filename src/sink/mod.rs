@@ -30,7 +30,7 @@ mod tls;
 /// A configured destination. Opening a connection also checks, or makes, the topics, the exchange or
 /// the stream.
 pub trait Sink: Send + Sync + 'static {
-    /// Opens a connection, within a time of the sink's own choosing (seconds, never for ever).
+    /// Opens a connection, within a time of the sink's own choosing (seconds, never without end).
     ///
     /// # Errors
     /// Any [`Failure`] means that there is no connection now; the pipeline waits and tries again,
@@ -43,11 +43,11 @@ pub trait Connection: Send + Sync {
     /// Sends one event. The message is built before this returns; the future resolves when the broker
     /// has acknowledged it as durably as the broker can. A publish to a target that stays silent may never
     /// resolve: see [`Connection::unanswered`]. Dropping the future leaves the outcome unknown.
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>>;
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>>;
 
     /// Publishes an event whose tries have ended the connection several times, apart from all others: on a channel
     /// or by a producer of its own, where the client has such.
-    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         self.publish(event)
     }
 
@@ -87,7 +87,7 @@ pub trait Connection: Send + Sync {
 
 /// A broker's acknowledgement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Published {
+pub struct Ack {
     /// The broker says that it had this id already (JetStream's duplicate window).
     pub duplicate: bool,
 }

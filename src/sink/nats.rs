@@ -30,7 +30,7 @@ use health::{Health, Waiting};
 pub use settings::{CreateStream, Credentials, Settings, Storage};
 
 use super::settings::Faults;
-use super::{About, Failure, Published, Reason, Sink, Target, tls};
+use super::{About, Ack, Failure, Reason, Sink, Target, tls};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -120,7 +120,7 @@ impl Nats {
             .max_reconnects(1)
             .ignore_discovered_servers()
             .event_callback(move |event| {
-                health.note(&event);
+                health.record_event(&event);
                 async {}
             });
         self.settings.authenticate(options)
@@ -165,7 +165,7 @@ struct Connection {
 }
 
 impl super::Connection for Connection {
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         let subject = self.subject.render(&event.values());
         let message = jetstream::message::PublishMessage::build()
             .headers(headers::of(event, self.format, &self.stream))
@@ -182,7 +182,7 @@ impl super::Connection for Connection {
                 result = acknowledged => match result {
                     Ok(ack) => {
                         health.denied.store(false, Ordering::Relaxed);
-                        Ok(Published { duplicate: ack.duplicate })
+                        Ok(Ack { duplicate: ack.duplicate })
                     }
                     Err(error) => Err(failure(&error, &target, health.denied.load(Ordering::Relaxed)).naming(&target)),
                 },
@@ -233,7 +233,7 @@ fn denied(target: &Target) -> Failure {
     Failure::retry(About::Target(target.clone()), Reason::NotAuthorized, detail)
 }
 
-/// What a failed connect means. Nothing here is for ever: servers and credentials change.
+/// What a failed connect means. Nothing here is permanent: servers and credentials change.
 fn refused(kind: ConnectErrorKind, detail: &str) -> Failure {
     let reason = match kind {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Reason::NotAuthorized,

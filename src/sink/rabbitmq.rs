@@ -38,7 +38,7 @@ use errors::{blocked, confirmed, connecting, failure, lost};
 pub use settings::{Declare, Queue, QueueType, Settings};
 
 use super::settings::Faults;
-use super::{About, Failure, Published, Reason, Sink, Target};
+use super::{About, Ack, Failure, Reason, Sink, Target};
 use crate::domain::envelope::{Format, View};
 use crate::domain::template::Template;
 
@@ -79,7 +79,7 @@ impl RabbitMq {
     async fn open(&self) -> Result<Connection, Failure> {
         let tls = self.settings.tls.clone();
         let encrypted = self.uri.scheme == lapin::uri::AMQPScheme::AMQPS;
-        // Reads files, so not on an async thread; anew each time, because certificates are rotated.
+        // Reads files, so not on an async thread; each time, because certificates are rotated.
         let tls = tokio::task::spawn_blocking(move || encrypted.then(|| dial::tls(tls.as_ref())).transpose())
             .await
             .map_err(|error| Failure::every_event(Reason::Other, error))?
@@ -119,7 +119,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn begin(&self, event: &View<'_>, kind: ChannelKind) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn begin(&self, event: &View<'_>, kind: ChannelKind) -> BoxFuture<'static, Result<Ack, Failure>> {
         let routing_key = self.routing_key.render(&event.values());
         let target = target(&self.exchange, &routing_key);
         let message = Message::build(event, self.format, &self.exchange, routing_key, target.clone());
@@ -143,11 +143,11 @@ impl Connection {
 }
 
 impl super::Connection for Connection {
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         self.begin(event, ChannelKind::Pool)
     }
 
-    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         self.begin(event, ChannelKind::Own)
     }
 
@@ -242,7 +242,7 @@ impl Message {
 
 /// An exchange and its bindings can't be made in one step, so what no queue took is sent once more before
 /// it counts as unroutable. Meanwhile it holds no channel.
-async fn send_until_routed(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Published, Failure> {
+async fn send_until_routed(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Ack, Failure> {
     match send(channels, message, kind).await {
         Err(Failure::Reject(fault)) if fault.reason == Reason::Unroutable => {
             sleep(BINDING).await;
@@ -252,7 +252,7 @@ async fn send_until_routed(channels: &Channels, message: &Message, kind: Channel
     }
 }
 
-async fn send(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Published, Failure> {
+async fn send(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Ack, Failure> {
     let (channel, permit) = match kind {
         ChannelKind::Pool => channels.take(&message.target).await?,
         ChannelKind::Own => (channels.open(&message.target).await?, None),

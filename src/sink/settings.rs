@@ -3,7 +3,7 @@
 //! Nothing here talks to a broker. Checks report every fault, each with its key relative to the sink.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +31,7 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
 }
 
-/// When what a file of a sink holds anew is taken.
+/// When the new content of a sink's file is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReloadPolicy {
     /// By the next connection; each reads the files.
@@ -71,11 +71,8 @@ impl Tls {
 /// # Errors
 /// The file can't be read.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| {
-        let kind = error.kind();
-        let found = if kind == ErrorKind::NotFound { "none".to_owned() } else { error.to_string() };
-        io::Error::new(kind, format!("expected a readable file at {}, but found {found}", path.display()))
-    })
+    std::fs::read(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display())))
 }
 
 /// Whether the sink may create what it publishes to, and how: `false`, `true` for the defaults, or a table.

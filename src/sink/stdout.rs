@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Failure, Published, Reason, Sink, Target};
+use super::{Ack, Connection, Failure, Reason, Sink, Target};
 use crate::domain::envelope::{Format, View};
 
 /// Standard output has nothing to configure.
@@ -44,7 +44,7 @@ struct StdoutConnection {
 }
 
 impl Connection for StdoutConnection {
-    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Published, Failure>> {
+    fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
         let body = event.body(self.format);
         async move {
             // A pipe can block for as long as its reader likes, so not on an async thread.
@@ -52,7 +52,7 @@ impl Connection for StdoutConnection {
                 .await
                 .map_err(|error| Failure::fatal(Reason::Other, error))?
                 .map_err(|error| Failure::every_event(Reason::Connection, error))?;
-            Ok(Published::default())
+            Ok(Ack::default())
         }
         .boxed()
     }

@@ -123,7 +123,7 @@ fn publish(span: &PublishSpan) -> otlp::Span {
         text("sendbird_bridge.sink", &destination.sink),
         text("sendbird_bridge.category", span.end.category),
         number("sendbird_bridge.retries", span.end.retries.into()),
-        flag("sendbird_bridge.resend", span.end.again),
+        flag("sendbird_bridge.resend", span.end.resend),
     ];
     if let Some(template) = &destination.template {
         out.name = format!("publish {template}");

@@ -59,7 +59,7 @@ struct RunSummary {
 }
 
 impl<R: Fn() -> u64> Timer<R> {
-    /// Looks every now and then, for ever.
+    /// Looks from time to time, without end.
     pub(in crate::cli) async fn run(self) -> Infallible {
         let mut gap = self.well_until().await.map(|from_ms| Gap { from_ms, to_ms: self.begun_ms });
         let (mut refused, mut looked_ms) = (0, self.begun_ms);

@@ -44,7 +44,7 @@ impl Wanted {
     }
 
     /// The change, if Sendbird lists every event of it, or if that does not matter.
-    pub(super) fn settle(self, listed: Option<&[String]>, force: bool) -> Result<Change, Failure> {
+    pub(super) fn resolve(self, listed: Option<&[String]>, force: bool) -> Result<Change, Failure> {
         let mut change = self.change;
         let listed = listed.unwrap_or_default();
         for unknown in &self.unknown {
@@ -132,28 +132,28 @@ mod tests {
         Ok(Wanted { change: Change { enabled_events, ..Change::default() }, unknown })
     }
 
-    fn settled(given: &[&str], listed: &[&str], force: bool) -> Result<Vec<String>, String> {
+    fn resolved(given: &[&str], listed: &[&str], force: bool) -> Result<Vec<String>, String> {
         let listed: Vec<String> = listed.iter().map(|name| (*name).to_owned()).collect();
-        let change = wanted(given).and_then(|wanted| wanted.settle(Some(&listed), force));
+        let change = wanted(given).and_then(|wanted| wanted.resolve(Some(&listed), force));
         change.map(|change| change.enabled_events.unwrap_or_default()).map_err(|failure| failure.to_string())
     }
 
     #[test]
     fn events_are_all_none_or_known() {
-        assert_eq!(settled(&["*"], &[], false), Ok(vec!["*".into()]));
-        assert_eq!(settled(&["None"], &[], false), Ok(Vec::new()));
-        let known = settled(&["ROOM:create", " direct_call:dial", "room:create"], &[], false);
+        assert_eq!(resolved(&["*"], &[], false), Ok(vec!["*".into()]));
+        assert_eq!(resolved(&["None"], &[], false), Ok(Vec::new()));
+        let known = resolved(&["ROOM:create", " direct_call:dial", "room:create"], &[], false);
         assert_eq!(known, Ok(vec!["direct_call:dial".into(), "room:create".into()]));
         for wrong in [&["*", "room:create"][..], &["none", "room:create"], &["room:create", ""], &[""]] {
-            assert!(settled(wrong, &[], true).is_err(), "{wrong:?}");
+            assert!(resolved(wrong, &[], true).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
     fn an_unknown_event_is_sent_only_if_sendbird_lists_it_or_by_force() {
-        assert_eq!(settled(&["room:New"], &["room:new"], false), Ok(vec!["room:new".into()]));
-        assert_eq!(settled(&["room:New"], &[], true), Ok(vec!["room:New".into()]));
-        let hint = |given: &str| settled(&[given], &["room:brand_new"], false).expect_err("refused");
+        assert_eq!(resolved(&["room:New"], &["room:new"], false), Ok(vec!["room:new".into()]));
+        assert_eq!(resolved(&["room:New"], &[], true), Ok(vec!["room:New".into()]));
+        let hint = |given: &str| resolved(&[given], &["room:brand_new"], false).expect_err("refused");
         assert!(hint("room:creat").contains("did you mean room:create?"));
         assert!(hint("room:brand_now").contains("did you mean room:brand_new?"));
         assert!(hint("zzz:*").contains("stands alone"), "{}", hint("zzz:*"));

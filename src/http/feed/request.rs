@@ -57,7 +57,7 @@ fn after(text: &str) -> Result<After, Problem> {
     match text {
         "end" => Ok(After::End),
         _ => text.parse().map(After::Position).map_err(|_not_a_number| Problem::Parameter {
-            expected: "expected after and Last-Event-ID to be a position or end",
+            expected: "expected after and Last-Event-ID to be a position or \"end\"",
         }),
     }
 }

@@ -137,7 +137,7 @@ fn feed<'a>() -> Operation<'a> {
                       a minute while there is something to write is closed, and can be resumed. Other parameters than these are refused.",
         answer: answer("The stream; the schema is that of each of its events.", "text/event-stream", &event),
         problems: &[
-            Problem::Parameter { expected: "expected after and Last-Event-ID to be a position or end" },
+            Problem::Parameter { expected: "expected after and Last-Event-ID to be a position or \"end\"" },
             Problem::TooManyFeeds,
         ],
         parameters: vec![

@@ -102,7 +102,7 @@ fn any_byte_of_a_sealed_segment_costs_one_event_at_most() {
             let admin = bench.admin();
             let mut rows = read(&mut admin.reader());
             if rebuild {
-                // As a start makes the index anew.
+                // As a start rebuilds the index.
                 let name = segment::Name::parse(path.file_name().unwrap().to_str().unwrap()).unwrap().0;
                 let found =
                     segment::read_log(name, bench.dir(), &Index::default(), &segment::Proof::default()).unwrap();

@@ -265,7 +265,7 @@ pub(super) fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
 }
 
-/// A page of zeros, as a bad sector leaves it once it has been written anew.
+/// A page of zeros, as a bad sector leaves it once it has been rewritten.
 pub(super) fn zero_page(path: &Path, at: u64) {
     let file = fs::File::options().write(true).open(path).unwrap();
     let (page, length) = (at / 4096 * 4096, file.metadata().unwrap().len());

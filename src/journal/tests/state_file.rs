@@ -140,7 +140,7 @@ fn damaged_waiting_positions_are_published_twice_and_never_lost() {
         (1..=15).for_each(|position| journal.acknowledge("a", position));
         journal.close();
         let journal = bench.open();
-        assert_eq!(journal.pending("a"), 0, "{sql}: it is written anew");
+        assert_eq!(journal.pending("a"), 0, "{sql}: it is rewritten");
         journal.close();
     }
 }

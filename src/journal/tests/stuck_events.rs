@@ -177,7 +177,7 @@ fn a_request_is_given_once() {
     assert_eq!(journal.set_aside_requests("a"), [0; 0]);
     journal.close();
     let journal = bench.open();
-    assert_eq!(journal.set_aside_requests("a"), [3, 4], "after a start they are given anew");
+    assert_eq!(journal.set_aside_requests("a"), [3, 4], "after a start they are given again");
     journal.close();
 }
 

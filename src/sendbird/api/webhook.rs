@@ -25,7 +25,7 @@ pub struct Webhook {
     pub url: Option<Secret>,
     /// The names of the events that are delivered; `*` is all, an empty list none (documented).
     pub enabled_events: Option<Vec<String>>,
-    /// Whether deliveries name all members (likely to be told).
+    /// Whether deliveries name all members (likely to be returned).
     pub include_members: Option<bool>,
     /// The names of all events there are; only if asked for (documented).
     pub all_webhook_categories: Option<Vec<String>>,
@@ -95,8 +95,8 @@ pub enum Found {
     Same,
     /// It is not.
     Different,
-    /// Sendbird does not tell it.
-    Untold,
+    /// Sendbird does not return it.
+    NotReturned,
 }
 
 impl Change {
@@ -153,24 +153,25 @@ impl Change {
     /// Each setting that is to be set, in a fixed order, and how `found` has it.
     pub fn compare(&self, found: &Webhook) -> Vec<(Setting, Found)> {
         let compared = [
-            self.url.as_ref().map(|url| (Setting::Url, told(found.url.as_ref(), |found| found == url))),
-            self.enabled.map(|enabled| (Setting::Enabled, told(found.enabled.as_ref(), |found| *found == enabled))),
+            self.url.as_ref().map(|url| (Setting::Url, check_value(found.url.as_ref(), |found| found == url))),
+            self.enabled
+                .map(|enabled| (Setting::Enabled, check_value(found.enabled.as_ref(), |found| *found == enabled))),
             self.enabled_events.as_ref().map(|events| {
                 let all = found.all_webhook_categories.as_deref();
                 let same = |found: &Vec<String>| same_events(events, found, all);
-                (Setting::EnabledEvents, told(found.enabled_events.as_ref(), same))
+                (Setting::EnabledEvents, check_value(found.enabled_events.as_ref(), same))
             }),
             self.include_members.map(|include| {
-                (Setting::IncludeMembers, told(found.include_members.as_ref(), |found| *found == include))
+                (Setting::IncludeMembers, check_value(found.include_members.as_ref(), |found| *found == include))
             }),
         ];
         compared.into_iter().flatten().collect()
     }
 }
 
-fn told<T>(found: Option<&T>, same: impl FnOnce(&T) -> bool) -> Found {
+fn check_value<T>(found: Option<&T>, same: impl FnOnce(&T) -> bool) -> Found {
     match found.map(same) {
-        None => Found::Untold,
+        None => Found::NotReturned,
         Some(true) => Found::Same,
         Some(false) => Found::Different,
     }
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_read_as_far_as_they_are_told() {
+    fn settings_are_read_as_far_as_they_are_returned() {
         let answer = json!({ "webhook": { "enabled": true, "url": "https://h/x", "enabled_events": ["*"], "new": 1 } });
         let webhook = Webhook::parse(&answer).expect("settings");
         assert_eq!((webhook.enabled, webhook.include_members), (Some(true), None));
@@ -228,8 +229,9 @@ mod tests {
             enabled_events: Some(events(&["room:create"])),
             include_members: Some(true),
         };
-        let untold: Vec<Found> = change.compare(&Webhook::default()).into_iter().map(|(_, found)| found).collect();
-        assert_eq!(untold, [Found::Untold; 4]);
+        let not_returned: Vec<Found> =
+            change.compare(&Webhook::default()).into_iter().map(|(_, found)| found).collect();
+        assert_eq!(not_returned, [Found::NotReturned; 4]);
         let other = Webhook {
             enabled: Some(true),
             url: Some(Secret::new("b")),

@@ -23,7 +23,7 @@ const DELETED: [&str; 4] = ["state", "updated_at", "deleted_at", "deleted_by"];
 /// What of a stay is so from the first moment on.
 const ENTERED: [&str; 6] = ["participant_id", "room_id", "client_id", "user", "user_id", "entered_at"];
 
-/// The facts of an object that can be told, and how many can't.
+/// The facts of an object that can be stated, and how many cannot.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
     /// In the order in which they happened.

@@ -144,7 +144,7 @@ fn an_event_says_only_what_was_so_when_it_happened() {
 }
 
 #[test]
-fn what_did_not_happen_or_has_no_time_is_not_told() {
+fn what_did_not_happen_or_has_no_time_is_no_fact() {
     let with = |mut value: Value, changes: Value| {
         let changes = changes.as_object().expect("an object").clone();
         value.as_object_mut().expect("an object").extend(changes);
@@ -220,7 +220,7 @@ fn nothing_is_missing_before_the_journal_began() {
     assert_eq!(known.verdict(APPLICATION, dial), Verdict::Candidate);
     assert_eq!(known.spelling(&APPLICATION.to_lowercase()), Some(APPLICATION));
 
-    // Retention was faster than the reader: 7 is gone, and with it what it told of.
+    // Retention was faster than the reader: 7 is gone, and with it the fact that it stated.
     known.add_record(8, 1_767_225_700_000, &other(8));
     assert_eq!(known.verdict(APPLICATION, &all()[1]), Verdict::Unknown);
     assert_eq!(known.verdict(APPLICATION, fact), Verdict::Stored, "what was seen was seen");

@@ -35,7 +35,7 @@ pub struct Sasl {
     /// The scope to ask for, words with spaces between; default: the issuer's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
-    /// A PEM file with the only certificate authorities that the token endpoint is believed by; default: the platform's.
+    /// A PEM file with the only certificate authorities that are trusted for the token endpoint; default: the platform's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
 }

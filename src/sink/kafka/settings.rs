@@ -78,7 +78,10 @@ impl Settings {
         for (index, broker) in self.brokers.iter().enumerate() {
             if !is_host_and_port(broker) {
                 // Not echoed: somebody may have written a URL with a password.
-                faults.push(fault(format!("brokers[{index}]"), "expected host:port, but found something else"));
+                faults.push(fault(
+                    format!("brokers[{index}]"),
+                    "expected host:port without scheme or user, but found something else",
+                ));
             }
         }
         let topic = template("topic", &self.topic, AddressKind::Topic, LONGEST_TOPIC);

@@ -206,7 +206,7 @@ mod tests {
         std::fs::write(dir.path().join("token"), [0xff]).expect("a file");
         assert!(tokens.current().expect_err("no text").starts_with("expected a token"));
         std::fs::remove_file(dir.path().join("token")).expect("gone");
-        assert!(tokens.current().expect_err("no file").starts_with("expected a readable file"));
+        assert!(tokens.current().expect_err("no file").starts_with("cannot read "));
     }
 
     #[test]
@@ -218,7 +218,7 @@ mod tests {
         tokens.clock.set(NOW_MS + 59_999);
         assert_eq!(tokens.missing_token_error(), None, "the last one holds");
         tokens.clock.set(NOW_MS + 60_000);
-        assert!(tokens.missing_token_error().expect("an error").starts_with("expected a readable file"));
+        assert!(tokens.missing_token_error().expect("an error").starts_with("cannot read "));
         std::fs::write(dir.path().join("token"), jwt(r#"{"exp":1767225720}"#)).expect("a file");
         tokens.current().expect("a token");
         assert_eq!(tokens.missing_token_error(), None);

@@ -82,7 +82,7 @@ impl Topics {
             .clone();
         let created = creation.clone().await;
         if created.is_err() {
-            // Unless somebody has begun to create it anew.
+            // Unless somebody has begun to recreate it.
             let mut existing = self.existing();
             if existing.get(topic).is_some_and(|other| other.ptr_eq(&creation)) {
                 existing.remove(topic);

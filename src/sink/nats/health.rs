@@ -18,7 +18,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn note(&self, event: &Event) {
+    pub(super) fn record_event(&self, event: &Event) {
         match event {
             Event::Disconnected | Event::Closed => self.broken.cancel(),
             // A refused publish is not answered, only reported apart; the text holds the subject.
@@ -77,16 +77,17 @@ mod tests {
     #[test]
     fn events_break_the_connection_or_explain_a_silence() {
         let health = Health::default();
-        health.note(&Event::Connected);
+        health.record_event(&Event::Connected);
         let health = Arc::new(health);
         let waiting = ["x", "x", "y"].map(|subject| Waiting::new(&health, subject));
-        health.note(&Event::ServerError(ServerError::Other("Permissions Violation for Publish to \"x\"".into())));
+        health
+            .record_event(&Event::ServerError(ServerError::Other("Permissions Violation for Publish to \"x\"".into())));
         assert!(health.denied.load(Ordering::Relaxed) && !health.broken.is_cancelled());
         assert_eq!(waiting.each_ref().map(|one| one.refused.is_cancelled()), [true, true, false]);
         assert!(!Waiting::new(&health, "x").refused.is_cancelled(), "the next try is on its own");
         drop(waiting);
         assert!(health.waiting().is_empty());
-        health.note(&Event::Disconnected);
+        health.record_event(&Event::Disconnected);
         assert!(health.broken.is_cancelled());
     }
 }

@@ -53,7 +53,7 @@ pub struct CreateStream {
     pub replicas: u8,
     /// Where events are kept: `file` or `memory`; default `file`.
     pub storage: Storage,
-    /// How long events are kept, a duration; default: for ever.
+    /// How long events are kept, a duration; default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Span>,
     /// How many bytes are kept; a full stream then refuses events, and they wait in the journal;

@@ -6,16 +6,12 @@ use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
 use lapin::{Confirmation, ErrorKind};
 
-use crate::sink::{About, Failure, Fault, Published, Reason, Target, tls};
+use crate::sink::{About, Ack, Failure, Fault, Reason, Target, tls};
 
 /// What a confirmation says about the message with this id, published to this target.
-pub(super) fn confirmed(
-    confirmation: Confirmation,
-    id: Option<&ShortString>,
-    target: &Target,
-) -> Result<Published, Failure> {
+pub(super) fn confirmed(confirmation: Confirmation, id: Option<&ShortString>, target: &Target) -> Result<Ack, Failure> {
     match confirmation {
-        Confirmation::Ack(None) => Ok(Published::default()),
+        Confirmation::Ack(None) => Ok(Ack::default()),
         // A returned message is confirmed as well, although nobody has it.
         Confirmation::Ack(Some(message)) => {
             let returned = message.delivery.properties.message_id().as_ref();
@@ -186,7 +182,7 @@ mod tests {
 
     #[test]
     fn confirmations_are_sorted() {
-        assert_eq!(confirmed(Confirmation::Ack(None), None, &target()), Ok(Published::default()));
+        assert_eq!(confirmed(Confirmation::Ack(None), None, &target()), Ok(Ack::default()));
         let of = |confirmation| confirmed(confirmation, None, &target()).expect_err("a failure").sorted();
         assert_eq!(of(Confirmation::Nack(None)), ("target", Reason::Unavailable));
         assert_eq!(of(Confirmation::NotRequested), ("fatal", Reason::Other));

@@ -273,7 +273,7 @@ fn a_body_that_is_too_large_is_answered_413_however_it_comes() {
     with_canary(signed(&large)).send(bridge.webhook).problem(413);
     with_canary(signed(&[]).chunked(&large, 60_000)).send(bridge.webhook).problem(413);
 
-    // Who asks first is told before it sends anything.
+    // A sender that expects 100 is refused before it sends the body.
     let asking = with_canary(signed(&large).header("expect", "100-continue"));
     let mut connection = Connection::open(bridge.webhook);
     connection.write(&asking.head());

@@ -110,7 +110,7 @@ fn thousands_of_senders_that_say_little_hold_up_nobody() {
     let _idle = flood.open(1_500, b"");
     let half_heads = flood.open(1_000, &request[..head / 2]);
     let half_bodies = flood.open(500, &request[..request.len() - 5]);
-    // Each begins anew as soon as it is cut off.
+    // Each starts over as soon as it is cut off.
     flood.drips(1_000, &request[..head]);
     let before = flood.answered();
     eventually("answers go on", || flood.answered() > before + 1_000);
@@ -183,7 +183,7 @@ fn bodies_and_heads_that_do_not_end_do_not_fill_the_memory() {
     eprintln!("{tally}\n{:<34}{:?}\n{:<34}{:?}", "half bodies", bodies.statuses, "half heads", heads.statuses);
     recovers(&bridge);
     memory_has_a_bound(&bridge);
-    // What does not end is late; what there was no room for is told so.
+    // What does not end is late; what there was no room for is answered so.
     assert_eq!((bodies.count(408) + bodies.count(503), heads.count(408)), (2_000, 2_000));
     assert!(bodies.count(503) > 0, "all were kept");
     assert_eq!(tally.statuses.keys().collect::<Vec<_>>(), [&200], "what comes in one piece has its room");

@@ -55,9 +55,9 @@ fn a_token_is_replaced_without_a_restart() {
     eventually("the first is no longer taken", || it.status("first") == 401);
     assert_eq!(it.status("second"), 200);
 
-    // What holds no token leaves the door as it is, and is told of once.
+    // What holds no token changes nothing, and is logged once.
     it.rotate(tokens, "\n");
-    eventually("that is told of", || it.said("cannot use the renewed secret") == 1);
+    eventually("that is logged", || it.said("cannot use the renewed secret") == 1);
     fs::remove_file(file(&it.config, tokens)).unwrap();
     eventually("and so is this", || it.said("cannot use the renewed secret") == 2);
     assert_eq!((it.status("second"), it.status("")), (200, 401));
@@ -95,7 +95,7 @@ fn other_secrets_and_the_admin_token_are_replaced_too() {
 
     // One that no client could send as it is.
     it.rotate("access.path_secret", "path/3");
-    eventually("that is told of", || it.said("cannot use the renewed secret") == 1);
+    eventually("that is logged", || it.said("cannot use the renewed secret") == 1);
     assert_eq!(deliver("path-2", "header-2"), 200);
 }
 
@@ -109,7 +109,7 @@ fn a_file_that_comes_back_as_it_was_is_no_renewal() {
     it.rotate(tokens, "first");
     eventually("it is found again", || back() == 1);
     it.rotate(tokens, "\n");
-    eventually("what holds none is told of", || it.said("cannot use the renewed secret") == 2);
+    eventually("a file without a token is logged", || it.said("cannot use the renewed secret") == 2);
     it.rotate(tokens, "first\n");
     eventually("and that it holds one again", || back() == 2);
     assert_eq!(it.said("using the renewed secret"), 0);
@@ -123,14 +123,14 @@ fn a_secret_that_needs_a_restart_says_so() {
     let url = "sinks.rabbit.url";
     let it = Rotation::start(config, &[(url, "amqp://user:canary-1@127.0.0.1:1/%2f")]);
     it.rotate(url, "amqp://user:canary-2@127.0.0.1:1/%2f");
-    let told = || it.said("secret file has changed; restart the bridge to use it");
-    eventually("it is told of", || told() == 1);
+    let logged = || it.said("secret file has changed; restart the bridge to use it");
+    eventually("it is logged", || logged() == 1);
     it.rotate(url, "amqp://user:canary-1@127.0.0.1:1/%2f");
     eventually("that needs none any more", || it.said("secret file holds the secret in use again") == 1);
-    assert_eq!((told(), it.said("canary")), (1, 0));
+    assert_eq!((logged(), it.said("canary")), (1, 0));
 }
 
-/// What only the clients of sinks read. Whether they do as is said here is seen in `locked`, with real brokers.
+/// What only the clients of sinks read. Whether they do as is said here is seen in `authentication`, with real brokers.
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 #[test]
 fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
@@ -162,15 +162,15 @@ fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
     };
     for (key, when) in &files {
         it.rotate(key, "canary-2");
-        eventually(&format!("{key}: it is told of"), || said(key, when) == 1);
+        eventually(&format!("{key}: it is logged"), || said(key, when) == 1);
     }
     let (away, _) = &files[0];
     fs::remove_file(file(&it.config, away)).unwrap();
-    eventually("one that is away is told of", || said(away, "cannot read a file of a sink") == 1);
+    eventually("a missing file is logged", || said(away, "cannot read a file of a sink") == 1);
     it.rotate(away, "canary-2");
     eventually("and that it is back", || said(away, "readable again and unchanged") == 1);
     it.rotate(creds, "canary-2");
-    eventually("a credentials file is told of", || said(creds, "restart the bridge to use it") == 1);
+    eventually("a credentials file is logged", || said(creds, "restart the bridge to use it") == 1);
     for (key, _) in &files {
         assert_eq!(said(key, "has changed"), 1, "{key}: once");
     }

@@ -107,17 +107,17 @@ fn a_renewed_certificate_is_shown_from_the_next_connection_on() {
     // Half a renewal, as between the writes of two files: the certificate that fits goes on being shown.
     let renewed = after.issue(ADDRESS);
     fs::rename(&renewed.cert_file, &files.cert_file).unwrap();
-    eventually("the misfit is told of", || said(&bridge, "cannot load the renewed certificate") == 1);
+    eventually("the mismatch is logged", || said(&bridge, "cannot load the renewed certificate") == 1);
     connect(bridge.webhook, &before.ca_file, None).unwrap().send(&signed(&dial("two", 2))).stored();
 
-    // In one go: half a key would be told of too.
+    // In one go: half a key would be logged too.
     fs::rename(&renewed.key_file, &files.key_file).unwrap();
     eventually("the new certificate is shown", || connect(bridge.webhook, &after.ca_file, None).is_ok());
     assert!(connect(bridge.webhook, &before.ca_file, None).is_err());
     // Who was connected stays so.
     old.send(&signed(&dial("three", 3))).stored();
     assert_eq!(said(&bridge, "cannot load the renewed certificate"), 1);
-    eventually("that is told of", || said(&bridge, "serving the renewed certificate") == 1);
+    eventually("that is logged", || said(&bridge, "serving the renewed certificate") == 1);
     assert_eq!(bridge.events().len(), 3);
 }
 

@@ -13,10 +13,10 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
 use crate::support::bridge::Config;
-use crate::support::growth::breaks;
 use crate::support::http::Request;
 use crate::support::process::run;
 use crate::support::samples::samples;
+use crate::support::schema_compatibility::breaks;
 use crate::support::schemas::{faults, judge, validator};
 
 const BASE: &str = "urn:sendbird-bridge:schema:";

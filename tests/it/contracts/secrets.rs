@@ -7,9 +7,9 @@ use std::path::Path;
 use crate::support::bridge::{Config, signed_by};
 use crate::support::eventually;
 use crate::support::http::Response;
-use crate::support::loud::{LOUD, Loud};
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 use crate::support::metrics::Metrics;
+use crate::support::verbose_bridge::{LOG_EVERYTHING, VerboseBridge};
 
 /// In every canary, and in nothing else.
 const CANARY: &str = "canary";
@@ -79,7 +79,7 @@ fn assert_silent(what: &str, text: &str) {
 /// Runs a command, which must end so, and gives what it printed.
 #[track_caller]
 fn run(config: &Config, code: i32, arguments: &[&str]) -> String {
-    let ended = config.clone().variable("RUST_LOG", LOUD).process(arguments).wait();
+    let ended = config.clone().variable("RUST_LOG", LOG_EVERYTHING).process(arguments).wait();
     let said = format!("{}\n{}", ended.stdout(), ended.stderr());
     assert_silent(&arguments.join(" "), &said);
     assert_eq!(ended.code(), Some(code), "{arguments:?}: {said}");
@@ -163,7 +163,7 @@ fn a_wrong_configuration_is_judged_without_them() {
     }
 }
 
-impl Loud {
+impl VerboseBridge {
     fn deliver(&self, secret: &str, key: &str, token: &str) -> Response {
         let request = signed_by(token, BODY).to(&format!("/webhooks/sendbird/{secret}"));
         request.header("x-key", key).send(self.webhook)
@@ -203,7 +203,7 @@ impl Loud {
 
     /// Changes files: one rightly, one wrongly, one of those that are read at the start alone.
     fn renew(&self) {
-        for (key, text, told) in [
+        for (key, text, logged) in [
             ("admin.token", "canary-renewed", "using the renewed secret"),
             ("access.path_secret", "canary/renewed", "cannot use the renewed secret"),
             ("sinks.nats-token.credentials.token", "canary-renewed", "restart the bridge to use it"),
@@ -213,8 +213,8 @@ impl Loud {
                 continue;
             }
             fs::write(file, text).unwrap();
-            eventually("the change is told of", || {
-                self.process.stderr().so_far().iter().any(|line| line.contains(key) && line.contains(told))
+            eventually("the change is logged", || {
+                self.process.stderr().so_far().iter().any(|line| line.contains(key) && line.contains(logged))
             });
         }
         assert_eq!(self.ask("/status", "canary-renewed").status, 200);
@@ -237,8 +237,8 @@ impl Loud {
         let ended = self.process.wait();
         assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
         // Without the brokers' clients nobody has anything to say at these levels.
-        let is_loud = ended.stderr.iter().any(|line| line.contains("TRACE") || line.contains("DEBUG"));
-        assert!(is_loud || !HAS_SINKS, "a loud log");
+        let is_verbose = ended.stderr.iter().any(|line| line.contains("TRACE") || line.contains("DEBUG"));
+        assert!(is_verbose || !HAS_SINKS, "a verbose log");
         assert_silent("the log", &ended.stderr());
         assert_silent("standard output", &ended.stdout());
         files_are_silent(&self.config.dir().join("journal"));
@@ -258,7 +258,7 @@ fn files_are_silent(dir: &Path) {
 #[test]
 fn a_running_bridge_never_tells_them() {
     for (format, in_files) in [("json", false), ("text", true)] {
-        let bridge = Loud::start(config(in_files), format);
+        let bridge = VerboseBridge::start(config(in_files), format);
         bridge.use_it();
         bridge.sinks_failed();
         if in_files {
@@ -284,7 +284,7 @@ fn nor_does_one_whose_brokers_answer() {
         config = config.set(&format!("sinks.nats-{name}.servers"), &servers);
     }
     // An exchange without a queue, so that there are dead letters.
-    let bridge = Loud::start(rabbitmq.sink(config, "good").set("sinks.good.declare", "true"), "json");
+    let bridge = VerboseBridge::start(rabbitmq.sink(config, "good").set("sinks.good.declare", "true"), "json");
     bridge.use_it();
     let dead = || Metrics::parse(bridge.ask("/metrics", "").text());
     eventually("it is set aside", || dead().value("sendbird_bridge_sink_dead_letters", &[("sink", "good")]) == 1.0);
@@ -294,7 +294,8 @@ fn nor_does_one_whose_brokers_answer() {
         status["sinks"].as_array().unwrap().iter().filter(failed).count() == SINKS.len()
     });
     let list = run(&bridge.config, 0, &["dead-letters", "list", "--json"]);
-    let letter = list.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).expect("a letter");
-    run(&bridge.config, 0, &["dead-letters", "show", letter["id"].as_str().unwrap()]);
+    let dead_letter =
+        list.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).expect("a dead letter");
+    run(&bridge.config, 0, &["dead-letters", "show", dead_letter["id"].as_str().unwrap()]);
     bridge.end();
 }

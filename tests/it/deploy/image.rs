@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::support::bridge::Config;
 use crate::support::broker::Kind;
-use crate::support::broker::locked::{Fault, Locked};
+use crate::support::broker::secured::{Fault, SecuredBroker};
 use crate::support::process::run;
 use crate::support::samples::samples;
 
@@ -41,12 +41,12 @@ fn signed_deliveries_reach_nats_by_its_name_over_tls() {
 }
 
 fn reach(kind: Kind) {
-    let locked = Locked::start_as(kind, HOST);
-    let place = locked.broker.place();
+    let secured = SecuredBroker::start_as(kind, HOST);
+    let place = secured.broker.place();
     // The journal lies where the image says, on its volume.
-    let config = locked.sink(Config::new().unset("journal.dir"), "broker", &place, Fault::Nothing);
+    let config = secured.sink(Config::new().unset("journal.dir"), "broker", &place, Fault::Nothing);
     config.write();
-    for dir in [config.dir(), locked.broker.dir()] {
+    for dir in [config.dir(), secured.broker.dir()] {
         let_others_read(dir);
     }
     let bridge = config.start();
@@ -55,7 +55,7 @@ fn reach(kind: Kind) {
         bridge.deliver(body).stored();
     }
     bridge.caught_up();
-    assert_eq!(locked.count(&place), samples.len() as u64);
+    assert_eq!(secured.count(&place), samples.len() as u64);
     assert_eq!(bridge.stop().code(), Some(0));
 }
 

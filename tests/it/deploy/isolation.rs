@@ -8,9 +8,9 @@ use std::process::Command;
 use rustix::process::{Resource, getrlimit, getuid};
 
 use crate::support::bridge::Config;
-use crate::support::loud::Loud;
 use crate::support::metrics::Metrics;
 use crate::support::process::{Process, Stdout, limited, program};
+use crate::support::verbose_bridge::VerboseBridge;
 
 #[test]
 fn a_journal_that_the_bridge_makes_is_for_its_user_alone() {
@@ -30,7 +30,7 @@ fn a_crash_leaves_no_core() {
     let config = Config::new();
     let mut command = limited("ulimit -c $(ulimit -H -c)");
     command.current_dir(config.dir()).arg("--config").arg(config.write()).arg("serve");
-    let bridge = Loud::started(Process::start(command, Stdout::Read), config.clone());
+    let bridge = VerboseBridge::started(Process::start(command, Stdout::Read), config.clone());
     let limits = fs::read_to_string(bridge.process.proc("limits")).unwrap();
     let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a limit");
     assert_eq!(core.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{limits}");
@@ -50,7 +50,7 @@ fn a_bridge_that_others_cannot_look_into_still_measures_itself() {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("exec {user} /proc/self/fd/3 \"$@\" 3<\"$0\"")]).arg(program().get_program());
     command.arg("--config").arg(file).args(["serve"]);
-    let bridge = Loud::started(Process::start(command, Stdout::Read), config);
+    let bridge = VerboseBridge::started(Process::start(command, Stdout::Read), config);
     let owner = fs::metadata(bridge.process.proc("environ")).unwrap().uid();
     assert_eq!(owner, 0, "others of its user can read its memory");
     let metrics = Metrics::parse(bridge.ask("/metrics", "").text());

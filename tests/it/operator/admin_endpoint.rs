@@ -206,7 +206,7 @@ fn a_reader_that_does_not_read_holds_up_nobody() {
 }
 
 #[test]
-fn a_reader_is_told_what_is_no_longer_kept() {
+fn the_feed_names_the_positions_that_are_no_longer_kept() {
     let config = Config::new().set("journal.max_bytes", "'1MiB'").set("journal.retain_bytes", "'100KiB'");
     let bridge = config.start();
     (0..60).for_each(|n| drop(bridge.deliver(&large("a", n, 20_000)).stored()));
@@ -226,21 +226,21 @@ fn a_reader_is_told_what_is_no_longer_kept() {
 
 /// Reads a feed on to `last`. Positions may be left out only where a comment names them.
 fn reads_to(feed: &mut Feed, mut position: u64, last: u64) -> usize {
-    let told_before = feed.comments.len();
+    let comments_before = feed.comments.len();
     while position < last {
-        let told = feed.comments.len();
+        let seen = feed.comments.len();
         let event = feed.next().expect("a feed that goes on");
         if event.position != position + 1 {
             let gap = format!("positions {} to {} are no longer kept", position + 1, event.position - 1);
-            assert_eq!(feed.comments[told..], [gap], "before position {}", event.position);
+            assert_eq!(feed.comments[seen..], [gap], "before position {}", event.position);
         }
         position = event.position;
     }
-    feed.comments.len() - told_before
+    feed.comments.len() - comments_before
 }
 
 #[test]
-fn a_follower_that_falls_behind_retention_is_told_what_it_misses() {
+fn a_follower_behind_retention_gets_the_positions_it_missed() {
     let small = Config::new().set("journal.max_bytes", "'8MiB'");
     let bridge = small.set("journal.retain_bytes", "'100KiB'").start();
     bridge.deliver(&large("a", 0, 40_000)).stored();

@@ -123,13 +123,13 @@ fn without_authentication_the_bridge_does_not_start() {
         assert_eq!(ended.code(), Some(64), "{}", ended.stderr());
         assert!(ended.stderr().contains("access."), "{}", ended.stderr());
     }
-    for lock in [("access.path_secret", "'p4th'"), ("access.networks", "['127.0.0.0/8']")] {
-        open.clone().set("access.signature", "'off'").set(lock.0, lock.1).start();
+    for method in [("access.path_secret", "'p4th'"), ("access.networks", "['127.0.0.0/8']")] {
+        open.clone().set("access.signature", "'off'").set(method.0, method.1).start();
     }
 }
 
 #[test]
-fn an_open_bridge_says_so_loudly() {
+fn a_bridge_without_authentication_logs_a_warning() {
     let config = Config::new().unset("access.api_tokens").set("access.signature", "'off'").set("access.open", "true");
     let bridge = config.start();
     eventually("there is a warning", || {

@@ -252,10 +252,10 @@ mod brokers {
             place.make(if place.kind == Kind::RabbitMq { by_kind } else { by_size });
             place.sink(config, name)
         });
-        let mut locked = Kind::RabbitMq.place();
-        locked.address = format!("amqp://guest:canary-password@{}/%2f", authority(&locked.address));
-        let bridge = locked
-            .sink(config, "locked")
+        let mut refusing = Kind::RabbitMq.place();
+        refusing.address = format!("amqp://guest:canary-password@{}/%2f", authority(&refusing.address));
+        let bridge = refusing
+            .sink(config, "refusing")
             .set("access.api_tokens", "['canary-token']")
             .set("access.path_secret", "'canary-path'")
             .set("access.header", "{ name = 'x-key', value = 'canary-header' }")
@@ -268,7 +268,7 @@ mod brokers {
                 metric(&bridge, "sink_pending_records", name) == 0.0 && metric(&bridge, "sink_dead_letters", name) > 0.0
             });
         }
-        let refused = [("sink", "locked"), ("reason", "not_authorized")];
+        let refused = [("sink", "refusing"), ("reason", "not_authorized")];
         eventually("it is refused", || bridge.metric("sendbird_bridge_sink_retries_total", &refused) > 0.0);
         for (token, status) in [("canary-admin", 200), ("canary-wrong", 401)] {
             let feed = Request::get("/events?follow=false&key=canary-key");

@@ -158,12 +158,12 @@ fn rejected_deliveries_have_a_span_only_once_authenticated() {
     traced(&bridge, b"[]", GIVEN).problem(400);
     traced(&bridge, &dial("k", 1), GIVEN).problem(403);
     let (deliveries, _) = collector.wait_for(2, 0);
-    let told = |n: usize| {
+    let outcome = |n: usize| {
         let says = |key| deliveries[n].says(key);
         (says("http.response.status_code"), says("sendbird_bridge.outcome"), says("sendbird_bridge.reason"))
     };
-    assert_eq!(told(0), ("400", "refused", "malformed"));
-    assert_eq!(told(1), ("403", "refused", "application"));
+    assert_eq!(outcome(0), ("400", "refused", "malformed"));
+    assert_eq!(outcome(1), ("403", "refused", "application"));
     assert!(!deliveries[0].attributes.contains_key("cloudevents.event_id"), "{deliveries:#?}");
     assert!(deliveries.iter().all(|span| !span.failed), "a refusal is the sender's failure");
 }
@@ -244,13 +244,13 @@ fn spans_that_fit_nowhere_are_dropped_and_nothing_else_is() {
     let overflowed = spans(&bridge, "overflowed") as u64;
     let ended = bridge.stop();
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
-    // All that were made are told of.
-    let told = ended.stderr.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let told: u64 = told
+    // All that were made are accounted for.
+    let counts = ended.stderr.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let counted: u64 = counts
         .filter(|line| line["message"].as_str().is_some_and(|said| said.contains("dropped")))
         .map(|line| line["count"].as_u64().unwrap())
         .sum();
-    assert_eq!(told, made, "{overflowed} of them overflowed: {}", ended.stderr());
+    assert_eq!(counted, made, "{overflowed} of them overflowed: {}", ended.stderr());
 }
 
 #[test]

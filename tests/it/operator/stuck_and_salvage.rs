@@ -8,8 +8,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::aftermath::segments;
 use crate::support::bridge::{Bridge, Config, command, done};
+use crate::support::crash_state::segments;
 use crate::support::eventually;
 use crate::support::process::Stdout;
 use crate::support::samples::dial;
@@ -75,10 +75,11 @@ fn stuck_events_of_a_stopped_bridge_are_listed_and_set_aside() {
     let waiting_too = done(&config, &["stuck", "set-aside", "--type", "direct_call:dial", "--limit", "1", "--waiting"]);
     assert_eq!(waiting_too, "2 set aside, 0 published meanwhile", "of \"b\"");
     let listed = done(&config, &["dead-letters", "list", "--json"]);
-    let letters: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let positions: Vec<u64> = letters.iter().map(|letter| letter["position"].as_u64().unwrap()).collect();
+    let dead_letters: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let positions: Vec<u64> =
+        dead_letters.iter().map(|dead_letter| dead_letter["position"].as_u64().unwrap()).collect();
     assert_eq!(positions, [1, 2, 5]);
-    let reasons: Vec<&str> = letters.iter().map(|letter| letter["reason"].as_str().unwrap()).collect();
+    let reasons: Vec<&str> = dead_letters.iter().map(|dead_letter| dead_letter["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, ["not_found", "not_found", "set_aside"], "the last had not failed");
 
     let bridge = config.stdout(Stdout::Read).start();

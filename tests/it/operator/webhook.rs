@@ -92,7 +92,7 @@ fn get_shows_the_settings_and_hides_the_path_secret() {
 }
 
 #[test]
-fn get_lists_all_events_on_demand_and_says_what_is_not_told() {
+fn get_lists_all_events_on_demand_and_marks_unknown_values() {
     let platform = set_up();
     platform.tells_include_members(false);
     platform.add_category("room:brand_new");

@@ -1,4 +1,4 @@
-//! The wall clock is set while the bridge runs, and between two of its lives; and deliveries tell of any time at all.
+//! The wall clock is set while the bridge runs, and between two of its lives; and deliveries may carry any time at all.
 //!
 //! The shim puts the clock of the bridge's process ahead or back. What is measured with the monotonic clock (deadlines,
 //! pauses, ticks) it leaves alone, as setting a machine's clock does.
@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::aftermath::printed;
 use crate::support::bridge::{Bridge, Config, signed};
+use crate::support::crash_state::printed;
 use crate::support::http::Connection;
 use crate::support::load::{Load, stored_by};
 use crate::support::oracle::{judge, read_record};
@@ -37,7 +37,7 @@ const JUMPS: [i64; 10] = [
     7_900 * YEAR,
 ];
 
-/// No time is told that can't be: none is negative.
+/// No impossible time is reported: none is negative.
 #[track_caller]
 fn no_metric_is_negative(bridge: &Bridge) {
     let metrics = bridge.metrics();
@@ -200,7 +200,7 @@ mod brokers {
         shim.set_clock_ahead(0);
         trial.goes_out(100.0);
         let verdict = trial.finish();
-        // Kafka's client waits for times of the wall clock, so that it begins anew when that is set back.
+        // Kafka's client waits for times of the wall clock, so that it starts over when that is set back.
         if kind.label() != "kafka" {
             verdict.exactly_once();
         }

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::support::aftermath::{closed_segments, printed, segments};
 use crate::support::bridge::{Bridge, Config, command, done};
+use crate::support::crash_state::{closed_segments, printed, segments};
 use crate::support::eventually;
 use crate::support::http::Request;
 use crate::support::oracle::{Id, Judge, Sent};

@@ -150,7 +150,7 @@ fn late_sink(place: &Place, config: Config) -> Config {
     place.sink(config, LATE)
 }
 
-/// Topics that are deleted and made anew. What was in them is looked at before.
+/// Topics that are deleted and created again. What was in them is looked at before.
 struct ComingAndGoing {
     place: Place,
     arrived: Vec<Arrived>,
@@ -235,9 +235,9 @@ impl Operator {
     fn requeues(&mut self, bridge: &Bridge) {
         let listed = Self::runs(bridge, &["dead-letters", "list", "--json"]);
         for line in listed.lines() {
-            let letter: Value = serde_json::from_str(line).unwrap();
-            assert_eq!(letter["sink"], LATE, "{letter}");
-            self.moved.insert(Id::parse(letter["id"].as_str().unwrap()));
+            let dead_letter: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(dead_letter["sink"], LATE, "{dead_letter}");
+            self.moved.insert(Id::parse(dead_letter["id"].as_str().unwrap()));
         }
         Self::runs(bridge, &["dead-letters", "requeue", "--all"]);
     }

@@ -9,8 +9,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::support::aftermath::{closed_segments, durable_cursor, killed, newest_segment, printed, say, verify};
 use crate::support::bridge::{Bridge, Config, signed};
+use crate::support::crash_state::{closed_segments, durable_cursor, killed, newest_segment, printed, say, verify};
 use crate::support::eventually;
 use crate::support::load::{Load, stored_by};
 use crate::support::oracle::{Arrived, Id, Judge, Sent, judge, read_record};

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sinks::for_each_broker;
-use crate::support::aftermath::{durable_cursor, killed, say, verify};
 use crate::support::bridge::{Bridge, Config};
 use crate::support::broker::{Kind, Message, Own, Place};
+use crate::support::crash_state::{durable_cursor, killed, say, verify};
 use crate::support::eventually;
 use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::proxy::Proxy;

@@ -1,4 +1,4 @@
-//! Power cuts: what was answered 200 is there, though the disk lost all that it was not told to keep.
+//! Power cuts: what was answered 200 is there, though the disk lost everything that was not fsynced.
 //!
 //! A shim under the bridge records every write, rename, deletion and fsync of the journal's files in their order, and
 //! each answer notes how long that record was when it came. A cut at any place of the record then gives the files that a
@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::aftermath::printed;
 use crate::support::bridge::{Bridge, Config};
+use crate::support::crash_state::printed;
 use crate::support::eventually;
 use crate::support::oracle::{Arrived, Fault, Id, Sent, Verdict, judge};
 use crate::support::process::Stdout;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use crate::support::aftermath::{segments, verify};
 use crate::support::bridge::Config;
+use crate::support::crash_state::{segments, verify};
 use crate::support::eventually;
 use crate::support::load::{Load, stored_by};
 use crate::support::oracle::{Arrived, judge, read_record};
@@ -57,16 +57,16 @@ fn a_load_that_is_killed_knows_of_all_that_it_has_sent() {
     let (sent, answers) = read(&record);
     let arrived: Vec<Arrived> = bridge.events().iter().map(|event| Arrived::envelope(&event.envelope)).collect();
     let verdict = judge(&sent, &arrived).exactly_once();
-    let untold = sent.len() as u64 - answers.answered();
+    let unanswered = sent.len() as u64 - answers.answered();
     eprintln!(
-        "load killed {} times: sent {}, answered 200 {}, answer unknown {untold}, of these stored {}, lost 0",
+        "load killed {} times: sent {}, answered 200 {}, answer unknown {unanswered}, of these stored {}, lost 0",
         KILLED + 1,
         sent.len(),
         answers.answered(),
         verdict.events as u64 - answers.answered(),
     );
     assert!(sent.len() >= EACH as usize * (KILLED + 1), "only {} were sent", sent.len());
-    assert!(untold <= 16 * (KILLED as u64 + 1), "{untold} have no answer");
+    assert!(unanswered <= 16 * (KILLED as u64 + 1), "{unanswered} have no answer");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn the_feed_is_the_same_after_a_crash() {
     assert_eq!(bridge.events().last().unwrap().position, 201);
 }
 
-/// What the files of the journal's directory hold, but for the lock.
+/// What the files of the journal's directory hold, but for the lock file.
 fn contents(config: &Config) -> BTreeMap<String, Vec<u8>> {
     let files = fs::read_dir(config.dir().join("journal")).unwrap().map(|entry| entry.unwrap().path());
     let files = files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(path).unwrap()));

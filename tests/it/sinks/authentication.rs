@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::sinks::for_each_broker;
 use crate::support::bridge::{Bridge, Config};
-use crate::support::broker::locked::{Fault, Locked, PASSWORD, WRONG, sasl};
+use crate::support::broker::secured::{Fault, PASSWORD, SecuredBroker, WRONG, sasl};
 use crate::support::broker::{Kind, Own};
 use crate::support::certificates::Authority;
 use crate::support::eventually;
@@ -39,17 +39,17 @@ pub(crate) fn is_connected(bridge: &Bridge, name: &str) -> bool {
 }
 
 fn what_is_wrong_with_the_key_is_said_and_waited_for(kind: Kind) {
-    let locked = Locked::start(kind);
-    let places = FAULTS.map(|(name, ..)| (name, locked.broker.place()));
+    let secured = SecuredBroker::start(kind);
+    let places = FAULTS.map(|(name, ..)| (name, secured.broker.place()));
     let wrong = FAULTS
         .iter()
         .zip(&places)
-        .fold(Config::new(), |config, ((name, fault, ..), (_, place))| locked.sink(config, name, place, *fault));
+        .fold(Config::new(), |config, ((name, fault, ..), (_, place))| secured.sink(config, name, place, *fault));
     let checked = wrong.process(&["config", "check", "--connect"]).wait();
     assert_eq!(checked.code(), Some(1), "{}", checked.stdout());
 
     let bridge = wrong.start();
-    assert_eq!(bridge.deliver(&dial("locked out", 1)).status, 200);
+    assert_eq!(bridge.deliver(&dial("refused", 1)).status, 200);
     for (name, fault, reason, words) in FAULTS {
         let labels = [("sink", name), ("reason", reason)];
         eventually(&format!("{name}: a retry for {reason}"), || {
@@ -63,76 +63,76 @@ fn what_is_wrong_with_the_key_is_said_and_waited_for(kind: Kind) {
         eventually(&format!("{name}: what is wrong is logged"), || {
             bridge.log().so_far().iter().any(|line| line.contains(name) && line.contains(words))
         });
-        let told = fault == Fault::Certificate || checked.stdout().contains(words);
-        assert!(told && checked.stdout().contains(&format!("sinks.{name} ")), "{name}: {}", checked.stdout());
+        let is_named = fault == Fault::Certificate || checked.stdout().contains(words);
+        assert!(is_named && checked.stdout().contains(&format!("sinks.{name} ")), "{name}: {}", checked.stdout());
         assert!(!is_connected(&bridge, name));
     }
     let ended = bridge.stop();
     assert!(!format!("{}{}{}", ended.stderr(), checked.stdout(), checked.stderr()).contains("canary"));
 
-    let right = places.iter().fold(wrong, |config, (name, place)| locked.sink(config, name, place, Fault::Nothing));
+    let right = places.iter().fold(wrong, |config, (name, place)| secured.sink(config, name, place, Fault::Nothing));
     let bridge = right.start();
-    locked.arrive(&bridge, &places, 1);
-    locked.show(&locked.authority.issue_expired("127.0.0.1"));
+    secured.arrive(&bridge, &places, 1);
+    secured.show(&secured.authority.issue_expired("127.0.0.1"));
     assert_eq!(bridge.deliver(&dial("expired", 2)).status, 200);
     for (name, _) in &places {
         eventually(&format!("{name}: an expired certificate is named"), || {
             last_failure(&bridge, name).contains("expired") && !is_connected(&bridge, name)
         });
     }
-    locked.show(&locked.server);
-    locked.arrive(&bridge, &places, 2);
+    secured.show(&secured.server);
+    secured.arrive(&bridge, &places, 2);
 }
 
 /// What `rotation` has the log say of a changed file, from the broker's side.
 fn a_renewed_authority_is_trusted_when_the_log_says(kind: Kind) {
-    let locked = Locked::start(kind);
-    let places = [("it", locked.broker.place())];
-    let config = locked.sink(Config::new(), "it", &places[0].1, Fault::Nothing);
+    let secured = SecuredBroker::start(kind);
+    let places = [("it", secured.broker.place())];
+    let config = secured.sink(Config::new(), "it", &places[0].1, Fault::Nothing);
     let trusted = config.dir().join("trusted.pem");
     let trust = |authority: &Authority| {
         let new = config.dir().join("new");
         fs::copy(&authority.ca_file, &new).unwrap();
         fs::rename(new, &trusted).unwrap();
     };
-    let config = config.clone().set("sinks.it.tls", &locked.tls(&trusted, true));
+    let config = config.clone().set("sinks.it.tls", &secured.tls(&trusted, true));
     let untrusted = |bridge: &Bridge| last_failure(bridge, "it").contains("no authority of tls.ca_file");
 
-    trust(&locked.other);
+    trust(&secured.other);
     let bridge = config.start();
     assert_eq!(bridge.deliver(&dial("renewed", 1)).status, 200);
     eventually("it trusts another authority", || untrusted(&bridge));
-    trust(&locked.authority);
-    locked.arrive(&bridge, &places, 1);
+    trust(&secured.authority);
+    secured.arrive(&bridge, &places, 1);
 
-    trust(&locked.other);
-    locked.show(&locked.other.issue("127.0.0.1"));
+    trust(&secured.other);
+    secured.show(&secured.other.issue("127.0.0.1"));
     assert_eq!(bridge.deliver(&dial("renewed", 2)).status, 200);
     if kind != Kind::Kafka {
-        return locked.arrive(&bridge, &places, 2);
+        return secured.arrive(&bridge, &places, 2);
     }
     eventually("the client that has connected keeps what it has read", || untrusted(&bridge));
     assert_eq!(bridge.stop().code(), Some(0));
-    locked.arrive(&config.start(), &places, 2);
+    secured.arrive(&config.start(), &places, 2);
 }
 
 #[test]
 fn kafka_is_reached_by_certificate_and_by_each_mechanism() {
-    let locked = Locked::start(Kind::Kafka);
-    let places = ["mtls", "plain", "scram-sha-256", "scram-sha-512"].map(|name| (name, locked.broker.place()));
+    let secured = SecuredBroker::start(Kind::Kafka);
+    let places = ["mtls", "plain", "scram-sha-256", "scram-sha-512"].map(|name| (name, secured.broker.place()));
     let mut config = Config::new();
     for (name, place) in &places {
-        config = locked.sink(config, name, place, Fault::Nothing);
+        config = secured.sink(config, name, place, Fault::Nothing);
         config = if *name == "mtls" {
-            let brokers = format!("['127.0.0.1:{}']", locked.broker.secure_port("kafka-tls"));
+            let brokers = format!("['127.0.0.1:{}']", secured.broker.secure_port("kafka-tls"));
             config.unset("sinks.mtls.sasl").set("sinks.mtls.brokers", &brokers)
         } else {
             config.set(&format!("sinks.{name}.sasl"), &sasl(&name.to_uppercase(), PASSWORD))
         };
     }
     let bridge = config.start();
-    assert_eq!(bridge.deliver(&dial("locked", 1)).status, 200);
-    locked.arrive(&bridge, &places, 1);
+    assert_eq!(bridge.deliver(&dial("secured", 1)).status, 200);
+    secured.arrive(&bridge, &places, 1);
 }
 
 /// A NATS server with these lines, on which a sink with these credentials gets an event in; others get nothing in.
@@ -141,7 +141,7 @@ fn nats_is_reached(lines: &str, credentials: &str, wrong: &str) {
     let place = broker.place();
     let config = place.making_sink(Config::new(), "nats").set("sinks.nats.credentials", wrong);
     let bridge = config.start();
-    assert_eq!(bridge.deliver(&dial("locked", 1)).status, 200);
+    assert_eq!(bridge.deliver(&dial("secured", 1)).status, 200);
     eventually("it is refused", || last_failure(&bridge, "nats").starts_with("not_authorized"));
     let ended = bridge.stop();
     assert!(!ended.stderr().contains("canary"), "{}", ended.stderr());

@@ -187,7 +187,7 @@ fn what_is_missing_is_waited_for(kind: Kind) {
     let answered: Vec<String> = samples().values().map(|body| bridge.deliver(body).stored()).collect();
     let retries =
         || bridge.metric("sendbird_bridge_sink_retries_total", &[("sink", "broker"), ("reason", "not_found")]);
-    eventually("it is told that something is missing", || retries() > 0.0);
+    eventually("the missing target is reported", || retries() > 0.0);
     assert_eq!((pending(&bridge, "broker"), dead_letters(&bridge, "broker")), (13.0, 0.0));
     assert!(bridge.is_ready(), "readiness does not depend on a broker");
     place.make(Limits::default());

@@ -72,7 +72,7 @@ fn a_lost_permission_is_waited_for(kind: Kind) {
     let bridge = way.sink(guarded.config(), SINK).start();
     let answered: Vec<String> = (0..50).map(|n| bridge.deliver(&dial("same", n)).stored()).collect();
     let refused = [("sink", SINK), ("reason", "not_authorized")];
-    eventually("it is told", || bridge.metric("sendbird_bridge_sink_retries_total", &refused) > 0.0);
+    eventually("it is reported", || bridge.metric("sendbird_bridge_sink_retries_total", &refused) > 0.0);
     guarded.allow(&place, true);
     bridge.caught_up();
     assert_eq!(first_appearances(&place), answered);
@@ -129,7 +129,7 @@ fn a_rabbitmq_alarm_holds_up_nobody_but_the_sink() {
         let bridge = late.sink(Config::new(), SINK).start();
         let answered: Vec<String> = (0..50).map(|n| bridge.deliver(&dial("same", n)).stored()).collect();
         let refused = [("sink", SINK), ("reason", "unavailable")];
-        eventually("it is told", || bridge.metric("sendbird_bridge_sink_retries_total", &refused) > 0.0);
+        eventually("it is reported", || bridge.metric("sendbird_bridge_sink_retries_total", &refused) > 0.0);
         own.ctl(&clear);
         bridge.caught_up();
         assert_eq!(first_appearances(&late), answered);

@@ -64,7 +64,7 @@ fn a_trace_is_kept_with_the_event_and_is_no_part_of_its_identity() {
     let traces: Vec<Value> = bridge.events().iter().map(|event| event.envelope["traceparent"].clone()).collect();
     assert_eq!(traces, [TRACE], "the first one's, also after a restart");
 
-    // A bridge that was never told of a trace gives the event the same id.
+    // A bridge that never received a trace gives the event the same id.
     let fresh = Config::new().start();
     assert_eq!(fresh.deliver(&dial("traced", 1)).stored(), id);
     assert!(!fresh.events()[0].line.contains("traceparent"));

@@ -5,13 +5,13 @@
 
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
-#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-pub(crate) mod locked;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
 pub(crate) mod operate;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rabbitmq;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+pub(crate) mod secured;
 
 use std::collections::BTreeMap;
 use std::path::Path;

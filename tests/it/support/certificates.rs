@@ -1,4 +1,4 @@
-//! Certificates for the tests: an authority made anew each time, and what it signs, as PEM files.
+//! Certificates for the tests: a new authority each time, and what it signs, as PEM files.
 
 use std::path::{Path, PathBuf};
 

@@ -123,7 +123,7 @@ impl Flood {
         })
     }
 
-    /// Keeps so many senders that send one byte of this after the other, and begin anew when they are cut off.
+    /// Keeps so many senders that send one byte of this after the other, and start over when they are cut off.
     pub(crate) fn drips(&mut self, count: usize, bytes: &[u8]) {
         for _ in 0..count {
             let (address, enough, bytes) = (self.address, Arc::clone(&self.enough), bytes.to_vec());

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use super::broker::locked::PASSWORD;
+use super::broker::secured::PASSWORD;
 use super::certificates::Authority;
 use super::eventually;
 use super::http::Request;

@@ -1,21 +1,19 @@
 //! What the tests stand on: a bridge as a user would start it, and clients that can misbehave.
 
-pub(crate) mod aftermath;
 pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;
 pub(crate) mod certificates;
 #[cfg(feature = "otlp")]
 pub(crate) mod collector;
+pub(crate) mod crash_state;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod deliveries;
 pub(crate) mod flood;
-pub(crate) mod growth;
 pub(crate) mod http;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod issuer;
 pub(crate) mod load;
-pub(crate) mod loud;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod platform;
@@ -26,12 +24,14 @@ pub(crate) mod prometheus;
 pub(crate) mod proxy;
 pub(crate) mod repository;
 pub(crate) mod samples;
+pub(crate) mod schema_compatibility;
 pub(crate) mod schemas;
 pub(crate) mod senders;
 pub(crate) mod shim;
 pub(crate) mod tls;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod trial;
+pub(crate) mod verbose_bridge;
 pub(crate) mod verdict;
 
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Sendbird's Calls Platform API, as its public pages tell it: a server on loopback, in the process of the test.
 //!
 //! The one part of the tests that is not real, because nobody can start the real one. It judges requests strictly, so
-//! that a wrong client fails: headers to the letter, the types of JSON, known parameters only, the rate limits. What the
-//! pages leave open can be switched: both paths of the webhook settings, whether `include_members` is told, whether `*`
+//! that a wrong client fails: exact headers, the types of JSON, known parameters only, the rate limits. What the
+//! pages leave open can be switched: both paths of the webhook settings, whether `include_members` is returned, whether `*`
 //! is answered spelled out, the order of lists. And it fails on demand.
 
 mod answers;
@@ -83,7 +83,7 @@ pub(crate) struct Seen {
     pub(crate) at: Instant,
 }
 
-/// All that it knows and all that it was told to do.
+/// All that it knows and all that it was asked to do.
 struct State {
     paths: Paths,
     webhook: Value,

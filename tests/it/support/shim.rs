@@ -1,4 +1,4 @@
-//! A disk that fails on demand, that ends the bridge in the middle of its work, and that remembers what it was told to
+//! A disk that fails on demand, that ends the bridge in the middle of its work, and that remembers what it was asked to
 //! make durable: `shim.c` between the bridge and its journal. And a wall clock that can be set.
 //!
 //! The shim is compiled when it is first needed, with the C compiler that the build needs anyway, and is loaded into

@@ -34,9 +34,9 @@ pub(crate) fn read(record: &Path) -> (Vec<Sent>, Answers) {
             answers.longest_ms = answers.longest_ms.max(outcome.ms);
         }
     });
-    let told = answers.answered() + answers.others.values().sum::<u64>();
-    if sent.len() as u64 > told {
-        answers.others.insert("told, as the sender was killed".into(), sent.len() as u64 - told);
+    let known = answers.answered() + answers.others.values().sum::<u64>();
+    if sent.len() as u64 > known {
+        answers.others.insert("told, as the sender was killed".into(), sent.len() as u64 - known);
     }
     (sent, answers)
 }

@@ -23,7 +23,7 @@ impl Own {
     }
 
     /// A broker that is started later; until then a port of its own for a listener with TLS can be asked for.
-    pub(crate) fn to_be_locked(kind: Kind) -> Self {
+    pub(crate) fn to_be_secured(kind: Kind) -> Self {
         Self::stopped(kind)
     }
 

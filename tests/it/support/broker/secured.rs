@@ -1,4 +1,4 @@
-//! A broker that wants TLS and to know who comes, and sinks that have the right key or a wrong one.
+//! A broker with TLS and authentication, and sinks with right or wrong credentials.
 
 use std::fs::{read_to_string, write};
 use std::path::Path;
@@ -8,9 +8,9 @@ use crate::support::bridge::{Bridge, Config};
 use crate::support::certificates::{Authority, Files};
 use crate::support::issuer::{AUDIENCE, Issuer, NAME};
 
-/// What opens each of them.
+/// The password that each of them accepts.
 pub(crate) const PASSWORD: &str = "canary-right";
-/// What opens none.
+/// A password that none accepts.
 pub(crate) const WRONG: &str = "canary-wrong";
 
 /// Where a broker has the keys of its issuer.
@@ -26,11 +26,11 @@ pub(crate) enum Fault {
     Certificate,
 }
 
-/// A broker behind a lock, and what opens it.
-pub(crate) struct Locked {
+/// A broker with TLS and authentication, and the credentials that it accepts.
+pub(crate) struct SecuredBroker {
     kind: Kind,
     pub(crate) broker: Own,
-    /// What the bridge is told to connect to.
+    /// The host that the bridge connects to.
     host: &'static str,
     /// Which the broker trusts, and which has signed what it shows.
     pub(crate) authority: Authority,
@@ -40,36 +40,36 @@ pub(crate) struct Locked {
     client: Files,
 }
 
-impl Locked {
+impl SecuredBroker {
     pub(crate) fn start(kind: Kind) -> Self {
         Self::start_as(kind, "127.0.0.1")
     }
 
     /// One that is known by this name.
     pub(crate) fn start_as(kind: Kind, host: &'static str) -> Self {
-        Self::lock(Own::to_be_locked(kind), kind, host)
+        Self::secure(Own::to_be_secured(kind), kind, host)
     }
 
-    /// A Kafka that also lets in who shows a token of this issuer, and wants a new one every two seconds.
-    pub(crate) fn start_believing(issuer: &Issuer) -> Self {
-        let broker = Own::to_be_locked(Kind::Kafka);
+    /// A Kafka that also accepts tokens of this issuer, and requires a new one every two seconds.
+    pub(crate) fn start_with_issuer(issuer: &Issuer) -> Self {
+        let broker = Own::to_be_secured(Kind::Kafka);
         std::fs::copy(issuer.keys(), broker.dir().join(KEYS)).unwrap();
-        Self::lock(broker, Kind::Kafka, "127.0.0.1")
+        Self::secure(broker, Kind::Kafka, "127.0.0.1")
     }
 
-    fn lock(broker: Own, kind: Kind, host: &'static str) -> Self {
+    fn secure(broker: Own, kind: Kind, host: &'static str) -> Self {
         let authority = Authority::new(&broker.dir().join("certificates"));
         let other = Authority::new(&broker.dir().join("other"));
         let (server, client) = (authority.issue_for(&["127.0.0.1", host]), authority.issue("bridge"));
-        let locked = Self { kind, broker, host, authority, other, server, client };
+        let secured = Self { kind, broker, host, authority, other, server, client };
         if kind == Kind::Kafka {
             let users = ["256", "512"].map(|bits| format!("SCRAM-SHA-{bits}=[name=bridge,password={PASSWORD}]\n"));
-            std::fs::write(locked.broker.dir().join("kafka.scram"), users.concat()).unwrap();
-            locked.broker.secure_port("kafka");
-            locked.broker.secure_port("kafka-tls");
+            std::fs::write(secured.broker.dir().join("kafka.scram"), users.concat()).unwrap();
+            secured.broker.secure_port("kafka");
+            secured.broker.secure_port("kafka-tls");
         }
-        locked.show(&locked.server);
-        locked
+        secured.show(&secured.server);
+        secured
     }
 
     /// Has the broker show this certificate from now on.

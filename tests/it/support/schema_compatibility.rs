@@ -1,4 +1,4 @@
-//! Whether a schema has only grown: what compares the schemas of now with those of a released version.
+//! Whether a schema is compatible: compares the schemas of now with those of a released version.
 //!
 //! Both must hold: who reads by the old schema can read what is written now, and what was written then is valid by the new
 //! one. So a property may be added that need not be there, and nothing else may change but words.
@@ -54,7 +54,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What is not mere growth from `old` to `new`, each with where it is.
+/// What is not compatible from `old` to `new`, each with where it is.
 pub(crate) fn breaks(old: &Value, new: &Value) -> Vec<String> {
     let mut found = Vec::new();
     compare(Part::of(old), Part::of(new), "", &mut found);

@@ -8,22 +8,26 @@ use super::http::{Request, Response};
 use super::process::{Process, Stdout, program};
 
 /// All that there is to log. A level alone is meant for the program; each library is asked by its name.
-pub(crate) const LOUD: &str = "trace,hyper=trace,hyper_util=trace,warp=trace,rustls=trace,mio=trace,lapin=trace,\
+pub(crate) const LOG_EVERYTHING: &str = "trace,hyper=trace,hyper_util=trace,warp=trace,rustls=trace,mio=trace,lapin=trace,\
                                amq_protocol=trace,async_nats=trace,rdkafka=trace,librdkafka=trace";
 
 /// A bridge that logs all it can, in one of the formats.
-pub(crate) struct Loud {
+pub(crate) struct VerboseBridge {
     pub(crate) process: Process,
     pub(crate) webhook: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) config: Config,
 }
 
-impl Loud {
+impl VerboseBridge {
     #[track_caller]
     pub(crate) fn start(config: Config, format: &str) -> Self {
         let mut command = program();
-        command.arg("--config").arg(config.write()).args(["--log-format", format, "serve"]).env("RUST_LOG", LOUD);
+        command
+            .arg("--config")
+            .arg(config.write())
+            .args(["--log-format", format, "serve"])
+            .env("RUST_LOG", LOG_EVERYTHING);
         Self::started(Process::start(command, Stdout::Read), config)
     }
 

@@ -1,4 +1,4 @@
-//! What is left of a bridge that was killed: its end, its output, its journal.
+//! What a killed bridge leaves: its exit, its output, its journal.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
