@@ -75,7 +75,6 @@ pub enum Error {
     #[error("cannot declare the metrics")]
     Metrics(#[from] prometheus::Error),
     /// Traces can't be set up.
-    #[cfg(feature = "otlp")]
     #[error("cannot set up traces: traces.{key}: {fault}")]
     Traces {
         /// The key under `traces`.
@@ -333,7 +332,6 @@ fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
     let compiled = [
         ("kafka", cfg!(feature = "kafka")),
         ("nats", cfg!(feature = "nats")),
-        ("otlp", cfg!(feature = "otlp")),
         ("rabbitmq", cfg!(feature = "rabbitmq")),
     ];
     let features: Vec<&str> = compiled.iter().filter(|(_, compiled)| *compiled).map(|(name, _)| *name).collect();

@@ -51,7 +51,6 @@ pub struct Config {
     /// `sinks.<name>.*`.
     pub sinks: BTreeMap<String, SinkConfig>,
     /// `traces.*`; none without the table.
-    #[cfg(feature = "otlp")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traces: Option<crate::traces::Settings>,
     /// The files that secrets were read from.
@@ -168,22 +167,8 @@ struct Gather<'a> {
 
 impl Gather<'_> {
     fn config(&mut self) -> Config {
-        const SECTIONS: &[&str] = &[
-            "server",
-            "admin",
-            "access",
-            "journal",
-            "dedup",
-            "envelope",
-            "reconcile",
-            "sinks",
-            #[cfg(feature = "otlp")]
-            "traces",
-        ];
-        #[cfg(not(feature = "otlp"))]
-        if self.tree.remove("traces").is_some() {
-            self.fault("traces", "expected a build with the feature \"otlp\", but found one without it".into());
-        }
+        const SECTIONS: &[&str] =
+            &["server", "admin", "access", "journal", "dedup", "envelope", "reconcile", "sinks", "traces"];
         let unknown: Vec<String> = self.tree.keys().filter(|key| !SECTIONS.contains(&key.as_str())).cloned().collect();
         for key in unknown {
             let message = message(&Kind::UnknownField(key.clone(), SECTIONS), false);
@@ -198,7 +183,6 @@ impl Gather<'_> {
             envelope: self.section("envelope"),
             reconcile: self.section("reconcile"),
             sinks: self.sinks(),
-            #[cfg(feature = "otlp")]
             traces: self.section("traces"),
             secret_files: Vec::new(),
         };
@@ -211,7 +195,6 @@ impl Gather<'_> {
         let access::Settings { applications, api_tokens, .. } = &config.access;
         let reconcile = config.reconcile.as_ref().map(|settings| settings.check(applications, api_tokens));
         self.checked("reconcile", reconcile.unwrap_or_default());
-        #[cfg(feature = "otlp")]
         self.checked("traces", config.traces.as_ref().map(crate::traces::Settings::check).unwrap_or_default());
         config
     }

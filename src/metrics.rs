@@ -232,7 +232,6 @@ impl Metrics {
     ///
     /// # Errors
     /// It is declared already.
-    #[cfg(feature = "otlp")]
     pub fn declare_spans(&self) -> Result<IntCounterVec, Error> {
         let help = "Spans of traces, by what became of them.";
         Declare(self.registry.clone()).counters("trace_spans_total", help, &["outcome"])

@@ -1,33 +1,21 @@
 //! Spans of the bridge's own: one for each authenticated delivery, one for each event that a sink is done with.
 //!
-//! It has one face and two insides. With the feature `otlp` spans are made where `traces` is configured, queued without
-//! waiting, and sent by one task ([`export`]). Without it the types have no size and the functions are empty, so nothing
-//! is left of the calls.
+//! Where `traces` is configured, spans are made, queued without waiting, and sent by one task ([`export`]). Without it
+//! each call is one branch.
 //!
 //! Promises: no answer, no publish and no stop waits for a collector; what does not fit or can't be sent is dropped,
 //! counted and logged. In a span there is nothing that a sender wrote, but for the ids of the trace that it gave.
 //! Leaves to others: which deliveries there are and what became of them (`http`, `pipeline`), the task's owner (`app`).
 
-#[cfg(feature = "otlp")]
 mod collector;
-#[cfg(feature = "otlp")]
 pub mod export;
-#[cfg(not(feature = "otlp"))]
-mod off;
-#[cfg(feature = "otlp")]
 mod settings;
-#[cfg(feature = "otlp")]
 mod span;
-#[cfg(feature = "otlp")]
 mod wire;
 
 use tokio::time::Instant;
 
-#[cfg(not(feature = "otlp"))]
-pub use self::off::{Delivery, Publish, Publisher, Tracer};
-#[cfg(feature = "otlp")]
 pub use self::settings::Settings;
-#[cfg(feature = "otlp")]
 pub use self::span::{Delivery, Publish, Publisher, Tracer};
 
 /// What a delivery was answered with.

@@ -12,14 +12,7 @@ use crate::traces::Tracer;
 /// The task that sends spans, where there are any, until it is asked to stop.
 pub(super) type Task = Option<Box<dyn FnOnce(CancellationToken) -> BoxFuture<'static, ()> + Send>>;
 
-/// There are none in this build.
-#[cfg(not(feature = "otlp"))]
-pub(super) fn set_up(_config: &Config, _clock: &Clock, _metrics: &Metrics) -> Result<(Tracer, Task), Error> {
-    Ok((Tracer::default(), None))
-}
-
 /// Makes what makes spans and what sends them; nothing is connected yet.
-#[cfg(feature = "otlp")]
 pub(super) fn set_up(config: &Config, clock: &Clock, metrics: &Metrics) -> Result<(Tracer, Task), Error> {
     use crate::traces::export;
     let Some(settings) = &config.traces else { return Ok((Tracer::default(), None)) };

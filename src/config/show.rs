@@ -59,7 +59,6 @@ struct File {
     /// Any number of sinks, each under its name.
     sinks: std::collections::BTreeMap<String, Sink>,
     /// Spans by OTLP; without it there are none.
-    #[cfg(feature = "otlp")]
     traces: Option<crate::traces::Settings>,
 }
 

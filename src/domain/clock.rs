@@ -40,7 +40,6 @@ impl Clock {
     }
 
     /// Unix nanoseconds; 0 if the clock stands before 1970.
-    #[cfg(feature = "otlp")]
     pub fn now_ns(&self) -> u64 {
         match &self.fixed {
             Some(fixed) => u64::try_from(fixed.load(Ordering::Relaxed)).unwrap_or(0).saturating_mul(1_000_000),

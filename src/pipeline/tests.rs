@@ -17,7 +17,7 @@ use crate::journal::{
     WaitingKey,
 };
 use crate::metrics::Labels;
-use crate::sink::{About, Connection, Failure, Ack, Target};
+use crate::sink::{About, Ack, Connection, Failure, Target};
 
 /// What the broker does with an event, by its id, on each try; after the last it acknowledges.
 type Script = HashMap<String, Vec<fn() -> Failure>>;
@@ -450,7 +450,6 @@ async fn a_replay_is_marked_and_keeps_order_and_ids() {
     assert_eq!(bench.taken()[5..], starred);
 }
 
-#[cfg(feature = "otlp")]
 #[tokio::test]
 async fn an_event_has_one_span_when_the_sink_is_done_with_it() {
     let (tracer, mut watched) = Tracer::recording();

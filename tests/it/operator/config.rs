@@ -38,16 +38,6 @@ fn five_mistakes_are_named_at_once() {
     }
 }
 
-#[cfg(not(feature = "otlp"))]
-#[test]
-fn a_build_that_exports_no_traces_says_so() {
-    let ended = Config::new().set("traces.endpoint", "'http://collector:4318'").process(&["config", "check"]).wait();
-    assert_eq!(ended.code(), Some(64));
-    let said = ended.stderr();
-    assert!(said.contains("traces: expected a build with the feature") && said.contains("bridge.toml"), "{said}");
-    assert!(said.contains("1 fault"), "{said}");
-}
-
 #[test]
 fn a_right_configuration_passes_the_check() {
     let ended = Config::new().process(&["config", "check"]).wait();

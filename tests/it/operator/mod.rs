@@ -5,7 +5,6 @@ mod config;
 mod demo_send_tail;
 mod logs;
 mod metrics;
-#[cfg(feature = "otlp")]
 mod otlp;
 mod platform_client;
 mod reconcile;

@@ -4,7 +4,6 @@ pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;
 pub(crate) mod certificates;
-#[cfg(feature = "otlp")]
 pub(crate) mod collector;
 pub(crate) mod crash_state;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
