@@ -1,27 +1,93 @@
 //! The HTTP client for outgoing requests: to a token endpoint, to a collector of spans, and of the commands.
 //!
-//! Owns HTTP/1.1 with the TLS provider of the process, and which certificate authorities are trusted. Callers decide
-//! what to request, how long a response may take, and what a failure means.
+//! Owns HTTP/1.1 with the TLS provider of the process, which certificate authorities are trusted, and the proxy that the
+//! environment names for `https://` URLs. Callers decide what to request, how long a response may take, and what a failure
+//! means.
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http_body_util::Full;
+use hyper::Uri;
+use hyper::http::uri::Authority;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tower_service::Service;
 
 /// How long a connection may take to come about, without TLS.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Speaks HTTP/1.1, with TLS where the URL says so, and keeps connections alive.
-pub type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub type HttpClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
+
+/// Connects to a host itself, or through the proxy that `HTTPS_PROXY` (or `ALL_PROXY`) names for `https://` URLs unless
+/// `NO_PROXY` names the host; the variables have the forms that curl reads. `http://` URLs are never proxied: they are
+/// this machine's or the cluster's own.
+#[derive(Clone)]
+pub struct Connector {
+    tcp: HttpConnector,
+    proxies: Arc<Matcher>,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.tcp.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, host: Uri) -> Self::Future {
+        let is_https = host.scheme_str() == Some("https");
+        let Some(proxy) = self.proxies.intercept(&host).filter(|_| is_https) else {
+            return self.tcp.call(host).map(|connected| connected.map_err(Into::into)).boxed();
+        };
+        let address = proxy.uri().clone();
+        if address.scheme_str() != Some("http") {
+            let found = address.scheme_str().unwrap_or("none").to_owned();
+            let fault = format!("expected an http:// URL of a proxy in HTTPS_PROXY, but found the scheme {found}");
+            return async { Err(fault.into()) }.boxed();
+        }
+        let mut tunnel = Tunnel::new(address.clone(), self.tcp.clone());
+        if let Some(credentials) = proxy.basic_auth() {
+            tunnel = tunnel.with_auth(credentials.clone());
+        }
+        async move {
+            let connected = tunnel.call(host).await;
+            connected.map_err(|error| {
+                format!("proxy {}: {}", address.authority().map_or("", Authority::as_str), causes(&error)).into()
+            })
+        }
+        .boxed()
+    }
+}
+
+/// The proxies of the environment. A variable that is no URL would be left out in silence, so it is warned of.
+fn proxies() -> Matcher {
+    let example = Uri::from_static("https://example.com");
+    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        let Ok(value) = std::env::var(name) else { continue };
+        if !value.is_empty() && Matcher::builder().https(value).build().intercept(&example).is_none() {
+            tracing::warn!("{name} is not used: expected http://host:port, but found something else");
+        }
+    }
+    Matcher::from_env()
+}
 
 /// A client; nothing is connected yet.
 pub fn client(tls: ClientConfig) -> HttpClient {
@@ -29,8 +95,11 @@ pub fn client(tls: ClientConfig) -> HttpClient {
     tcp.set_nodelay(true);
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(CONNECT_WITHIN));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(Connector { tcp, proxies: Arc::new(proxies()) });
     Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector)
 }
 

@@ -6,9 +6,11 @@ pub(crate) mod broker;
 pub(crate) mod certificates;
 pub(crate) mod collector;
 pub(crate) mod crash_state;
+pub(crate) mod debian;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod deliveries;
 pub(crate) mod flood;
+pub(crate) mod forward_proxy;
 pub(crate) mod http;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod issuer;
