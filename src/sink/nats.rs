@@ -123,7 +123,7 @@ impl Nats {
                 health.record_event(&event);
                 async {}
             });
-        self.settings.authenticate(options)
+        self.settings.apply(options)
     }
 }
 
@@ -133,8 +133,11 @@ impl Sink for Nats {
             let health = Arc::new(Health::default());
             let opened = timeout(CONNECT, async {
                 let client = self.dial(&health).await?;
-                let context =
-                    ContextBuilder::new().timeout(ACKNOWLEDGE).max_ack_inflight(IN_FLIGHT).build(client.clone());
+                let context = ContextBuilder::new()
+                    .api_prefix(self.settings.api_prefix())
+                    .timeout(ACKNOWLEDGE)
+                    .max_ack_inflight(IN_FLIGHT)
+                    .build(client.clone());
                 self.warn(stream::open(&context, &self.settings, &self.subject).await?);
                 Ok(Connection {
                     client,

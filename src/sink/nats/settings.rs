@@ -22,6 +22,17 @@ pub struct Settings {
     pub stream: String,
     /// The subject, with placeholders; default `sendbird.calls.{object}.{verb}.{key}`.
     pub subject: String,
+    /// The JetStream domain that the stream is in, where the servers reach it through a leaf node; default: the servers'
+    /// own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// The subjects of JetStream's API, where the bridge's account imports it under another name; not with `domain`;
+    /// default `$JS.API`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_prefix: Option<String>,
+    /// Where the servers' answers come to, for a user who may not subscribe to `_INBOX.>`; default `_INBOX`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inbox_prefix: Option<String>,
     /// Whether to create a missing stream: `false`, `true` or a table; default `false`.
     pub create_stream: Create<CreateStream>,
     /// Who the bridge is; default: nobody.
@@ -38,6 +49,9 @@ impl Default for Settings {
             servers: Vec::new(),
             stream: "SENDBIRD_CALLS".into(),
             subject: "sendbird.calls.{object}.{verb}.{key}".into(),
+            domain: None,
+            api_prefix: None,
+            inbox_prefix: None,
             create_stream: Create::Never,
             credentials: None,
             tls: None,
@@ -134,6 +148,7 @@ impl Settings {
         }
         let subject = template("subject", &self.subject, AddressKind::Subject, LONGEST_SUBJECT);
         let subject = subject.map_err(|fault| faults.push(fault)).ok();
+        faults.extend(self.check_prefixes());
         if let Some(create) = self.create_stream.as_option() {
             faults.extend(create.check());
         }
@@ -145,8 +160,40 @@ impl Settings {
         }
     }
 
-    /// Adds credentials and TLS to the client's options.
-    pub(super) fn authenticate(&self, mut options: ConnectOptions) -> Result<ConnectOptions, Failure> {
+    fn check_prefixes(&self) -> Faults {
+        let mut faults = Faults::new();
+        let given = [
+            ("domain", &self.domain, "a name without dots, wildcards and spaces", false),
+            ("api_prefix", &self.api_prefix, "a subject without wildcards and spaces", true),
+            ("inbox_prefix", &self.inbox_prefix, "a subject without wildcards and spaces", true),
+        ];
+        for (key, value, expected, dots) in given {
+            let Some(text) = value else { continue };
+            let is_token = |token: &str| !token.is_empty() && !token.contains(['*', '>']) && printable(token);
+            if !text.split('.').all(is_token) || (text.contains('.') && !dots) {
+                faults.push(fault(key, format!("expected {expected}, but found {text:?}")));
+            }
+        }
+        if self.domain.is_some() && self.api_prefix.is_some() {
+            faults.push(fault("api_prefix", "expected either domain or api_prefix, but found both"));
+        }
+        faults
+    }
+
+    /// What the subjects of JetStream's API begin with.
+    pub(super) fn api_prefix(&self) -> String {
+        match (&self.domain, &self.api_prefix) {
+            (Some(domain), _) => format!("$JS.{domain}.API"),
+            (None, Some(prefix)) => prefix.clone(),
+            (None, None) => "$JS.API".to_owned(),
+        }
+    }
+
+    /// Adds the prefix of inboxes, credentials and TLS to the client's options.
+    pub(super) fn apply(&self, mut options: ConnectOptions) -> Result<ConnectOptions, Failure> {
+        if let Some(prefix) = &self.inbox_prefix {
+            options = options.custom_inbox_prefix(prefix);
+        }
         if let Some(tls) = &self.tls {
             options = options.require_tls(true);
             if let Some(ca_file) = &tls.ca_file {
@@ -272,6 +319,24 @@ mod tests {
             ]
         );
         assert!(faults.iter().all(|(_, message)| message.starts_with("expected") && !message.contains("canary")));
+    }
+
+    #[test]
+    fn prefixes_are_subjects_and_at_most_one_is_of_the_api() {
+        let faults = |key: &str, value: &str| {
+            let mut json = serde_json::json!({ "servers": ["nats://a"] });
+            json[key] = value.into();
+            settings(json).check().into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        for (key, right) in [("domain", "hub"), ("api_prefix", "$JS.hub.API"), ("inbox_prefix", "_INBOX.bridge")] {
+            assert_eq!(faults(key, right), Vec::<String>::new(), "{key}");
+            for wrong in ["", "a b", "a.*", "a.>", "a.", ".a", "a..b", "ä"] {
+                assert_eq!(faults(key, wrong), [key], "{key} = {wrong:?}");
+            }
+        }
+        assert_eq!(faults("domain", "a.b"), ["domain"]);
+        let both = serde_json::json!({ "servers": ["nats://a"], "domain": "hub", "api_prefix": "a" });
+        assert_eq!(settings(both).check()[0].0, "api_prefix");
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod authentication;
 mod leader_changes;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod messages;
+#[cfg(feature = "nats")]
+mod nats_accounts;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod network_faults;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
