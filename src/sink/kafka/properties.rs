@@ -29,8 +29,6 @@ const OURS: &[(&str, &str)] = &[
 const DEFAULTS: &[(&str, &str)] = &[
     // A little patience makes batches, which cost the broker less.
     ("linger.ms", "2"),
-    // Small on JSON, cheap, and read by consumers of any age.
-    ("compression.type", "lz4"),
     // So that the broker and the topic decide how large is too large. Above 100 MiB a broker cuts the
     // connection without a word.
     ("message.max.bytes", "67108864"),
