@@ -28,13 +28,14 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use lapin::options::BasicPublishOptions;
-use lapin::types::ShortString;
+use lapin::types::{ShortString, ShortStringError};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep, timeout};
 
 use channels::Channels;
 use errors::{blocked, confirmed, connecting, failure, lost};
+use settings::AttributePrefix;
 pub use settings::{Declare, Queue, QueueType, Settings};
 
 use super::settings::Faults;
@@ -93,6 +94,7 @@ impl RabbitMq {
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             format: self.format,
+            attribute_prefix: self.settings.attribute_prefix,
         })
     }
 }
@@ -116,13 +118,16 @@ struct Connection {
     exchange: ShortString,
     routing_key: Template,
     format: Format,
+    attribute_prefix: AttributePrefix,
 }
 
 impl Connection {
     fn begin(&self, event: &View<'_>, kind: ChannelKind) -> BoxFuture<'static, Result<Ack, Failure>> {
         let routing_key = self.routing_key.render(&event.values());
         let target = target(&self.exchange, &routing_key);
-        let message = Message::build(event, self.format, &self.exchange, routing_key, target.clone());
+        let properties = message::properties(event, self.format, self.attribute_prefix);
+        let body = event.body(self.format);
+        let message = Message::build(properties, body, &self.exchange, routing_key, target.clone());
         let channels = Arc::clone(&self.channels);
         async move {
             let message = message?;
@@ -217,8 +222,8 @@ struct Message {
 
 impl Message {
     fn build(
-        event: &View<'_>,
-        format: Format,
+        properties: Result<BasicProperties, ShortStringError>,
+        body: Bytes,
         exchange: &ShortString,
         routing_key: String,
         target: Target,
@@ -227,8 +232,8 @@ impl Message {
         Ok(Self {
             exchange: exchange.clone(),
             routing_key: ShortString::try_new(routing_key).map_err(invalid)?,
-            properties: message::properties(event, format).map_err(invalid)?,
-            body: event.body(format),
+            properties: properties.map_err(invalid)?,
+            body,
             target,
         })
     }

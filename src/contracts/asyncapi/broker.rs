@@ -59,7 +59,8 @@ impl Parts {
         let attributes = &self.schemas["envelope"];
         let always = attributes["required"].as_array();
         for (name, value) in &contract.headers {
-            let attribute = ["ce_", "ce-", "cloudEvents:"].iter().find_map(|prefix| name.strip_prefix(prefix));
+            let attribute =
+                ["ce_", "ce-", "cloudEvents:", "cloudEvents_"].iter().find_map(|prefix| name.strip_prefix(prefix));
             let attribute = attribute.or((name == TraceParent::NAME).then_some(TraceParent::NAME));
             let (schema, is_required) = match attribute {
                 Some(attribute) => {

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::Settings;
 use super::message::{PERSISTENT, properties};
+use super::settings::AttributePrefix;
 use crate::domain::envelope::{Format, View};
 use crate::sink::contract::{Contract, Server};
 
@@ -53,13 +54,13 @@ impl Settings {
                 "deliveryMode": PERSISTENT, "mandatory": true, "timestamp": true, "bindingVersion": BINDING,
             })),
             message: None,
-            headers: headers(event, format),
+            headers: headers(event, format, self.attribute_prefix),
         }
     }
 }
 
-fn headers(event: &View<'_>, format: Format) -> Vec<(String, String)> {
-    let Ok(properties) = properties(event, format) else { return Vec::new() };
+fn headers(event: &View<'_>, format: Format, prefix: AttributePrefix) -> Vec<(String, String)> {
+    let Ok(properties) = properties(event, format, prefix) else { return Vec::new() };
     let headers = properties.headers().iter().flat_map(|table| table.inner());
     headers
         .filter_map(|(name, value)| match value {

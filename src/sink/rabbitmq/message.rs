@@ -1,12 +1,13 @@
 //! The properties and headers of a RabbitMQ message.
 //!
-//! In the binary form the attributes have the names of the CloudEvents binding for AMQP (`cloudEvents:id`);
+//! In the binary form the attributes have the names of the CloudEvents binding for AMQP (`cloudEvents:id`, `cloudEvents_id`);
 //! in the structured form four of them are repeated under names that a headers exchange or a consumer finds
 //! handy (`ce_id`).
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString, ShortStringError};
 
+use super::settings::AttributePrefix;
 use crate::domain::envelope::{Format, View};
 use crate::domain::trace::TraceParent;
 
@@ -17,22 +18,26 @@ pub(super) const PERSISTENT: u8 = 2;
 ///
 /// # Errors
 /// The id or the content type is too long for its field.
-pub(super) fn properties(event: &View<'_>, format: Format) -> Result<BasicProperties, ShortStringError> {
+pub(super) fn properties(
+    event: &View<'_>,
+    format: Format,
+    prefix: AttributePrefix,
+) -> Result<BasicProperties, ShortStringError> {
     let properties = BasicProperties::default()
         .with_message_id(ShortString::try_new(event.envelope().id.as_ref())?)
         .with_content_type(ShortString::try_new(event.content_type(format))?)
         .with_delivery_mode(PERSISTENT)
-        .with_headers(headers(event, format));
+        .with_headers(headers(event, format, prefix));
     Ok(match seconds(&event.envelope().time) {
         Some(seconds) => properties.with_timestamp(seconds),
         None => properties,
     })
 }
 
-fn headers(event: &View<'_>, format: Format) -> FieldTable {
+fn headers(event: &View<'_>, format: Format, prefix: AttributePrefix) -> FieldTable {
     let prefix = match format {
         Format::Structured => "ce_",
-        Format::Binary => "cloudEvents:",
+        Format::Binary => prefix.as_str(),
     };
     let mut table = FieldTable::default();
     for (name, value) in event.headers(format) {
@@ -57,7 +62,11 @@ mod tests {
     const STORED: &str = r#"{"specversion":"1.0","id":"0a-1","source":"https://api-A.calls.sendbird.com","type":"com.sendbird.calls.room.create","subject":"rooms/R","time":"2026-01-01T00:00:01.234Z","datacontenttype":"application/json","dataschema":"urn:x:room:v1","partitionkey":"R","receivedtime":"2026-01-01T00:00:00.100Z","data":{"category":"room:create"}}"#;
 
     fn of(stored: &str, format: Format) -> Result<BasicProperties, ShortStringError> {
-        properties(&View::parse(&Bytes::copy_from_slice(stored.as_bytes())).expect("an envelope"), format)
+        with_prefix(stored, format, AttributePrefix::Colon)
+    }
+
+    fn with_prefix(stored: &str, format: Format, prefix: AttributePrefix) -> Result<BasicProperties, ShortStringError> {
+        properties(&View::parse(&Bytes::copy_from_slice(stored.as_bytes())).expect("an envelope"), format, prefix)
     }
 
     fn names(properties: &BasicProperties) -> Vec<String> {
@@ -79,12 +88,13 @@ mod tests {
 
     #[test]
     fn binary_has_all_attributes() {
+        let all =
+            ["dataschema", "id", "partitionkey", "receivedtime", "source", "specversion", "subject", "time", "type"];
+        for prefix in [AttributePrefix::Colon, AttributePrefix::Underscore] {
+            let properties = with_prefix(STORED, Format::Binary, prefix).expect("properties");
+            assert_eq!(names(&properties), all.map(|name| format!("{}{name}", prefix.as_str())));
+        }
         let properties = of(STORED, Format::Binary).expect("properties");
-        assert_eq!(
-            names(&properties),
-            ["dataschema", "id", "partitionkey", "receivedtime", "source", "specversion", "subject", "time", "type"]
-                .map(|name| format!("cloudEvents:{name}"))
-        );
         assert_eq!(properties.content_type().as_ref().map(ShortString::as_str), Some("application/json"));
     }
 

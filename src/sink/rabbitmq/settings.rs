@@ -23,6 +23,9 @@ pub struct Settings {
     pub exchange: String,
     /// The routing key, with placeholders; default `{object}.{verb}.{key}`.
     pub routing_key: String,
+    /// What the names of attributes begin with in binary mode: `cloudEvents:`, or `cloudEvents_` for consumers that allow no
+    /// colon in a header's name, such as selectors of JMS; default `cloudEvents:`.
+    pub attribute_prefix: AttributePrefix,
     /// Whether to declare the exchange, and queues: `false`, `true` (the exchange alone) or a table;
     /// default `false`.
     pub declare: Create<Declare>,
@@ -37,8 +40,31 @@ impl Default for Settings {
             url: Secret::default(),
             exchange: "sendbird.calls".into(),
             routing_key: "{object}.{verb}.{key}".into(),
+            attribute_prefix: AttributePrefix::default(),
             declare: Create::Never,
             tls: None,
+        }
+    }
+}
+
+/// The two prefixes that the CloudEvents binding for AMQP allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum AttributePrefix {
+    /// `cloudEvents:id`.
+    #[default]
+    #[serde(rename = "cloudEvents:")]
+    Colon,
+    /// `cloudEvents_id`.
+    #[serde(rename = "cloudEvents_")]
+    Underscore,
+}
+
+impl AttributePrefix {
+    /// As it stands before an attribute's name.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Colon => "cloudEvents:",
+            Self::Underscore => "cloudEvents_",
         }
     }
 }

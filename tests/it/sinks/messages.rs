@@ -279,6 +279,22 @@ pub(crate) fn authority(address: &str) -> String {
 
 #[cfg(feature = "rabbitmq")]
 #[test]
+fn attributes_can_be_named_without_a_colon() {
+    let place = Kind::RabbitMq.place().made();
+    let bridge = place
+        .sink(Config::new(), "broker")
+        .set("sinks.broker.format", "'binary'")
+        .set("sinks.broker.attribute_prefix", "'cloudEvents_'")
+        .start();
+    let id = bridge.deliver(&dial("a", 1)).stored();
+    bridge.caught_up();
+    let message = &place.consume()[0];
+    assert_eq!(message.headers.get("cloudEvents_id"), Some(&id));
+    assert!(message.headers.keys().all(|name| name.starts_with("cloudEvents_")), "{:?}", message.headers);
+}
+
+#[cfg(feature = "rabbitmq")]
+#[test]
 fn a_password_that_is_refused_is_never_said() {
     let mut place = Kind::RabbitMq.place().made();
     place.address = format!("amqp://guest:canary-password@{}/%2f", authority(&place.address));
