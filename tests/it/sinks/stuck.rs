@@ -32,6 +32,8 @@ const UNTIL_STUCK: Duration = Duration::from_secs(60);
 
 /// Deliveries a second in the normal run, which any of the brokers can take in a debug build.
 const RATE: u32 = 200;
+/// The same of the long form, below what one queue of RabbitMQ confirms.
+const LONG_RATE: u32 = 2_000;
 
 fn number(variable: &str) -> Option<u32> {
     let text = std::env::var(variable).ok()?;
@@ -199,8 +201,12 @@ fn stuck_events_hold_up_their_own_keys_alone(kind: Kind) {
     let long = number("TEST_STUCK_EVENTS");
     let stuck = long.unwrap_or(1_000);
     let others = number("TEST_STUCK_OTHERS").unwrap_or(5 * stuck);
-    // In the long form the run without stuck events shows what the sink can take.
-    let rate = if long.is_some() { None } else { Some(RATE) };
+    // In the long form the run without stuck events shows what the sink can take. RabbitMQ takes fewer events than the
+    // bridge stores: without a limit the others alone would fill the journal, stuck events or not.
+    let rate = match long {
+        None => Some(RATE),
+        Some(_) => (kind.label() == "rabbitmq").then_some(LONG_RATE),
+    };
     let sizes = Sizes { stuck, behind: stuck / 10, others, rate };
     let without = long.map(|_| run(kind, sizes, false));
     let with = run(kind, sizes, true);
