@@ -14,7 +14,6 @@ mod latency;
 mod logs;
 mod platform;
 mod reconcile;
-mod record;
 mod replay;
 mod schema;
 mod select;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, IsTerminal};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,6 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client::{self, TlsArgs};
 use super::latency::Latencies;
-use super::record::Record;
 use super::sendbird::{Outcome, Sendbird};
 use super::{Failure, print};
 use crate::domain::clock::Clock;
@@ -86,11 +85,6 @@ pub(super) struct Args {
     /// The application that the deliveries name
     #[arg(long, value_name = "ID", default_value = "0A1B2C3D-1111-4222-8333-444455556666")]
     application: String,
-
-    /// Append two JSON lines to this file for each delivery: what is sent, before it is, and what was answered. They
-    /// outlive a crash of this program, not one of the machine
-    #[arg(long, value_name = "FILE")]
-    record: Option<PathBuf>,
 }
 
 /// What is counted while sending.
@@ -99,7 +93,6 @@ struct Tally {
     results: BTreeMap<String, u64>,
     not_in_time: u64,
     retried: u64,
-    record: Option<Record>,
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
@@ -111,13 +104,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         results: BTreeMap::new(),
         not_in_time: 0,
         retried: 0,
-        record: args.record.as_deref().map(Record::open).transpose()?,
     }));
     let progress = progress(count);
     let begun = Instant::now();
-    let recorded = send_all(&args, &sendbird, samples, &tally, &progress).await;
+    let sent = send_all(&args, &sendbird, samples, &tally, &progress).await;
     progress.finish_and_clear();
-    recorded.map_err(|error| Failure::Failed(format!("cannot write the record; stopped sending: {error}")))?;
+    sent?;
     let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
     print(&report(&tally, count, begun.elapsed()))?;
     match tally.not_in_time {
@@ -126,14 +118,14 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Deliveries of one key go to one sender, so they stay in order. What can't be recorded is not sent.
+/// Deliveries of one key go to one sender, so they stay in order.
 async fn send_all(
     args: &Args,
     sendbird: &Sendbird,
     samples: impl Iterator<Item = Sample>,
     tally: &Arc<Mutex<Tally>>,
     progress: &ProgressBar,
-) -> io::Result<()> {
+) -> Result<(), Failure> {
     let mut senders = JoinSet::new();
     let mut queues = Vec::new();
     for _ in 0..args.concurrency {
@@ -141,14 +133,11 @@ async fn send_all(
         let (sendbird, tally, progress) = (sendbird.clone(), Arc::clone(tally), progress.clone());
         queues.push(queue);
         senders.spawn(async move {
-            let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
             while let Some(sample) = waiting.recv().await {
-                let number = tally().record.as_mut().map(|record| record.intend(&sample)).transpose()?;
                 let outcome = sendbird.deliver(&sample.body).await;
-                tally().add(number, &outcome)?;
+                tally.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome);
                 progress.inc(1);
             }
-            Ok::<(), io::Error>(())
         });
     }
     let begun = Instant::now();
@@ -164,11 +153,10 @@ async fn send_all(
         }
     }
     drop(queues);
-    let mut recorded = Ok(());
     while let Some(ended) = senders.join_next().await {
-        recorded = recorded.and(ended.unwrap_or_else(|panicked| Err(io::Error::other(panicked))));
+        ended.map_err(Failure::other)?;
     }
-    recorded
+    Ok(())
 }
 
 type Samples = Box<dyn Iterator<Item = Sample>>;
@@ -204,7 +192,7 @@ fn samples(args: &Args) -> Result<(Samples, u64), Failure> {
 }
 
 impl Tally {
-    fn add(&mut self, number: Option<u64>, outcome: &Outcome) -> io::Result<()> {
+    fn add(&mut self, outcome: &Outcome) {
         if outcome.status.is_some() {
             self.latencies.add(outcome.took);
         }
@@ -216,10 +204,6 @@ impl Tally {
             (None, _) => outcome.error.unwrap_or("no answer").to_owned(),
         };
         *self.results.entry(result).or_default() += 1;
-        match (&mut self.record, number) {
-            (Some(record), Some(number)) => record.conclude(number, outcome),
-            _ => Ok(()),
-        }
     }
 }
 

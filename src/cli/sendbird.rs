@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Uri;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Failure;
@@ -29,7 +29,7 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 const LARGEST_ANSWER: usize = 64 * 1024;
 
 /// What became of a delivery.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub(super) struct Outcome {
     /// The last status; `None` when there was no answer to any try.
     pub(super) status: Option<u16>,
@@ -38,18 +38,14 @@ pub(super) struct Outcome {
     /// How many tries it took.
     pub(super) tries: u32,
     /// How long the last try took.
-    #[serde(rename = "ms", serialize_with = "milliseconds")]
     pub(super) took: Duration,
     /// Why there was no answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error: Option<&'static str>,
 }
 
 /// The bridge's answer to a delivery that is durable.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Answer {
-    /// The event's id.
-    pub(super) id: String,
     /// `stored` or `duplicate`.
     pub(super) status: String,
 }
@@ -117,8 +113,4 @@ impl Sendbird {
             .map_err(|_broken| "the connection closed before the end of the response")?;
         Ok((status, serde_json::from_slice(&body.to_bytes()).ok()))
     }
-}
-
-fn milliseconds<S: serde::Serializer>(took: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(took.as_secs_f64() * 1000.0)
 }

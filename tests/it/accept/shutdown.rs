@@ -10,13 +10,12 @@ use sendbird_bridge::http::listener::DRAIN_LIMIT;
 use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::eventually;
 use crate::support::http::{Connection, Request};
-use crate::support::load::{Load, stored_by};
+use crate::support::load::{Load, Outcome, stored_by};
 use crate::support::oracle::{Arrived, Id, Sent, judge};
 use crate::support::process::{Ended, Stdout};
 use crate::support::samples::dial;
 use crate::support::senders::{Heard, Senders};
 use crate::support::shim::Shim;
-use crate::support::verdict::read;
 
 /// From the signal to the end of a process that has little to do.
 const SOON: Duration = Duration::from_secs(15);
@@ -111,7 +110,7 @@ fn a_stop_under_load_breaks_no_promise() {
 fn a_rolling_restart_under_load_loses_nothing() {
     let config = Config::new().fixed_address();
     let mut bridge = config.start();
-    let mut load = Load::start(&bridge, 2_500, 250);
+    let load = Load::start(&bridge, 2_500, 250);
     let senders = Senders::start(bridge.webhook, 2);
     for _ in 0..4 {
         eventually("deliveries are stored", || stored_by(&bridge) > 200.0);
@@ -119,12 +118,10 @@ fn a_rolling_restart_under_load_loses_nothing() {
         stops_in_order(bridge, SOON);
         bridge = config.start();
     }
-    let record = load.record.clone();
-    load.finish();
+    let Outcome { mut sent, answers } = load.finish();
     let heard = senders.finish();
     nothing_but_200_or_refused(&heard, 400);
     assert!(heard.refused > 0, "nobody was sending while there was no bridge");
-    let (mut sent, answers) = read(&record);
     eprintln!("{}", answers.table(&[]));
     let others: Vec<&String> = answers.others.keys().filter(|other| *other != "no connection").collect();
     assert!(others.is_empty(), "{others:?}");

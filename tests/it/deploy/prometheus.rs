@@ -93,7 +93,7 @@ fn every_panel_shows_something_under_load() {
     }
     let rate = prometheus.query("sum(rate(sendbird_bridge_deliveries_total[30s]))");
     assert!(rate[0] > 0.0, "{rate:?}");
-    load.kill_9();
+    load.crash();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::support::bridge::{Bridge, Config, signed};
 use crate::support::crash_state::printed;
 use crate::support::http::Connection;
 use crate::support::load::{Load, stored_by};
-use crate::support::oracle::{judge, read_record};
+use crate::support::oracle::judge;
 use crate::support::process::Stdout;
 use crate::support::samples::dial;
 use crate::support::shim::Shim;
@@ -59,7 +59,7 @@ fn times_are_rfc3339(envelope: &Value) {
 fn clock_jumps_under_load_cause_no_delay_duplicate_or_loss() {
     let (shim, config) = Shim::under(Config::new().fixed_address().stdout_sink(Stdout::Read));
     let bridge = config.start();
-    let mut load = Load::start(&bridge, 3_000, 400);
+    let load = Load::start(&bridge, 3_000, 400);
     for ahead in JUMPS {
         let before = stored_by(&bridge);
         shim.set_clock_ahead(ahead);
@@ -71,13 +71,12 @@ fn clock_jumps_under_load_cause_no_delay_duplicate_or_loss() {
     }
     assert!(load.is_running(), "the load ended too early to prove anything");
     shim.set_clock_ahead(0);
-    let record = load.record.clone();
-    assert!(load.finish(), "every delivery is answered 200 in time");
+    let load = load.finish();
+    assert!(load.is_all_200(), "every delivery is answered 200 in time");
     bridge.caught_up();
     let lines = bridge.stop().stdout;
     lines.iter().for_each(|line| times_are_rfc3339(&serde_json::from_str(line).unwrap()));
-    let sent = read_record(&record);
-    let verdict = judge(&sent, &printed(&lines)).exactly_once();
+    let verdict = judge(&load.sent, &printed(&lines)).exactly_once();
     eprintln!("{} jumps while it ran: answered 200 {}, lost 0, duplicates 0", JUMPS.len(), verdict.events);
 }
 

@@ -10,8 +10,7 @@
 //! The journal is small, so segments are closed and released all the while. There is a fourth sink whose topics come and
 //! go, an operator who replays, cancels, sets aside and requeues, and one of the sinks gets another name on the way.
 //!
-//! The load is a process of its own that outlives every kill. A crash of the load is no part of the test: its record is
-//! whole once it has ended by itself, and a record that lacks a delivery fails the test.
+//! The load is sent by the test itself, which outlives every kill. A crash of the load is no part of the test.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -21,11 +20,11 @@ use serde_json::Value;
 
 use crate::support::bridge::{Bridge, Config};
 use crate::support::broker::{Kind, Limits, Message, Place};
-use crate::support::load::Load;
+use crate::support::load::{Load, Outcome};
 use crate::support::oracle::{Arrived, Id, Judge, Sent, Verdict};
 use crate::support::process::Stdout;
 use crate::support::samples::dial;
-use crate::support::verdict::{read, sinks_table};
+use crate::support::verdict::sinks_table;
 use crate::support::{PATIENCE, eventually, eventually_within};
 
 /// One round in so many ends while the bridge still starts.
@@ -61,8 +60,8 @@ fn every_stored_delivery_reaches_every_broker_through_random_kills() {
     let (first_config, renamed_config) = (named(false), named(true));
     let mut config = &first_config;
     let mut bridge = config.start();
-    let pace: &[&str] = if long { &["--concurrency", "48"] } else { &["--concurrency", "16", "--rate", "300"] };
-    let mut load = Load::with(&bridge, deliveries, pace);
+    let load =
+        if long { Load::as_fast_as_answered(&bridge, deliveries, 48) } else { Load::start(&bridge, deliveries, 300) };
     let mut starts_killed = 0;
     let mut rng = Rng::with_seed(seed);
     let mut operator = Operator::default();
@@ -97,10 +96,8 @@ fn every_stored_delivery_reaches_every_broker_through_random_kills() {
     }
     // The last time it stays away for long enough to be noticed.
     operator.sets_stuck_events_aside(&bridge, &mut late);
-    let record = load.record.clone();
-    load.finish_within(Duration::from_secs(3600));
-    let (mut sent, answers) = read(&record);
-    assert_eq!(sent.len() as u64, deliveries, "the record is not whole");
+    let Outcome { mut sent, answers } = load.finish_within(Duration::from_secs(3600));
+    assert_eq!(sent.len() as u64, deliveries);
     // What was broken works again.
     let fresh = dial("fresh", 1);
     let mut id = None;

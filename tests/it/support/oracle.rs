@@ -16,13 +16,9 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::sync::LazyLock;
 
 use ring::digest::{Context, SHA256};
-use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -110,6 +106,9 @@ const SECRETS: [&str; 6] = [
 ];
 static REDACTED: LazyLock<Value> = LazyLock::new(|| "[redacted]".into());
 
+/// Why a try was not answered that no bridge can have read.
+pub(crate) const NO_CONNECTION: &str = "no connection";
+
 /// A delivery as its sender saw it. Those of one key stand in the order in which they were sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
@@ -130,6 +129,12 @@ impl Sent {
     /// A delivery whose last try was never answered.
     pub(crate) fn unanswered(key: &str, body: &Value) -> Self {
         Self { may_be_late: true, ..Self::new(key, None, body) }
+    }
+
+    /// How its last try ended: with an id if it was answered 200, with another answer, or without one and why.
+    pub(crate) fn ended(&mut self, last_try: Result<Option<Id>, &str>) {
+        self.may_be_late = last_try.is_err_and(|why| why != NO_CONNECTION);
+        self.id = last_try.ok().flatten();
     }
 }
 
@@ -331,88 +336,6 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// A line that `send --record` wrote: the intent to send a delivery, or its outcome.
-#[derive(Debug, Deserialize)]
-struct RecordLine {
-    n: u64,
-    /// Of an intent alone.
-    key: Option<String>,
-    #[serde(default)]
-    body: Value,
-    #[serde(flatten)]
-    outcome: Option<Outcome>,
-}
-
-/// What became of a delivery.
-#[derive(Debug, Deserialize)]
-#[allow(dead_code, reason = "only the crash test reads all of it, and builds without brokers do not have that")]
-pub(crate) struct Outcome {
-    pub(crate) status: Option<u16>,
-    pub(crate) answer: Option<Answer>,
-    /// How long the last try took.
-    pub(crate) ms: f64,
-    /// Why there was no answer.
-    pub(crate) error: Option<String>,
-}
-
-impl Outcome {
-    /// Whether the last try may have been read after its sender had given it up.
-    fn may_be_late(&self) -> bool {
-        self.status.is_none() && self.error.as_deref() != Some("no connection")
-    }
-}
-
-/// What the bridge answered.
-#[derive(Debug, Deserialize)]
-#[allow(dead_code, reason = "only the crash test reads all of it, and builds without brokers do not have that")]
-pub(crate) struct Answer {
-    pub(crate) id: String,
-    /// `stored` or `duplicate`.
-    pub(crate) status: String,
-}
-
-/// What `send --record` wrote, in the order of the intents, so that those of one key stand in the order in which they
-/// were sent. A delivery without an outcome, because the sender was killed, counts as not answered; `each` hears the
-/// others. Of the tries the last one alone is recorded: if that was not answered, it may have been read later. A last line that is cut off belongs to a write that the kill cut short, and is as good as not there. Whatever
-/// else is wrong with the record is a panic.
-fn read_lines(mut record: impl BufRead, mut each: impl FnMut(&Outcome)) -> Vec<Sent> {
-    let (mut sent, mut line) = (Vec::new(), Vec::new());
-    let mut open: HashMap<u64, usize> = HashMap::new();
-    loop {
-        line.clear();
-        record.read_until(b'\n', &mut line).expect("a readable record");
-        if line.last() != Some(&b'\n') {
-            return sent;
-        }
-        let RecordLine { n, key, body, outcome } = serde_json::from_slice(&line).expect("a line of the record");
-        match (key, outcome) {
-            (Some(key), None) => {
-                // A sender after a killed one starts over with its numbers.
-                open.insert(n, sent.len());
-                sent.push(Sent::unanswered(&key, &body));
-            }
-            (None, Some(outcome)) => {
-                let index = open.remove(&n).expect("an intent before its outcome");
-                let answered = outcome.status == Some(200);
-                sent[index].id =
-                    answered.then(|| Id::parse(&outcome.answer.as_ref().expect("an answer with an id").id));
-                sent[index].may_be_late = outcome.may_be_late();
-                each(&outcome);
-            }
-            _ => panic!("neither an intent nor an outcome: {}", String::from_utf8_lossy(&line)),
-        }
-    }
-}
-
-/// The record in a file, and every outcome in it.
-pub(crate) fn read_outcomes(file: &Path, each: impl FnMut(&Outcome)) -> Vec<Sent> {
-    read_lines(BufReader::new(File::open(file).expect("a record")), each)
-}
-
-pub(crate) fn read_record(file: &Path) -> Vec<Sent> {
-    read_outcomes(file, |_| {})
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -559,12 +482,13 @@ mod tests {
 
     #[test]
     fn only_a_last_try_without_an_answer_may_be_late() {
-        let outcome = |status: Option<u16>, error: Option<&str>| {
-            let outcome = json!({ "status": status, "answer": null, "ms": 1, "error": error });
-            serde_json::from_value::<Outcome>(outcome).unwrap().may_be_late()
+        let may_be_late = |last_try| {
+            let mut sent = Sent::unanswered("k", &json!({}));
+            sent.ended(last_try);
+            sent.may_be_late
         };
-        assert!(outcome(None, Some("no answer in time")) && outcome(None, Some("the connection was lost")));
-        assert!(!outcome(None, Some("no connection")) && !outcome(Some(503), None) && !outcome(Some(200), None));
+        assert!(may_be_late(Err("no answer in time")) && may_be_late(Err("the connection was lost")));
+        assert!(!may_be_late(Err(NO_CONNECTION)) && !may_be_late(Ok(None)) && !may_be_late(Ok(Some(id(1)))));
     }
 
     #[test]
@@ -593,61 +517,6 @@ mod tests {
         assert_eq!(prints.len(), values.len());
         let [one, other] = [r#"{"a":1,"b":[2]}"#, r#"{"b":[2],"a":1}"#].map(|text| serde_json::from_str(text).unwrap());
         assert_eq!(Print::of_body(&one), Print::of_body(&other));
-    }
-
-    /// Two senders after each other, the first of which was killed; the second number 1 was never answered.
-    fn record() -> Vec<(String, bool)> {
-        let intent = |n: u64, of: u8| json!({ "n": n, "category": "c", "key": "k", "body": { "of": of } });
-        let outcome = |n: u64, id: u8| {
-            let answer = json!({ "id": uuid(id), "status": "stored" });
-            json!({ "n": n, "status": 200, "answer": answer, "tries": 1, "ms": 1.5 })
-        };
-        let none = json!({ "n": 3, "status": null, "answer": null, "tries": 3, "ms": 1, "error": "no connection" });
-        let lines = [
-            (intent(1, 1), true),
-            (intent(2, 2), true),
-            (outcome(2, 2), false),
-            (intent(1, 3), true),
-            (intent(2, 4), true),
-            (intent(3, 5), true),
-            (none, false),
-            (outcome(2, 4), false),
-        ];
-        lines.map(|(line, is_intent)| (format!("{line}\n"), is_intent)).into()
-    }
-
-    #[test]
-    fn a_record_that_is_cut_anywhere_is_read_up_to_its_last_whole_line() {
-        let lines = record();
-        let text: String = lines.iter().map(|(line, _)| line.as_str()).collect();
-        for end in 0..=text.len() {
-            let (mut whole, mut through) = (0, 0);
-            while whole < lines.len() && through + lines[whole].0.len() <= end {
-                through += lines[whole].0.len();
-                whole += 1;
-            }
-            let intents = lines[..whole].iter().filter(|(_, is_intent)| *is_intent).count();
-            let mut outcomes = 0;
-            let sent = read_lines(&text.as_bytes()[..end], |_| outcomes += 1);
-            assert_eq!((sent.len(), outcomes), (intents, whole - intents), "cut after {end} bytes");
-            let ids: Vec<Id> = sent.iter().filter_map(|sent| sent.id).collect();
-            assert_eq!(ids, [id(2), id(4)][..(outcomes.min(1) + outcomes / 3)], "cut after {end} bytes");
-        }
-    }
-
-    #[test]
-    fn a_record_that_lacks_anything_else_is_refused() {
-        let lines: Vec<String> = record().into_iter().map(|(line, _)| line).collect();
-        let without_its_intent = [&lines[..1], &lines[2..]].concat().concat();
-        let text = lines.concat();
-        let mut cut_in_the_middle = text.clone();
-        cut_in_the_middle.replace_range(lines[0].len() - 5..lines[0].len(), "");
-        let empty_line = format!("{}\n{}", lines[0], lines[1]);
-        let neither = "{\"n\":1}\n".to_owned();
-        for damaged in [without_its_intent, cut_in_the_middle, empty_line, neither] {
-            let read = std::panic::catch_unwind(|| read_lines(damaged.as_bytes(), |_| {}));
-            assert!(read.is_err(), "{damaged}");
-        }
     }
 
     #[test]

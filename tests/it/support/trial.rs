@@ -3,10 +3,10 @@
 use super::bridge::{Bridge, Config};
 use super::broker::{Message, Place};
 use super::eventually;
-use super::load::{Load, stored_by};
+use super::load::{Load, Outcome, stored_by};
 use super::oracle::{Arrived, Id, Sent, Verdict, judge};
 use super::samples::dial;
-use super::verdict::{read, sinks_table};
+use super::verdict::sinks_table;
 
 /// The name of the sink that is tried.
 pub(crate) const SINK: &str = "broker";
@@ -110,9 +110,9 @@ impl Trial {
     #[track_caller]
     pub(crate) fn finish_given(self, arrived: impl FnOnce(&Bridge, Vec<Arrived>) -> Vec<Arrived>) -> Verdict {
         let Self { what, bridge, place, load, deliveries } = self;
-        let record = load.record.clone();
-        assert!(load.finish(), "{what}: every delivery is answered 200 in time");
-        let (mut sent, answers) = read(&record);
+        let load = load.finish();
+        assert!(load.is_all_200(), "{what}: every delivery is answered 200 in time");
+        let Outcome { mut sent, answers } = load;
         let fresh = dial("fresh", 1);
         let id = Id::parse(&bridge.deliver(&fresh).stored());
         sent.push(Sent::new("fresh", Some(id), &serde_json::from_slice(&fresh).unwrap()));

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 use super::oracle::{Fault, Verdict};
-use super::oracle::{Sent, read_outcomes};
 
 /// What the load was answered.
 #[derive(Default)]
@@ -19,31 +17,17 @@ pub(crate) struct Answers {
     pub(crate) others: BTreeMap<String, u64>,
 }
 
-/// What was sent, in its order, and what was answered.
-pub(crate) fn read(record: &Path) -> (Vec<Sent>, Answers) {
-    let mut answers = Answers::default();
-    let sent = read_outcomes(record, |outcome| {
-        let said = outcome.answer.as_ref().map(|answer| answer.status.as_str());
-        match (outcome.status, said) {
-            (Some(200), Some("stored")) => answers.stored += 1,
-            (Some(200), Some("duplicate")) => answers.duplicates += 1,
-            (Some(status), _) => *answers.others.entry(status.to_string()).or_default() += 1,
-            (None, _) => *answers.others.entry(outcome.error.clone().expect("a reason")).or_default() += 1,
-        }
-        if outcome.status.is_some() {
-            answers.longest_ms = answers.longest_ms.max(outcome.ms);
-        }
-    });
-    let known = answers.answered() + answers.others.values().sum::<u64>();
-    if sent.len() as u64 > known {
-        answers.others.insert("told, as the sender was killed".into(), sent.len() as u64 - known);
-    }
-    (sent, answers)
-}
-
 impl Answers {
     pub(crate) fn answered(&self) -> u64 {
         self.stored + self.duplicates
+    }
+
+    /// Counts what is missing from so many deliveries: those that were under way when their sender crashed.
+    pub(super) fn are_of(&mut self, sent: u64) {
+        let known = self.answered() + self.others.values().sum::<u64>();
+        if sent > known {
+            self.others.insert("known, as the sender crashed".into(), sent - known);
+        }
     }
 
     /// A row for each figure, after rows of the caller's own.
