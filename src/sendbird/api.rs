@@ -25,7 +25,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use self::failure::{Failure, Lost};
-pub use self::list::{CallsQuery, Page, Pagination, RoomsQuery};
+pub use self::list::{Page, Pagination, RoomsQuery};
 pub use self::objects::{CallParticipant, DirectCall, Participant, Room};
 pub use self::request::{Answer, ApplicationId, Method, Request, Target};
 pub use self::webhook::{Change, Setting, Webhook};
@@ -119,16 +119,12 @@ impl<T: Transport> Api<T> {
         Webhook::parse(&answer)
     }
 
-    /// One page of the direct calls (likely). `cursor` is a page's [`Page::next`]; `None` begins.
+    /// One page of the direct calls (likely), `limit` at once (1 to 100). `cursor` is a page's [`Page::next`]; `None` begins.
     ///
     /// # Errors
     /// See [`Failure`].
-    pub async fn direct_calls(
-        &mut self,
-        query: &CallsQuery,
-        cursor: Option<&str>,
-    ) -> Result<Page<DirectCall>, Failure> {
-        let path = format!("/direct_calls{}", query.write(cursor));
+    pub async fn direct_calls(&mut self, limit: u32, cursor: Option<&str>) -> Result<Page<DirectCall>, Failure> {
+        let path = format!("/direct_calls{}", list::page(limit, cursor));
         let answer = self.get(Endpoint::Calls, &path).await?;
         Page::parse(&answer, &["calls", "direct_calls"], DirectCall::parse)
     }
@@ -171,7 +167,7 @@ impl<T: Transport> Api<T> {
         limit: u32,
         cursor: Option<&str>,
     ) -> Result<Page<Participant>, Failure> {
-        let path = format!("/rooms/{}/participants{}", segment(room_id), list::participants(limit, cursor));
+        let path = format!("/rooms/{}/participants{}", segment(room_id), list::page(limit, cursor));
         let answer = self.get(Endpoint::Participants, &path).await?;
         Page::parse(&answer, &["participants"], Participant::parse)
     }

@@ -13,7 +13,7 @@ use crate::cli::platform::{Http, explain};
 use crate::cli::{Failure, print};
 use crate::domain::clock::{Clock, rfc3339};
 use crate::journal::{BackfillCandidate, JournalAdmin};
-use crate::sendbird::api::{self, Api, CallsQuery, Page, Pagination, Room, RoomsQuery};
+use crate::sendbird::api::{self, Api, Page, Pagination, Room, RoomsQuery};
 use crate::sendbird::normalize::Settings;
 use crate::sendbird::reconcile::seen_facts::{SeenFacts, Verdict};
 use crate::sendbird::reconcile::{Fact, FactKind, Facts, event, of_call, of_participant, of_room};
@@ -79,12 +79,11 @@ impl Reconciler {
     }
 
     async fn calls(&mut self) -> Result<(), Failure> {
-        let query = CallsQuery { limit: Some(PAGE), ..CallsQuery::default() };
         let (mut pagination, mut order) = (Pagination::default(), ListOrder::default());
         // Where an earlier run has got to; a cursor that is no longer good is the only one of them that can be refused.
         let mut from = self.state.cursor.take();
         loop {
-            let page = match self.api.direct_calls(&query, from.as_deref().or(pagination.cursor())).await {
+            let page = match self.api.direct_calls(PAGE, from.as_deref().or(pagination.cursor())).await {
                 Err(refused) if from.take().is_some() && is_of_the_cursor(&refused) => continue,
                 page => page.map_err(|failure| explain(&failure, &self.api))?,
             };

@@ -8,6 +8,11 @@ use serde_json::Value;
 pub(super) struct Fields<'a>(pub(super) &'a Value);
 
 impl<'a> Fields<'a> {
+    /// Those of an object; `None` of anything else.
+    pub(super) fn of(value: &'a Value) -> Option<Self> {
+        value.is_object().then_some(Self(value))
+    }
+
     /// A text that is not empty.
     pub(super) fn text(self, name: &str) -> Option<String> {
         self.0.get(name)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned)

@@ -75,49 +75,13 @@ impl Pagination {
     }
 }
 
-/// Which direct calls. All of it is likely.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CallsQuery {
-    /// Entries on a page, 1 to 100.
-    pub limit: Option<u32>,
-    /// A point in time, Unix milliseconds, that [`Self::search_scope_from_call_ts`] starts from.
-    pub call_ts: Option<i64>,
-    /// Which side of [`Self::call_ts`] is searched. Its values are not known for certain: do not depend on it, but look
-    /// at `started_at` and `ended_at` of what comes.
-    pub search_scope_from_call_ts: Option<String>,
-    /// Only calls that ended so; empty means all.
-    pub end_result: Vec<String>,
-    /// Only calls at least so long, milliseconds.
-    pub duration_range_min: Option<i64>,
-    /// Only calls at most so long, milliseconds.
-    pub duration_range_max: Option<i64>,
-}
-
-impl CallsQuery {
-    pub(super) fn write(&self, cursor: Option<&str>) -> String {
-        let mut query = Query::new(self.limit, cursor);
-        query.add("call_ts", self.call_ts);
-        query.add("search_scope_from_call_ts", self.search_scope_from_call_ts.as_ref());
-        query.add("end_result", (!self.end_result.is_empty()).then(|| self.end_result.join(",")));
-        query.add("duration_range_min", self.duration_range_min);
-        query.add("duration_range_max", self.duration_range_max);
-        query.0
-    }
-}
-
 /// Which rooms. Documented.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoomsQuery {
     /// Entries on a page, 1 to 100.
     pub limit: Option<u32>,
-    /// Only rooms of this type, such as `small_room_for_video`.
-    pub room_type: Option<String>,
-    /// Only rooms in this state: `open` or `deleted`.
-    pub state: Option<String>,
     /// Only these rooms; empty means all.
     pub room_ids: Vec<String>,
-    /// Only rooms made by these users; empty means all.
-    pub created_by_user_ids: Vec<String>,
     /// Only rooms made then or later, Unix milliseconds.
     pub created_at_start_date: Option<i64>,
     /// Only rooms made then or earlier, Unix milliseconds. Whether that very millisecond counts is not documented.
@@ -126,20 +90,16 @@ pub struct RoomsQuery {
 
 impl RoomsQuery {
     pub(super) fn write(&self, cursor: Option<&str>) -> String {
-        let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(","));
         let mut query = Query::new(self.limit, cursor);
-        query.add("type", self.room_type.as_ref());
-        query.add("state", self.state.as_ref());
-        query.add("room_ids", joined(&self.room_ids));
-        query.add("created_by_user_ids", joined(&self.created_by_user_ids));
+        query.add("room_ids", (!self.room_ids.is_empty()).then(|| self.room_ids.join(",")));
         query.add("created_at_start_date", self.created_at_start_date);
         query.add("created_at_end_date", self.created_at_end_date);
         query.0
     }
 }
 
-/// The query of a list of participants.
-pub(super) fn participants(limit: u32, cursor: Option<&str>) -> String {
+/// The query of a list of which all entries are wanted.
+pub(super) fn page(limit: u32, cursor: Option<&str>) -> String {
     Query::new(Some(limit), cursor).0
 }
 
@@ -173,29 +133,15 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_is_in_the_query() {
-        assert_eq!(CallsQuery::default().write(None), "");
-        let query = CallsQuery {
-            limit: Some(1000),
-            call_ts: Some(5),
-            search_scope_from_call_ts: Some("x".into()),
-            end_result: vec!["completed".into(), "declined".into()],
-            duration_range_min: Some(1),
-            duration_range_max: Some(2),
-        };
-        let expected = "?limit=100&next=a%2Fb&call_ts=5&search_scope_from_call_ts=x&end_result=completed%2Cdeclined\
-                        &duration_range_min=1&duration_range_max=2";
-        assert_eq!(query.write(Some("a/b")), expected);
+        assert_eq!(page(1000, Some("a/b")), "?limit=100&next=a%2Fb");
+        assert_eq!(RoomsQuery::default().write(None), "");
         let query = RoomsQuery {
             limit: Some(0),
-            room_type: Some("small_room_for_video".into()),
-            state: Some("open".into()),
-            room_ids: vec!["r".into()],
-            created_by_user_ids: vec!["alice".into(), "bob".into()],
+            room_ids: vec!["r".into(), "s".into()],
             created_at_start_date: Some(1),
             created_at_end_date: Some(2),
         };
-        let expected = "?limit=1&type=small_room_for_video&state=open&room_ids=r&created_by_user_ids=alice%2Cbob\
-                        &created_at_start_date=1&created_at_end_date=2";
+        let expected = "?limit=1&room_ids=r%2Cs&created_at_start_date=1&created_at_end_date=2";
         assert_eq!(query.write(None), expected);
     }
 

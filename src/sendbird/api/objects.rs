@@ -1,6 +1,6 @@
 //! What lists are made of: direct calls, rooms, participants.
 //!
-//! Every member is optional, and unknown ones are left in `raw`. Times are Unix milliseconds.
+//! Only those members are read that somebody asks for; each is optional, and all are in `raw`. Times are Unix milliseconds.
 
 use serde_json::Value;
 
@@ -11,20 +11,12 @@ use super::fields::Fields;
 pub struct DirectCall {
     /// The call; opaque.
     pub call_id: Option<String>,
-    /// An open set: `direct_call`.
-    pub call_type: Option<String>,
-    /// Whether it is a video call. Documented as a text; booleans and texts are read.
-    pub is_video_call: Option<bool>,
     /// `current` or `ended` (likely); an open set.
     pub state: Option<String>,
-    /// An open set: `completed`, `canceled`, `declined`, `connection_lost`, `no_answer`, `timed_out`, `unknown`.
-    pub end_result: Option<String>,
     /// Who took part. That they are in the call is documented, what one looks like is likely.
     pub participants: Vec<CallParticipant>,
     /// The user who dialed.
     pub started_by: Option<String>,
-    /// The user who ended it.
-    pub ended_by: Option<String>,
     /// When it was dialed.
     pub started_at_ms: Option<i64>,
     /// When it ended.
@@ -47,11 +39,7 @@ pub struct CallParticipant {
 impl DirectCall {
     /// Reads an object; `None` if it is none.
     pub fn parse(value: &Value) -> Option<Self> {
-        value.is_object().then(|| Self::read(value))
-    }
-
-    fn read(value: &Value) -> Self {
-        let fields = Fields(value);
+        let fields = Fields::of(value)?;
         let participant = |value| {
             let fields = Fields(value);
             CallParticipant {
@@ -59,20 +47,16 @@ impl DirectCall {
                 role: fields.text("role").or_else(|| fields.text("user_role")),
             }
         };
-        Self {
+        Some(Self {
             call_id: fields.text("call_id"),
-            call_type: fields.text("call_type"),
-            is_video_call: fields.boolean("is_video_call"),
             state: fields.text("state"),
-            end_result: fields.text("end_result"),
             participants: fields.objects("participants").map(participant).collect(),
             started_by: fields.user("started_by"),
-            ended_by: fields.user("ended_by"),
             started_at_ms: fields.integer("started_at"),
             ended_at_ms: fields.integer("ended_at"),
             duration_ms: fields.integer("duration"),
             raw: value.clone(),
-        }
+        })
     }
 
     /// Who called: the participant with that role (likely), or `caller_id` (guessed).
@@ -98,8 +82,6 @@ impl DirectCall {
 pub struct Room {
     /// The room; opaque.
     pub room_id: Option<String>,
-    /// An open set: `small_room_for_video`, `large_room_for_audio_only`, …
-    pub room_type: Option<String>,
     /// An open set, compare it ignoring case: `open`, `deleted`.
     pub state: Option<String>,
     /// When it was made.
@@ -108,12 +90,6 @@ pub struct Room {
     pub updated_at_ms: Option<i64>,
     /// When it was deleted.
     pub deleted_at_ms: Option<i64>,
-    /// The user who made it.
-    pub created_by: Option<String>,
-    /// The user who deleted it; unknown also if the API did.
-    pub deleted_by: Option<String>,
-    /// Who is in it now.
-    pub current_participants: Vec<Participant>,
     /// The whole object as it came.
     pub raw: Value,
 }
@@ -121,23 +97,15 @@ pub struct Room {
 impl Room {
     /// Reads an object; `None` if it is none.
     pub fn parse(value: &Value) -> Option<Self> {
-        value.is_object().then(|| Self::read(value))
-    }
-
-    fn read(value: &Value) -> Self {
-        let fields = Fields(value);
-        Self {
+        let fields = Fields::of(value)?;
+        Some(Self {
             room_id: fields.text("room_id"),
-            room_type: fields.text("room_type"),
             state: fields.text("state"),
             created_at_ms: fields.integer("created_at"),
             updated_at_ms: fields.integer("updated_at"),
             deleted_at_ms: fields.integer("deleted_at"),
-            created_by: fields.user("created_by"),
-            deleted_by: fields.user("deleted_by"),
-            current_participants: fields.objects("current_participants").filter_map(Participant::parse).collect(),
             raw: value.clone(),
-        }
+        })
     }
 }
 
@@ -146,26 +114,12 @@ impl Room {
 pub struct Participant {
     /// The stay; new at each entry.
     pub participant_id: Option<String>,
-    /// The user.
-    pub user_id: Option<String>,
-    /// The user's device or browser.
-    pub client_id: Option<String>,
     /// An open set, compare it ignoring case: `entered`, `connected`, `exited`.
     pub state: Option<String>,
     /// When the user came in.
     pub entered_at_ms: Option<i64>,
-    /// When media flowed first.
-    pub connected_at_ms: Option<i64>,
-    /// When it was changed last.
-    pub updated_at_ms: Option<i64>,
     /// When the user left.
     pub exited_at_ms: Option<i64>,
-    /// How long the stay was, **seconds**.
-    pub duration_s: Option<i64>,
-    /// Whether the microphone is on.
-    pub is_audio_on: Option<bool>,
-    /// Whether the camera is on.
-    pub is_video_on: Option<bool>,
     /// The whole object as it came.
     pub raw: Value,
 }
@@ -173,25 +127,14 @@ pub struct Participant {
 impl Participant {
     /// Reads an object; `None` if it is none.
     pub fn parse(value: &Value) -> Option<Self> {
-        value.is_object().then(|| Self::read(value))
-    }
-
-    fn read(value: &Value) -> Self {
-        let fields = Fields(value);
-        Self {
+        let fields = Fields::of(value)?;
+        Some(Self {
             participant_id: fields.text("participant_id"),
-            user_id: fields.user("user").or_else(|| fields.text("user_id")),
-            client_id: fields.text("client_id"),
             state: fields.text("state"),
             entered_at_ms: fields.integer("entered_at"),
-            connected_at_ms: fields.integer("connected_at"),
-            updated_at_ms: fields.integer("updated_at"),
             exited_at_ms: fields.integer("exited_at").or_else(|| fields.integer("exit_at")),
-            duration_s: fields.integer("duration"),
-            is_audio_on: fields.boolean("is_audio_on"),
-            is_video_on: fields.boolean("is_video_on"),
             raw: value.clone(),
-        }
+        })
     }
 }
 
@@ -206,7 +149,7 @@ mod tests {
         let empty = json!({});
         assert_eq!(DirectCall::parse(&empty).expect("a call").caller_id(), None);
         assert_eq!(Room::parse(&empty).expect("a room").room_id, None);
-        assert_eq!(Participant::parse(&empty).expect("a participant").user_id, None);
+        assert_eq!(Participant::parse(&empty).expect("a participant").participant_id, None);
         for no_object in [json!(null), json!([]), json!("x"), json!(1)] {
             assert_eq!(DirectCall::parse(&no_object), None);
             assert_eq!(Room::parse(&no_object), None);
@@ -217,14 +160,14 @@ mod tests {
     #[test]
     fn a_call_says_who_called_whom() {
         let call = json!({
-            "call_id": "c", "is_video_call": "true", "started_at": 5, "duration": 124_324, "new": {},
+            "call_id": "c", "started_at": 5, "duration": 124_324, "new": {},
             "participants": [
                 { "user_id": "bob", "role": "dc_callee" }, { "user": { "user_id": "alice" }, "user_role": "DC_CALLER" },
             ],
         });
         let call = DirectCall::parse(&call).expect("a call");
         assert_eq!((call.caller_id().as_deref(), call.callee_id().as_deref()), (Some("alice"), Some("bob")));
-        assert_eq!((call.is_video_call, call.duration_ms), (Some(true), Some(124_324)));
+        assert_eq!((call.started_at_ms, call.duration_ms), (Some(5), Some(124_324)));
         let flat = json!({ "call_id": "c", "caller_id": "alice", "callee_id": "bob" });
         let flat = DirectCall::parse(&flat).expect("a call");
         assert_eq!((flat.caller_id().as_deref(), flat.callee_id().as_deref()), (Some("alice"), Some("bob")));
@@ -233,12 +176,8 @@ mod tests {
     #[test]
     fn a_participant_leaves_under_either_name() {
         for name in ["exited_at", "exit_at"] {
-            let found = Participant::parse(&json!({ name: 7, "user": { "user_id": "alice" }, "duration": 3 }));
-            let found = found.expect("a participant");
-            assert_eq!(
-                (found.exited_at_ms, found.user_id.as_deref(), found.duration_s),
-                (Some(7), Some("alice"), Some(3))
-            );
+            let found = Participant::parse(&json!({ name: 7, "entered_at": 4 })).expect("a participant");
+            assert_eq!((found.entered_at_ms, found.exited_at_ms), (Some(4), Some(7)));
         }
     }
 }

@@ -192,8 +192,7 @@ fn lists_and_objects_have_their_paths() {
     let stays = answer(200, json!({ "participants": [{ "participant_id": "p" }], "next": null }));
     let mut script = Script::new([calls, call, rooms, room, stays, answer(200, json!({ "odd": 1 }))]);
     script.run(async |api| {
-        let query = CallsQuery { limit: Some(100), ..CallsQuery::default() };
-        let page = api.direct_calls(&query, Some("c")).await.expect("a page");
+        let page = api.direct_calls(100, Some("c")).await.expect("a page");
         assert_eq!((page.items[0].call_id.as_deref(), page.next.as_deref()), (Some("a"), Some("n")));
         assert_eq!(api.direct_call("a/b").await.expect("a call").state.as_deref(), Some("ended"));
         assert_eq!(api.rooms(&RoomsQuery::default(), None).await.expect("a page").next, None);

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use sendbird_bridge::domain::secret::Secret;
-use sendbird_bridge::sendbird::api::{
-    Answer, Api, CallsQuery, Failure, Lost, Pagination, Request, RoomsQuery, Target, Transport,
-};
+use sendbird_bridge::sendbird::api::{Answer, Api, Failure, Lost, Pagination, Request, RoomsQuery, Target, Transport};
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -71,11 +69,11 @@ fn with_calls(count: usize) -> Platform {
     platform
 }
 
-fn all_calls(api: &mut Api<Blocking>, query: &CallsQuery) -> Vec<String> {
+fn all_calls(api: &mut Api<Blocking>, limit: u32) -> Vec<String> {
     let mut found = Vec::new();
     let mut pagination = Pagination::default();
     loop {
-        let page = now(api.direct_calls(query, pagination.cursor())).expect("a page");
+        let page = now(api.direct_calls(limit, pagination.cursor())).expect("a page");
         found.extend(page.items.into_iter().map(|call| call.call_id.expect("an id")));
         if !pagination.step(page.next).expect("a new cursor") {
             return found;
@@ -87,40 +85,24 @@ fn all_calls(api: &mut Api<Blocking>, query: &CallsQuery) -> Vec<String> {
 fn a_list_is_read_to_its_end_without_meeting_the_rate_limit() {
     let platform = with_calls(25);
     let mut api = client(&platform);
-    let query = CallsQuery { limit: Some(2), ..CallsQuery::default() };
     let expected: Vec<String> = (0..25).rev().map(|n| format!("call-{n}")).collect();
-    assert_eq!(all_calls(&mut api, &query), expected);
+    assert_eq!(all_calls(&mut api, 2), expected);
     assert_eq!(platform.seen().len(), 13);
     assert!(platform.seen().iter().all(|seen| seen.status == Some(200)), "{:?}", platform.seen());
     platform.newest_first(false);
-    let mut turned = all_calls(&mut api, &CallsQuery { limit: Some(100), ..CallsQuery::default() });
+    let mut turned = all_calls(&mut api, 100);
     turned.reverse();
     assert_eq!(turned, expected);
 }
 
 #[test]
-fn filters_of_calls_hold() {
+fn one_call_is_read_and_what_is_not_there_is_refused() {
     let platform = with_calls(10);
     let mut api = client(&platform);
-    let mut count = |query: CallsQuery| all_calls(&mut api, &query).len();
-    assert_eq!(count(CallsQuery { end_result: vec!["declined".into()], ..CallsQuery::default() }), 5);
-    assert_eq!(
-        count(CallsQuery { end_result: vec!["declined".into(), "completed".into()], ..CallsQuery::default() }),
-        10
-    );
-    assert_eq!(
-        count(CallsQuery { duration_range_min: Some(3), duration_range_max: Some(4), ..CallsQuery::default() }),
-        2
-    );
-    let after =
-        CallsQuery { call_ts: Some(1007), search_scope_from_call_ts: Some("after".into()), ..CallsQuery::default() };
-    assert_eq!(count(after), 3);
     let call = now(api.direct_call("call-3")).expect("a call");
     assert_eq!((call.caller_id().as_deref(), call.callee_id().as_deref()), (Some("alice"), Some("bob")));
     assert!(matches!(now(api.direct_call("call-99")), Err(Failure::NotFound(_))));
-    let wrong = CallsQuery { end_result: vec!["nonsense".into()], ..CallsQuery::default() };
-    assert!(matches!(now(api.direct_calls(&wrong, None)), Err(Failure::Refused(_))));
-    assert!(matches!(now(api.direct_calls(&CallsQuery::default(), Some("stale"))), Err(Failure::Refused(_))));
+    assert!(matches!(now(api.direct_calls(10, Some("stale"))), Err(Failure::Refused(_))));
 }
 
 #[test]
@@ -149,14 +131,10 @@ fn rooms_and_who_was_in_them_are_read() {
     };
     let query = RoomsQuery::default;
     assert_eq!(rooms(query()), ["room-3", "room-2", "room-1", "room-0"]);
-    assert_eq!(rooms(RoomsQuery { state: Some("deleted".into()), ..query() }), ["room-0"]);
     let between = RoomsQuery { created_at_start_date: Some(1001), created_at_end_date: Some(1002), ..query() };
     assert_eq!(rooms(between), ["room-2", "room-1"]);
     assert_eq!(rooms(RoomsQuery { room_ids: vec!["room-2".into()], ..query() }), ["room-2"]);
-    assert_eq!(rooms(RoomsQuery { created_by_user_ids: vec!["bob".into()], ..query() }), [""; 0]);
-    let kind = |kind: &str| RoomsQuery { room_type: Some(kind.into()), ..query() };
-    assert_eq!(rooms(kind("large_room_for_audio_only")), [""; 0]);
-    assert!(matches!(now(api.rooms(&kind("nonsense"), None)), Err(Failure::Refused(_))));
+    assert_eq!(rooms(RoomsQuery { room_ids: vec!["room-7".into()], ..query() }), [""; 0]);
 
     assert_eq!(now(api.room("room-0")).expect("a room").state.as_deref(), Some("deleted"));
     assert!(matches!(now(api.room("room-9")), Err(Failure::NotFound(_))));
@@ -165,7 +143,7 @@ fn rooms_and_who_was_in_them_are_read() {
     let second = now(api.participants("room-1", 2, first.next.as_deref())).expect("a page");
     let ids: Vec<_> = first.items.iter().chain(&second.items).map(|stay| stay.participant_id.as_deref()).collect();
     assert_eq!(ids, [Some("stay-1-2"), Some("stay-1-1"), Some("stay-1-0")]);
-    assert_eq!((second.next, second.items[0].duration_s), (None, Some(1)));
+    assert_eq!((second.next, second.items[0].exited_at_ms), (None, Some(6000)));
 }
 
 /// A request that is right but for what a test changes.
