@@ -176,18 +176,14 @@ impl OpenCall {
     }
 
     fn random(rng: &mut Rng) -> Self {
-        const RESULTS: [&str; 8] = [
-            "completed",
-            "completed",
-            "completed",
-            "completed",
-            "no_answer",
-            "declined",
-            "canceled",
-            "connection_lost",
-        ];
         if rng.u8(..5) < 3 {
-            let result = RESULTS[rng.usize(..RESULTS.len())];
+            let result = match rng.usize(..8) {
+                ..4 => "completed",
+                4 => "no_answer",
+                5 => "declined",
+                6 => "canceled",
+                _ => "connection_lost",
+            };
             Self::call(rng, result)
         } else {
             let script = room_script(rng);
