@@ -146,28 +146,21 @@ struct Data<'a> {
     #[serde(borrow)]
     application_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    call: Option<Call<'a>>,
+    call: Option<Ids<'a>>,
     #[serde(borrow)]
-    room: Option<Room<'a>>,
+    room: Option<Ids<'a>>,
     #[serde(borrow)]
-    participant: Option<Participant<'a>>,
+    participant: Option<Ids<'a>>,
 }
 
+/// Of a call, a room or a participant the id, each under a name of its own.
 #[derive(Deserialize)]
-struct Call<'a> {
-    #[serde(borrow)]
+struct Ids<'a> {
+    #[serde(borrow, default)]
     call_id: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct Room<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     room_id: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct Participant<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     participant_id: Option<Cow<'a, str>>,
 }
 

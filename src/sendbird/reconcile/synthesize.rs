@@ -33,8 +33,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn add(&mut self, at: Option<i64>, fact: impl FnOnce(i64) -> Option<Fact>) {
-        match at.and_then(fact) {
+    fn add(&mut self, fact: Option<Fact>) {
+        match fact {
             Some(fact) => self.facts.push(fact),
             None => self.without_time += 1,
         }
@@ -45,28 +45,24 @@ impl Facts {
 /// has a `duration`, that it was answered: documented as the time from there to the end.
 pub fn of_call(application: &str, call: &DirectCall) -> Facts {
     let mut facts = Facts::default();
-    let fact = |kind: FactKind, members: &[&str]| {
+    let fact = |kind: FactKind, at: Option<i64>, members: &[&str]| {
         let mut object = pick(&call.raw, members);
         set(&mut object, "caller_id", call.caller_id().or_else(|| call.started_by.clone()));
         set(&mut object, "callee_id", callee_id(call));
         let made_from = json!({ "direct_call": call.raw });
-        move |at_ms| {
-            let about = [("direct_call", Value::Object(object))];
-            let delivery = delivery(application, kind, at_ms, about, made_from);
-            Some(Fact { kind, at_ms, key: call.call_id.clone()?, participant_id: None, delivery })
-        }
+        fact(application, kind, at, &call.call_id, json!({ "direct_call": object, "made_from": made_from }))
     };
     let (started, ended) = (time(call.started_at_ms), time(call.ended_at_ms));
-    facts.add(started, fact(FactKind::Dial, &CALL));
+    facts.add(fact(FactKind::Dial, started, &CALL));
     let lasted = call.duration_ms.filter(|duration| *duration > 0);
     let answered = lasted
         .and_then(|duration| ended?.checked_sub(duration))
         .filter(|at| started.is_some_and(|started| *at >= started));
     if answered.is_some() {
-        facts.add(answered, fact(FactKind::Accept, &CALL));
+        facts.add(fact(FactKind::Accept, answered, &CALL));
     }
     if ended.is_some() || is(call.state.as_ref(), "ended") {
-        facts.add(ended, fact(FactKind::End, &[CALL.as_slice(), ENDED.as_slice()].concat()));
+        facts.add(fact(FactKind::End, ended, &[CALL.as_slice(), ENDED.as_slice()].concat()));
     }
     facts
 }
@@ -76,19 +72,15 @@ pub fn of_call(application: &str, call: &DirectCall) -> Facts {
 /// (likely).
 pub fn of_room(application: &str, room: &Room) -> Facts {
     let mut facts = Facts::default();
-    let fact = |kind: FactKind, members: &[&str]| {
-        let object = pick(&room.raw, members);
-        let made_from = json!({ "room": room.raw });
-        move |at_ms| {
-            let delivery = delivery(application, kind, at_ms, [("room", Value::Object(object))], made_from);
-            Some(Fact { kind, at_ms, key: room.room_id.clone()?, participant_id: None, delivery })
-        }
+    let fact = |kind: FactKind, at: Option<i64>, members: &[&str]| {
+        let about = json!({ "room": pick(&room.raw, members), "made_from": { "room": room.raw } });
+        fact(application, kind, at, &room.room_id, about)
     };
-    facts.add(time(room.created_at_ms), fact(FactKind::Create, &ROOM));
+    facts.add(fact(FactKind::Create, time(room.created_at_ms), &ROOM));
     let deleted = is(room.state.as_ref(), "deleted");
     if deleted || room.deleted_at_ms.is_some() {
         let at = time(room.deleted_at_ms).or_else(|| time(room.updated_at_ms).filter(|_| deleted));
-        facts.add(at, fact(FactKind::Delete, &[ROOM.as_slice(), DELETED.as_slice()].concat()));
+        facts.add(fact(FactKind::Delete, at, &[ROOM.as_slice(), DELETED.as_slice()].concat()));
     }
     facts
 }
@@ -96,20 +88,16 @@ pub fn of_room(application: &str, room: &Room) -> Facts {
 /// Of a stay in a room: that it began (`entered_at`) and ended (`exited_at`).
 pub fn of_participant(application: &str, room: &Room, participant: &Participant) -> Facts {
     let mut facts = Facts::default();
-    let fact = |kind: FactKind, stay: Map<String, Value>| {
-        let object = pick(&room.raw, &ROOM);
+    let fact = |kind: FactKind, at: Option<i64>, stay: Map<String, Value>| {
         let made_from = json!({ "room": room.raw, "participant": participant.raw });
-        move |at_ms| {
-            let about = [("room", Value::Object(object)), ("participant", Value::Object(stay))];
-            let delivery = delivery(application, kind, at_ms, about, made_from);
-            let participant_id = Some(participant.participant_id.clone()?);
-            Some(Fact { kind, at_ms, key: room.room_id.clone()?, participant_id, delivery })
-        }
+        let about = json!({ "room": pick(&room.raw, &ROOM), "participant": stay, "made_from": made_from });
+        let participant_id = Some(participant.participant_id.clone()?);
+        Some(Fact { participant_id, ..fact(application, kind, at, &room.room_id, about)? })
     };
-    facts.add(time(participant.entered_at_ms), fact(FactKind::Enter, pick(&participant.raw, &ENTERED)));
+    facts.add(fact(FactKind::Enter, time(participant.entered_at_ms), pick(&participant.raw, &ENTERED)));
     if participant.exited_at_ms.is_some() || is(participant.state.as_ref(), "exited") {
         let whole = participant.raw.as_object().cloned().unwrap_or_default();
-        facts.add(time(participant.exited_at_ms), fact(FactKind::Leave, whole));
+        facts.add(fact(FactKind::Leave, time(participant.exited_at_ms), whole));
     }
     facts
 }
@@ -124,23 +112,13 @@ pub fn event(fact: &Fact, now_ms: i64, settings: &Settings) -> Result<Event, Ref
     Ok(normalize(&delivery, Provenance::reconciled(now_ms), settings))
 }
 
-fn delivery<const N: usize>(
-    application: &str,
-    kind: FactKind,
-    at_ms: i64,
-    about: [(&str, Value); N],
-    made_from: Value,
-) -> String {
-    let mut delivery = json!({
-        "category": kind.category().label(),
-        "occurred_at": at_ms,
-        "application_id": application,
-        "made_from": made_from,
-    });
-    for (name, object) in about {
-        delivery[name] = object;
-    }
-    delivery.to_string()
+/// A fact and the delivery that tells of it; `None` where the API does not say when it happened, or to what.
+fn fact(application: &str, kind: FactKind, at: Option<i64>, key: &Option<String>, mut delivery: Value) -> Option<Fact> {
+    let (at_ms, key) = (at?, key.clone()?);
+    delivery["category"] = kind.category().label().into();
+    delivery["occurred_at"] = at_ms.into();
+    delivery["application_id"] = application.into();
+    Some(Fact { kind, at_ms, key, participant_id: None, delivery: delivery.to_string() })
 }
 
 /// Who was called: whom the API calls so, or the other one of the two (documented: calls are one to one).
