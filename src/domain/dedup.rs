@@ -56,11 +56,6 @@ impl Window {
         last
     }
 
-    /// The position of the oldest id remembered.
-    pub fn oldest(&self) -> Option<u64> {
-        self.by_age.front().map(|entry| entry.position)
-    }
-
     /// How many ids are remembered.
     pub fn len(&self) -> usize {
         self.positions.len()
@@ -100,7 +95,7 @@ mod tests {
         assert_eq!(window.expire(1000), Some(1));
         assert_eq!(window.get(&id(1)), None);
         assert_eq!(window.get(&id(2)), Some(2));
-        assert_eq!(window.oldest(), Some(2));
+        assert_eq!(window.by_age.front().map(|entry| entry.position), Some(2));
     }
 
     #[test]

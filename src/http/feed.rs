@@ -176,7 +176,7 @@ impl Found {
     /// Reads after `position`; everything up to `durable` was in the journal at some time before.
     fn after(position: u64, durable: u64, filter: &Filter, reader: &mut Reader) -> Result<Self, ReadError> {
         let batch = reader.after(position, LIMITS, filter)?;
-        let is_filtered = !filter.is_all();
+        let is_filtered = *filter != Filter::default();
         // Looked for after the read, as what has been deleted before it is missing in the batch.
         let first_row = if is_filtered {
             reader.after(position, Limits { rows: 1, bytes: 1 }, &Filter::default())?.rows.first().map(Row::position)
