@@ -28,7 +28,7 @@ pub fn asyncapi(config: &Config) -> Value {
 
 /// OpenAPI 3.1 of the webhook and the admin endpoint.
 pub fn openapi(config: &Config) -> Value {
-    openapi::document(&openapi::Endpoints { server: &config.server, access: &config.access, admin: &config.admin })
+    openapi::document(&config.server, &config.access, &config.admin)
 }
 
 /// A document as it is printed and served. A schema keeps the order of its own: what it is of first, definitions last.

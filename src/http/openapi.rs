@@ -23,23 +23,17 @@ use crate::sendbird::schema::SchemaDocument;
 /// Where a reference to a schema begins.
 const SCHEMAS: &str = "#/components/schemas/";
 
-/// What is described.
-pub struct Endpoints<'a> {
-    /// `server.*`.
-    pub server: &'a webhook_endpoint::Settings,
-    /// `access.*`.
-    pub access: &'a access::Settings,
-    /// `admin.*`.
-    pub admin: &'a admin_endpoint::Settings,
-}
-
-/// The document.
-pub fn document(endpoints: &Endpoints<'_>) -> Value {
+/// The document, from `server.*`, `access.*` and `admin.*`.
+pub fn document(
+    server: &webhook_endpoint::Settings,
+    access: &access::Settings,
+    admin: &admin_endpoint::Settings,
+) -> Value {
     let mut components = Components::default();
     components.schema::<ProblemDocument>();
     SchemaDocument::Envelope.add_to(&mut components.schemas, SCHEMAS);
-    let mut paths = webhook::paths(endpoints, &mut components);
-    paths.extend(admin::paths(endpoints, &mut components));
+    let mut paths = webhook::paths(server, access, &mut components);
+    paths.extend(admin::paths(admin, &mut components));
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -137,7 +131,7 @@ mod tests {
     use crate::domain::secret::Secret;
 
     fn endpoints(access: &access::Settings, admin: &admin_endpoint::Settings) -> Value {
-        document(&Endpoints { server: &webhook_endpoint::Settings::default(), access, admin })
+        document(&webhook_endpoint::Settings::default(), access, admin)
     }
 
     #[test]

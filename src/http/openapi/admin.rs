@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Components, Endpoints, SCHEMAS, answer, certificate, problems, server};
-use crate::http::admin::Status;
+use super::{Components, SCHEMAS, answer, certificate, problems, server};
+use crate::http::admin::{Settings, Status};
 use crate::http::documents::{self, SCHEMA_JSON};
 use crate::http::reply::Problem;
 use crate::metrics;
@@ -23,8 +23,7 @@ struct Operation<'a> {
     is_open: bool,
 }
 
-pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> Map<String, Value> {
-    let settings = endpoints.admin;
+pub(super) fn paths(settings: &Settings, components: &mut Components) -> Map<String, Value> {
     let server = server(settings.listen, settings.tls.as_ref(), "`admin.listen`");
     let certificate = certificate(settings.tls.as_ref(), components);
     let token = settings.token.as_ref().map(|_| {
@@ -57,22 +56,21 @@ pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> M
         .collect()
 }
 
+/// A path that asks for the token, has no parameters and no problems of its own.
+fn operation<'a>(path: &'a str, id: &'a str, summary: &'a str, description: &'a str, answer: Value) -> Operation<'a> {
+    Operation { path, id, summary, description, answer, problems: &[], parameters: Vec::new(), is_open: false }
+}
+
 fn health<'a>() -> [Operation<'a>; 3] {
     const NOT_READY: &[Problem] = &[Problem::NotReady { why: "the journal is full" }];
-    let operation = |path, id, summary, description, problems| Operation {
-        path,
-        id,
-        summary,
-        description,
-        answer: answer(summary, "text/plain; charset=utf-8", &json!({ "type": "string", "const": "ok\n" })),
-        problems,
-        parameters: Vec::new(),
-        is_open: true,
+    let health = |path, id, summary, description, problems| {
+        let ok = answer(summary, "text/plain; charset=utf-8", &json!({ "type": "string", "const": "ok\n" }));
+        Operation { problems, is_open: true, ..operation(path, id, summary, description, ok) }
     };
     [
-        operation("/livez", "live", "The bridge answers.", "", &[]),
-        operation("/startupz", "started", "The bridge has started.", "", &[]),
-        operation(
+        health("/livez", "live", "The bridge answers.", "", &[]),
+        health("/startupz", "started", "The bridge has started.", "", &[]),
+        health(
             "/readyz",
             "ready",
             "The journal takes events, and the bridge is not stopping.",
@@ -83,28 +81,21 @@ fn health<'a>() -> [Operation<'a>; 3] {
 }
 
 fn metrics<'a>() -> Operation<'a> {
+    let description = "In the text format of Prometheus.";
+    let answer = answer("The metrics.", metrics::CONTENT_TYPE, &json!({ "type": "string" }));
     Operation {
-        path: "/metrics",
-        id: "metrics",
-        summary: "Metrics for Prometheus",
-        description: "In the text format of Prometheus.",
-        answer: answer("The metrics.", metrics::CONTENT_TYPE, &json!({ "type": "string" })),
         problems: &[Problem::Internal],
-        parameters: Vec::new(),
         is_open: true,
+        ..operation("/metrics", "metrics", "Metrics for Prometheus", description, answer)
     }
 }
 
 fn status<'a>(components: &mut Components) -> Operation<'a> {
+    let description = "For people and their programs; what alerts are made of is in the metrics.";
+    let answer = answer("The status.", "application/json", &components.schema::<Status<'_>>());
     Operation {
-        path: "/status",
-        id: "status",
-        summary: "How journal and sinks are doing",
-        description: "For people and their programs; what alerts are made of is in the metrics.",
-        answer: answer("The status.", "application/json", &components.schema::<Status<'_>>()),
         problems: &[Problem::Internal],
-        parameters: Vec::new(),
-        is_open: false,
+        ..operation("/status", "status", "How journal and sinks are doing", description, answer)
     }
 }
 
@@ -127,15 +118,12 @@ fn feed<'a>() -> Operation<'a> {
         },
         "required": ["id", "data"],
     });
+    let description = "Server-sent events of all that is durable, published or not, in order. `id` is the position in the journal, \
+                       `data` the structured envelope on one line. A comment names positions that are no longer kept, at \
+                       their place, or that are damaged, and says that a quiet feed is alive. A feed that is not read for \
+                       a minute while there is something to write is closed, and can be resumed. Other parameters than these are refused.";
+    let answer = answer("The stream; the schema is that of each of its events.", "text/event-stream", &event);
     Operation {
-        path: "/events",
-        id: "events",
-        summary: "The feed",
-        description: "Server-sent events of all that is durable, published or not, in order. `id` is the position in the journal, \
-                      `data` the structured envelope on one line. A comment names positions that are no longer kept, at \
-                      their place, or that are damaged, and says that a quiet feed is alive. A feed that is not read for \
-                      a minute while there is something to write is closed, and can be resumed. Other parameters than these are refused.",
-        answer: answer("The stream; the schema is that of each of its events.", "text/event-stream", &event),
         problems: &[
             Problem::Parameter { expected: "expected after and Last-Event-ID to be a position or \"end\"" },
             Problem::TooManyFeeds,
@@ -157,22 +145,14 @@ fn feed<'a>() -> Operation<'a> {
                 "As `after`, and stronger: what a client sends that reconnects.",
             ),
         ],
-        is_open: false,
+        ..operation("/events", "events", "The feed", description, answer)
     }
 }
 
 /// The documents, this one included.
 fn published<'a>() -> Vec<Operation<'a>> {
-    let operation = |path, id, summary, answer| Operation {
-        path,
-        id,
-        summary,
-        description: "Made from the program and its configuration at the start; the same until the next.",
-        answer,
-        problems: &[],
-        parameters: Vec::new(),
-        is_open: false,
-    };
+    const DESCRIPTION: &str = "Made from the program and its configuration at the start; the same until the next.";
+    let document = |path, id, summary, answer| operation(path, id, summary, DESCRIPTION, answer);
     let object = json!({ "type": "object" });
     let plain = |summary: &str| answer(summary, "application/json", &object);
     let index = json!({
@@ -191,26 +171,26 @@ fn published<'a>() -> Vec<Operation<'a>> {
     let names: Vec<String> =
         SchemaDocument::all().map(SchemaDocument::name).chain([documents::CONFIG.to_owned()]).collect();
     vec![
-        operation("/schemas", "schemas", "The list of schemas", answer("The list.", "application/json", &index)),
+        document("/schemas", "schemas", "The list of schemas", answer("The list.", "application/json", &index)),
         Operation {
             problems: &[Problem::NotFound],
             parameters: vec![json!({
                 "name": "name", "in": "path", "required": true, "schema": { "type": "string", "enum": names },
                 "description": "What follows `envelope.schema_base` in the schema's `$id`, or `config`.",
             })],
-            ..operation(
+            ..document(
                 "/schemas/{name}",
                 "schema",
                 "A schema, JSON Schema 2020-12",
                 answer("The schema.", SCHEMA_JSON, &object),
             )
         },
-        operation(
+        document(
             "/asyncapi.json",
             "asyncapi",
             "AsyncAPI 3.0 of the messages that the sinks publish",
             plain("The document."),
         ),
-        operation("/openapi.json", "openapi", "This document", plain("The document.")),
+        document("/openapi.json", "openapi", "This document", plain("The document.")),
     ]
 }

@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Components, Endpoints, answer, certificate, problems, server};
-use crate::access::{Denied, Settings, SignatureMode};
+use super::{Components, answer, certificate, problems, server};
+use crate::access::{self, Denied, SignatureMode};
 use crate::domain::trace::TraceParent;
 use crate::http::reply::{AcceptedDocument, Problem, TOO_MANY_CONNECTIONS};
+use crate::http::webhook;
 use crate::journal::AppendError;
 use crate::pipeline::Refused;
 use crate::sendbird::category::Category;
@@ -33,9 +34,12 @@ const PROBLEMS: [Problem; 18] = [
     Problem::Refused(Refused::Deadline),
 ];
 
-pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> Map<String, Value> {
-    let settings = endpoints.server;
-    let with_secret = endpoints.access.path_secret.is_some();
+pub(super) fn paths(
+    settings: &webhook::Settings,
+    access: &access::Settings,
+    components: &mut Components,
+) -> Map<String, Value> {
+    let with_secret = access.path_secret.is_some();
     let path = if with_secret {
         format!("{}/{{path_secret}}", settings.path.trim_end_matches('/'))
     } else {
@@ -43,7 +47,7 @@ pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> M
     };
     let mut item = json!({
         "servers": [server(settings.listen, settings.tls.as_ref(), "`server.listen`")],
-        "post": deliver(endpoints, components),
+        "post": deliver(settings, access, components),
     });
     if with_secret {
         item["parameters"] = json!([{
@@ -54,8 +58,7 @@ pub(super) fn paths(endpoints: &Endpoints<'_>, components: &mut Components) -> M
     Map::from_iter([(path, item)])
 }
 
-fn deliver(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
-    let settings = endpoints.server;
+fn deliver(settings: &webhook::Settings, access: &access::Settings, components: &mut Components) -> Value {
     let accepted = components.schema::<AcceptedDocument>();
     let mut responses = problems(PROBLEMS);
     responses.insert("200".into(), answer("The event is durable.", "application/json", &accepted));
@@ -67,7 +70,7 @@ fn deliver(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
         responses["503"]["content"]["application/problem+json"]["examples"]["connections"] =
             json!({ "value": document });
     }
-    let security = security(endpoints, components);
+    let security = security(settings, access, components);
     let body = format!(
         "At most {}, nested at most {} levels deep. Read with tolerance: only what is no JSON object, or has no text as \
          `category`, is refused. The content type does not matter.",
@@ -106,9 +109,9 @@ fn deliver(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
 }
 
 /// All authentication methods together; of several signature headers any one.
-fn security(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
+fn security(settings: &webhook::Settings, access: &access::Settings, components: &mut Components) -> Value {
     let mut always = Map::new();
-    let Settings { signature, signature_headers, header, .. } = endpoints.access;
+    let access::Settings { signature, signature_headers, header, .. } = access;
     let mut require = |name: String| always.insert(name, json!([]));
     if let Some(header) = header {
         let description = "A secret that each delivery carries.";
@@ -117,7 +120,7 @@ fn security(endpoints: &Endpoints<'_>, components: &mut Components) -> Value {
             json!({ "type": "apiKey", "in": "header", "name": header.name, "description": description }),
         ));
     }
-    if let Some(name) = certificate(endpoints.server.tls.as_ref(), components) {
+    if let Some(name) = certificate(settings.tls.as_ref(), components) {
         require(name);
     }
     let mut choices = Vec::new();
