@@ -198,21 +198,14 @@ impl Metrics {
                 "sink_resends_pending",
                 "Replays and requeued dead letters that the sink has yet to publish.",
             )?,
-            sink_resent: declare.counters(
-                "sink_resent_total",
-                "Replays and requeued dead letters acknowledged by the broker.",
-                &["sink"],
-            )?,
-            sink_gone: declare.counters(
+            sink_resent: declare
+                .sink_counters("sink_resent_total", "Replays and requeued dead letters acknowledged by the broker.")?,
+            sink_gone: declare.sink_counters(
                 "sink_gone_records_total",
                 "Events that were no longer kept when their turn came, and so were not published, by sink.",
-                &["sink"],
             )?,
-            sink_broker_duplicates: declare.counters(
-                "sink_broker_duplicates_total",
-                "Events that the broker says it had already.",
-                &["sink"],
-            )?,
+            sink_broker_duplicates: declare
+                .sink_counters("sink_broker_duplicates_total", "Events that the broker says it had already.")?,
             connections: declare.gauge("connections", "Open connections to the webhook listener.")?,
             registry: declare.0.clone(),
         };
@@ -309,6 +302,10 @@ impl Declare {
 
     fn counters(&self, suffix: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
         self.add(IntCounterVec::new(Opts::new(name(suffix), help), labels)?)
+    }
+
+    fn sink_counters(&self, suffix: &str, help: &str) -> Result<IntCounterVec, Error> {
+        self.counters(suffix, help, &["sink"])
     }
 
     fn histograms(&self, suffix: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec, Error> {
