@@ -228,7 +228,7 @@ impl Forwarder {
                     if session.has_published {
                         failures = 0;
                     }
-                    self.status.disconnected();
+                    self.status.set_in_flight(0);
                     connection.close(DRAIN_LIMIT).await;
                     backlog.finish_writes(DRAIN_LIMIT).await;
                     match ended {

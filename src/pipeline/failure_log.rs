@@ -40,7 +40,7 @@ impl RateLimit {
 }
 
 /// A sink's failures since it last worked.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct FailureLog {
     sink: String,
     failing_since: Option<Instant>,
@@ -57,16 +57,7 @@ pub(super) struct FailureLog {
 
 impl FailureLog {
     pub(super) fn new(sink: &str) -> Self {
-        Self {
-            sink: sink.to_owned(),
-            failing_since: None,
-            failures: RateLimit::default(),
-            logged: Vec::new(),
-            newest: None,
-            set_aside: RateLimit::default(),
-            stuck: RateLimit::default(),
-            logged_down: true,
-        }
+        Self { sink: sink.to_owned(), logged_down: true, ..Self::default() }
     }
 
     /// Something failed and will be tried once more.

@@ -38,7 +38,7 @@ impl ResendReader {
         if self.is_idle || self.fetch.is_running() {
             return;
         }
-        if !self.journal.has_resends(sink) {
+        if self.journal.resends(sink) == 0 {
             self.is_idle = true;
             return;
         }

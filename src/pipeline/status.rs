@@ -56,11 +56,6 @@ impl SinkStatus {
         self.waiting_full.swap(full, Ordering::Relaxed) != full
     }
 
-    pub(super) fn disconnected(&self) {
-        self.connected.store(false, Ordering::Relaxed);
-        self.in_flight.store(0, Ordering::Relaxed);
-    }
-
     pub(super) fn set_failure(&self, failure: Option<String>) {
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
