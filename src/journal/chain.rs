@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::{fs, io};
 
 use arc_swap::ArcSwap;
 
-use super::directory;
 use super::index::Index;
 use super::positions::Positions;
 use super::segment::{self, FoundLog, Header, Name, Proof, Segment, read_log};
+use super::{directory, lock};
 
 /// The segments in order, and the newest durable position.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ impl Chain {
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<Arc<Segment>>)) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.changing);
         let mut segments = self.segments().as_ref().clone();
         change(&mut segments);
         self.segments.store(Arc::new(segments));
@@ -121,20 +121,16 @@ impl Chain {
 
     /// A segment's index file is damaged or missing.
     pub(super) fn report_damage(&self, segment: &Segment) {
-        let mut damaged = self.damaged_indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut damaged = lock(&self.damaged_indexes);
         if damaged.insert(segment.name) {
             let path = segment.name.index(&self.dir);
             tracing::warn!(path = %path.display(), "expected a whole index file, but found it damaged; reading the segment instead");
         }
     }
 
-    fn damaged(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// An event cannot be read. Each is logged once, up to a number.
     pub(super) fn note_damaged(&self, position: u64) {
-        let mut damaged = self.damaged();
+        let mut damaged = lock(&self.damaged);
         if damaged.len() < MOST_DAMAGED && damaged.insert(position) && self.is_owner && damaged.len() <= MOST_LOGGED {
             tracing::error!(position, "damaged event in the journal; see: sendbird-bridge journal verify");
         }
@@ -144,13 +140,13 @@ impl Chain {
     pub(super) fn note_damaged_in(&self, segment: &Arc<Segment>, position: u64) {
         self.note_damaged(position);
         if !self.segments.load().iter().any(|other| other.name == segment.name) {
-            self.damaged().remove(&position);
+            lock(&self.damaged).remove(&position);
         }
     }
 
     /// The events of these positions are not kept any more, but for `kept`.
     pub(super) fn forget_damaged(&self, first: u64, last: u64, kept: &Positions) {
-        let mut damaged = self.damaged();
+        let mut damaged = lock(&self.damaged);
         let gone: Vec<u64> = damaged.range(first..=last.max(first)).copied().filter(|at| !kept.contains(*at)).collect();
         gone.iter().for_each(|position| {
             damaged.remove(position);
@@ -158,7 +154,7 @@ impl Chain {
     }
 
     pub(super) fn set_gaps(&self, gaps: Vec<(u64, u64)>) {
-        *self.gaps.lock().unwrap_or_else(PoisonError::into_inner) = gaps;
+        *lock(&self.gaps) = gaps;
     }
 
     /// What is missing before the oldest event that is kept would have been released too.
@@ -167,22 +163,22 @@ impl Chain {
             0 => self.last() + 1,
             first => first,
         };
-        self.gaps.lock().unwrap_or_else(PoisonError::into_inner).retain(|(_, last)| *last >= first);
+        lock(&self.gaps).retain(|(_, last)| *last >= first);
     }
 
     /// How many events are damaged or missing.
     pub(super) fn damaged_count(&self) -> u64 {
-        let gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
-        self.damaged().len() as u64 + gaps.iter().map(|(first, last)| last - first + 1).sum::<u64>()
+        let gaps = lock(&self.gaps);
+        lock(&self.damaged).len() as u64 + gaps.iter().map(|(first, last)| last - first + 1).sum::<u64>()
     }
 
     /// One of the segments whose index file is to be rebuilt.
     pub(super) fn damaged_index(&self) -> Option<Name> {
-        self.damaged_indexes.lock().unwrap_or_else(PoisonError::into_inner).first().copied()
+        lock(&self.damaged_indexes).first().copied()
     }
 
     pub(super) fn index_is_made(&self, name: Name) {
-        self.damaged_indexes.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        lock(&self.damaged_indexes).remove(&name);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -15,7 +15,7 @@ use super::state_queue::StateOp;
 use super::state_writer::open_for_reading;
 use super::{
     AppendError, Appended, Closed, Command, DeadLetter, Entry, Health, Limits, Origin, Reader, Resend, ResendCursor,
-    ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters,
+    ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters, lock,
 };
 
 /// Bytes that may wait for the writer, so that large bodies cannot fill the memory.
@@ -82,8 +82,8 @@ impl Journal {
 
     /// Where a sink goes on after a start. The waiting positions and the targets are given once.
     pub fn resume(&self, sink: &str) -> Resume {
-        let waiting = self.shared.resume.lock().unwrap_or_else(PoisonError::into_inner).remove(sink);
-        let stuck = self.shared.stuck_targets.lock().unwrap_or_else(PoisonError::into_inner).remove(sink);
+        let waiting = lock(&self.shared.resume).remove(sink);
+        let stuck = lock(&self.shared.stuck_targets).remove(sink);
         let frontier = self.shared.sinks.get(sink).map_or(0, |sink| sink.progress().frontier);
         Resume { frontier, waiting: waiting.unwrap_or_default(), stuck: stuck.unwrap_or_default() }
     }
@@ -121,7 +121,7 @@ impl Journal {
             let progress = sink.progress();
             (progress.waiting.first(), progress.frontier)
         };
-        let mut oldest = sink.oldest_pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut oldest = lock(&sink.oldest_pending);
         let position = first.unwrap_or(frontier + 1);
         if let Some((_, accepted_ms)) = oldest.filter(|(known, _)| *known == position) {
             return Some(accepted_ms);
@@ -155,14 +155,14 @@ impl Journal {
     /// or set aside.
     pub fn record_stuck(&self, sink: &str, events: Vec<StuckEvent>) {
         if let Some(sink) = self.shared.sinks.get(sink) {
-            sink.stuck.lock().unwrap_or_else(PoisonError::into_inner).extend(events);
+            lock(&sink.stuck).extend(events);
         }
     }
 
     /// The positions that an operator wants to be set aside; each is given once.
     pub fn set_aside_requests(&self, sink: &str) -> Vec<u64> {
         let requests = self.shared.sinks.get(sink).map(|sink| &sink.requests);
-        requests.map(|requests| requests.lock().unwrap_or_else(PoisonError::into_inner).take()).unwrap_or_default()
+        requests.map(|requests| lock(requests).take()).unwrap_or_default()
     }
 
     /// Says of requested positions that there is nothing to set aside any more.
@@ -263,7 +263,7 @@ impl Journal {
     fn read_state<T>(&self, read: impl FnOnce(&Connection) -> Result<T, NextError>) -> Result<T, ReadError> {
         let edition = self.shared.state_edition.load(Ordering::Acquire);
         let failed = |error| ReadError::of_state(&self.shared.chain.dir, error);
-        let mut connection = self.shared.state_reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = lock(&self.shared.state_reader);
         let open = match connection.take() {
             Some(open) => open,
             None => open_for_reading(&self.shared.chain.dir).map_err(failed)?,
@@ -346,7 +346,7 @@ impl Journal {
 
     /// Commits what is queued and what sinks have published, closes the files and gives the directory back. Blocks.
     pub fn close(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *lock(&self.threads));
         self.shared.closing.store(true, Ordering::Release);
         // A full queue is drained by the writer, so this waits for a place, and not without end.
         if self.commands.send(Command::Close).is_err() {
@@ -355,11 +355,11 @@ impl Journal {
         join(threads.writer);
         self.shared.keeper.close();
         join(threads.keeper);
-        self.shared.state_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.shared.state_reader).take();
         self.shared.state.push(StateOp::Close);
         join(threads.state);
         // Only now may another process have the directory.
-        self.shared.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.shared.lock).take();
     }
 
     #[cfg(test)]

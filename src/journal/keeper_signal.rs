@@ -3,6 +3,8 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::lock;
+
 /// How often retention is looked at without being asked to.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
 
@@ -26,7 +28,7 @@ struct Signals {
 
 impl KeeperSignal {
     fn with<T>(&self, change: impl FnOnce(&mut Signals) -> T) -> T {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut lock(&self.state))
     }
 
     pub(super) fn wake(&self) {
@@ -41,7 +43,7 @@ impl KeeperSignal {
 
     /// Asks for room, and waits until the keeper has looked for some, unless it has just found none.
     pub(super) fn make_room(&self, limit: Duration) {
-        let mut signals = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signals = lock(&self.state);
         if signals.hopeless_at.is_some_and(|at| at.elapsed() < EVERY) {
             return;
         }
@@ -53,7 +55,7 @@ impl KeeperSignal {
 
     /// Waits for work; what is wanted, and whether the journal is being closed.
     pub(super) fn wait(&self) -> (bool, bool) {
-        let signals = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let signals = lock(&self.state);
         let is_idle = |signals: &mut Signals| !signals.woken && !signals.room_wanted && !signals.close;
         let (mut signals, _) =
             self.changed.wait_timeout_while(signals, EVERY, is_idle).unwrap_or_else(PoisonError::into_inner);

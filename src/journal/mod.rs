@@ -48,6 +48,7 @@ mod writer;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -244,6 +245,11 @@ pub struct Stats {
     pub disk_free_bytes: u64,
     /// Ids in the deduplication window.
     pub dedup_ids: u64,
+}
+
+/// What is behind a mutex, also where a thread has panicked with it: that ends the journal by itself.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,7 +28,9 @@ use super::state_queue::{StateOp, StateQueue};
 use super::state_writer::{StateWriter, read_requests};
 use super::stuck::{self, StuckTarget};
 use super::writer::Writer;
-use super::{EngineError, Health, Journal, OpenError, Options, directory, progress, repair, resends, sqlite, state};
+use super::{
+    EngineError, Health, Journal, OpenError, Options, directory, lock, progress, repair, resends, sqlite, state,
+};
 use crate::domain::dedup::Window;
 
 /// Commands that may wait for the writer; one more is refused, because a longer queue could not be written within
@@ -49,7 +51,7 @@ impl Journal {
     /// See [`OpenError`].
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let dir = options.settings.dir.clone();
-        let lock = directory::lock(&dir)?;
+        let dir_lock = directory::lock(&dir)?;
         refuse_first_format(&dir)?;
         let database = |source: rusqlite::Error| OpenError::Database {
             path: dir.join(sqlite::FILE),
@@ -85,7 +87,7 @@ impl Journal {
         loaded.read(&dir, &found, &ids, &options).map_err(files)?;
         let shared = Arc::new(loaded.shared(&dir, &found, &options, (stored.highest, stored.number), is_whole));
         shared.resends_dropped.store(stored.resends_dropped, Ordering::Relaxed);
-        *shared.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
+        *lock(&shared.lock) = Some(dir_lock);
         // Before the first segment may be released: a replay may need it.
         read_requests(&connection, &shared).map_err(database)?;
         let mut backfill = stored.backfill;

@@ -4,7 +4,7 @@
 //! first.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use rusqlite::{Connection, Row as SqlRow, params};
@@ -13,7 +13,7 @@ use super::reader::{Filter, Limits, ReadError, Reader};
 use super::record::Row;
 use super::resend::{Origin, Resend, ResendCursor};
 use super::sinks::{Progress, Sinks};
-use super::sqlite;
+use super::{lock, sqlite};
 
 /// `waiting` are the positions up to `frontier` that were given to the sink and are not published yet. The checksum is
 /// over what was asked for: the sink, the filter and the last position.
@@ -105,7 +105,7 @@ pub(super) struct Replays(Mutex<BTreeMap<u64, Replay>>);
 
 impl Replays {
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Replay>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Takes up the replays that an operator has asked for, and lets go of those that he has cancelled.

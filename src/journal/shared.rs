@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
@@ -17,7 +17,7 @@ use super::segment::{self, Name, Proof};
 use super::sinks::{Sinks, WaitingKey, subtract};
 use super::state_queue::StateQueue;
 use super::stuck::StuckTarget;
-use super::{AppendError, Appended, DISK_RESERVE, Entry, Health};
+use super::{AppendError, Appended, DISK_RESERVE, Entry, Health, lock};
 use crate::domain::clock::Clock;
 
 /// What the writer is asked for.
@@ -120,36 +120,24 @@ impl Shared {
         Reader::new(Arc::clone(&self.chain))
     }
 
-    pub(super) fn backfill_released(&self) -> MutexGuard<'_, Vec<i64>> {
-        self.backfilled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn newest(&self) -> MutexGuard<'_, Newest> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The newest segment is durable up to here.
     pub(super) fn set_proof(&self, name: Name, offset: u64, position: u64) {
-        let mut newest = self.newest();
+        let mut newest = lock(&self.newest);
         (newest.segment, newest.proof) = (name.first, Proof { offset, position });
     }
 
     pub(super) fn proof(&self) -> (u64, Proof) {
-        let newest = self.newest();
+        let newest = lock(&self.newest);
         (newest.segment, newest.proof)
     }
 
     pub(super) fn proof_changed(&self) -> bool {
-        let newest = self.newest();
+        let newest = lock(&self.newest);
         newest.written_down != Some((newest.segment, newest.proof))
     }
 
     pub(super) fn proof_is_durable(&self, proof: (u64, Proof)) {
-        self.newest().written_down = Some(proof);
-    }
-
-    fn spare(&self) -> MutexGuard<'_, Option<Spare>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.newest).written_down = Some(proof);
     }
 
     fn new_spare(&self) -> io::Result<Spare> {
@@ -161,13 +149,13 @@ impl Shared {
     /// The segment that was made ahead, or else a new one. One at a time is made, so that their numbers grow in the
     /// order in which they are used.
     pub(super) fn take_spare(&self) -> io::Result<Spare> {
-        let mut spare = self.spare();
+        let mut spare = lock(&self.spare);
         spare.take().map_or_else(|| self.new_spare(), Ok)
     }
 
     /// Makes the next segment ahead, unless it has been made.
     pub(super) fn make_spare(&self) -> io::Result<()> {
-        let mut spare = self.spare();
+        let mut spare = lock(&self.spare);
         if spare.is_none() && self.health() != Health::Failed {
             *spare = Some(self.new_spare()?);
         }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::backfill::Outcome;
 use super::dead_letters::DeadLetter;
 use super::resend::{Origin, ResendOutcome};
-use super::sqlite;
+use super::{lock, sqlite};
 
 /// What is to be written besides what sinks have published.
 pub(super) enum StateOp {
@@ -82,7 +82,7 @@ impl StateQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<StateOp>> {
-        self.ops.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ops)
     }
 
     pub(super) fn take(&self, wait: Duration) -> Vec<StateOp> {

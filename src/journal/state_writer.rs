@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -20,7 +20,7 @@ use super::resend::{Origin, ResendOutcome};
 use super::sinks::{Sink, subtract};
 use super::state_queue::{StateOp, is_structural};
 use super::stuck::StuckEvent;
-use super::{Shared, backfill, dead_letters, progress, replays, resends, sqlite, state, stuck};
+use super::{Shared, backfill, dead_letters, lock, progress, replays, resends, sqlite, state, stuck};
 
 /// How long what sinks have published may wait for its commit.
 const TICK: Duration = Duration::from_millis(100);
@@ -118,7 +118,7 @@ impl StateWriter {
             }
         }
         let is_dirty = |sink: &Sink| {
-            let has_stuck = !sink.stuck.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            let has_stuck = !lock(&sink.stuck).is_empty();
             sink.dirty.load(Ordering::Acquire) || has_stuck
         };
         let replays_changed = shared.replays.lock().values().any(|replay| replay.dirty);
@@ -189,7 +189,7 @@ impl StateWriter {
                     self.shared.replays.finish(id, position);
                 }
                 StateOp::Backfill(outcomes) => {
-                    self.shared.backfill_released().extend(outcomes.iter().map(|(seq, _)| *seq));
+                    lock(&self.shared.backfilled).extend(outcomes.iter().map(|(seq, _)| *seq));
                 }
                 StateOp::CutReplay { id } => drop(self.shared.replays.lock().remove(&id)),
                 StateOp::Flush(reply) => drop(reply.send(())),
@@ -222,7 +222,7 @@ impl StateWriter {
                     tracing::error!(path = %path.display(), "the state file was damaged; what can be read was carried over");
                     self.repairs += 1;
                     self.shared.state_edition.fetch_add(1, Ordering::Release);
-                    self.shared.state_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    lock(&self.shared.state_reader).take();
                 }
                 self.damaged = false;
                 for sink in self.shared.sinks.iter() {
@@ -263,7 +263,7 @@ pub(super) fn read_requests(connection: &Connection, shared: &Shared) -> rusqlit
         sink.dead_letters.store(dead_letters::count(connection, name)?, Ordering::Relaxed);
         sink.resends.store(resends::count(connection, name)?, Ordering::Relaxed);
         let requests = stuck::requests(connection, name)?;
-        sink.requests.lock().unwrap_or_else(PoisonError::into_inner).update(requests);
+        lock(&sink.requests).update(requests);
     }
     shared.dead_letter_bytes.store(dead_letters::bytes(connection)?, Ordering::Relaxed);
     shared.replays.update(connection, &shared.sinks)?;
@@ -361,7 +361,7 @@ struct Changed {
 impl Changed {
     fn of(sink: &Sink) -> Self {
         sink.dirty.store(false, Ordering::Release);
-        let mut stuck = std::mem::take(&mut *sink.stuck.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut stuck = std::mem::take(&mut *lock(&sink.stuck));
         let mut progress = sink.progress();
         // What has been published since it was reported is not stuck.
         stuck.retain(|event| progress.waiting.contains(event.position));
@@ -379,7 +379,7 @@ impl Changed {
         let mut progress = sink.progress();
         progress.waiting.put_back_changed(self.progress.changed.into_iter().map(|(chunk, _)| chunk));
         progress.no_longer_stuck.extend(self.no_longer_stuck);
-        let mut stuck = sink.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stuck = lock(&sink.stuck);
         stuck.splice(0..0, self.stuck);
         sink.dirty.store(true, Ordering::Release);
     }

@@ -23,7 +23,7 @@ use super::segment::{self, Header, Segment};
 use super::shared::Spare;
 use super::sinks::KindCounter;
 use super::state_queue::StateOp;
-use super::{AppendError, Appended, Command, Entry, Health, Options, Shared, directory, record, state};
+use super::{AppendError, Appended, Command, Entry, Health, Options, Shared, directory, lock, record, state};
 use crate::domain::dedup::Window;
 
 /// The most events and bytes of one commit: enough to spread an fsync over many, few enough to stay well inside an
@@ -410,7 +410,7 @@ impl Writer {
 
     /// Stores backfill candidates, some at a time. Refused for lack of room, they are tried again.
     fn store_candidates(&mut self) {
-        let released = std::mem::take(&mut *self.shared.backfill_released());
+        let released = std::mem::take(&mut *lock(&self.shared.backfilled));
         self.backfill.release(&released);
         let edition = self.shared.state_edition.load(Ordering::Acquire);
         if self.state.as_ref().is_none_or(|(opened, _)| *opened != edition) {
