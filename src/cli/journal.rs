@@ -66,7 +66,7 @@ fn describe(summary: &Summary, replays: &[ReplayStatus]) -> String {
     if *candidates > 0 {
         text += &format!("backfill      {}, which the bridge has yet to store\n", counted(*candidates, "candidate"));
     }
-    for SinkSummary { name, cursor, pending, stuck, dead_letters, requeued, .. } in &summary.sinks {
+    for SinkSummary { name, cursor, pending, stuck, dead_letters, requeued } in &summary.sinks {
         let replays = replays.iter().filter(|replay| replay.sink == *name);
         let to_replay: u64 = replays.map(|replay| replay.total.saturating_sub(replay.done)).sum();
         text += &format!(
@@ -208,7 +208,6 @@ mod tests {
         let sink = SinkSummary {
             name: "kafka".into(),
             cursor: 4,
-            frontier: 60,
             pending: 7,
             stuck: 2,
             dead_letters: 1,

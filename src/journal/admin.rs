@@ -8,20 +8,18 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Transaction, params};
 
-use super::chain::{self, Chain, Released};
+use super::chain::{Chain, Released};
+use super::open::{find_chain, refuse_first_format};
 use super::reader::Reader;
 use super::{
-    BackfillCandidate, DeadLetter, EngineError, Filter, Limits, OpenError, ReadError, ReplayStatus, Row,
-    StoredDeadLetter, backfill, dead_letters, directory, progress, repair, replays, resends, sqlite, state, stuck,
+    BackfillCandidate, DeadLetter, EngineError, Filter, OpenError, ReadError, ReplayStatus, Row, StoredDeadLetter,
+    backfill, dead_letters, directory, progress, repair, replays, sqlite, state,
 };
 
 /// Rows written in one transaction.
 pub(super) const CHUNK: usize = 500;
-
-/// How much is read at a time.
-const LIMITS: Limits = Limits { rows: CHUNK, bytes: 8 * 1024 * 1024 };
 
 /// What a journal holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,9 +53,7 @@ pub struct SinkSummary {
     pub name: String,
     /// The position up to which it has dealt with everything.
     pub cursor: u64,
-    /// Everything up to here has been read by it.
-    pub frontier: u64,
-    /// What of that it has not published, and what it has not read yet, whether or not it wants it.
+    /// What it has read and not published, and what it has not read yet, whether or not it wants it.
     pub pending: u64,
     /// Its stuck events.
     pub stuck: u64,
@@ -119,19 +115,16 @@ impl JournalAdmin {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        if let Err(source) = std::fs::metadata(dir.join(sqlite::FILE)) {
-            super::open::refuse_first_format(dir)?;
-            return Err(OpenError::Directory { path: dir.join(sqlite::FILE), source });
+        let state_file = dir.join(sqlite::FILE);
+        if let Err(error) = std::fs::metadata(&state_file) {
+            refuse_first_format(dir)?;
+            return Err(OpenError::directory(&state_file)(error));
         }
         let (connection, damage) = match state::open_beside(dir) {
             Ok(connection) => (connection, None),
             Err(error) if state::is_damaged(dir, &error) => {
                 let found = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                let database = |source: rusqlite::Error| OpenError::Database {
-                    path: dir.join(sqlite::FILE),
-                    source: source.into(),
-                };
-                (repair::read_damaged(dir).map_err(database)?, Some(found))
+                (repair::read_damaged(dir).map_err(OpenError::database(&state_file))?, Some(found))
             }
             Err(error) => return Err(error),
         };
@@ -145,6 +138,23 @@ impl JournalAdmin {
             Some(damage) => Err(AdminError::Damaged(damage.clone())),
             None => Ok(&mut self.connection),
         }
+    }
+
+    /// Writes something for each of these, in transactions of [`CHUNK`]; returns how many rows that were.
+    pub(super) fn write_each<T>(
+        &mut self,
+        all: &[T],
+        mut write: impl FnMut(&Transaction<'_>, &T) -> rusqlite::Result<usize>,
+    ) -> Result<usize, AdminError> {
+        let mut written = 0;
+        for chunk in all.chunks(CHUNK) {
+            let transaction = self.writable()?.transaction()?;
+            for one in chunk {
+                written += write(&transaction, one)?;
+            }
+            transaction.commit()?;
+        }
+        Ok(written)
     }
 
     /// A reader of the events.
@@ -194,18 +204,14 @@ impl JournalAdmin {
     /// When the state file cannot be written; what was queued before stays queued.
     pub fn requeue(&mut self, dead_letters: &[StoredDeadLetter]) -> Result<usize, AdminError> {
         let sinks = self.sinks()?;
-        let mut queued = 0;
-        for chunk in dead_letters.chunks(CHUNK) {
-            let transaction = self.writable()?.transaction()?;
-            let usable =
-                |stored: &&StoredDeadLetter| stored.event.is_some() && sinks.contains(&stored.dead_letter.sink);
-            for DeadLetter { sink, position, .. } in chunk.iter().filter(usable).map(|stored| &stored.dead_letter) {
-                let sql = "INSERT OR IGNORE INTO resends (sink, position) VALUES (?1, ?2)";
-                queued += transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])?;
+        self.write_each(dead_letters, |transaction, stored| {
+            let DeadLetter { sink, position, .. } = &stored.dead_letter;
+            if stored.event.is_none() || !sinks.contains(sink) {
+                return Ok(0);
             }
-            transaction.commit()?;
-        }
-        Ok(queued)
+            let sql = "INSERT OR IGNORE INTO resends (sink, position) VALUES (?1, ?2)";
+            transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])
+        })
     }
 
     /// Deletes dead letters for good.
@@ -213,18 +219,13 @@ impl JournalAdmin {
     /// # Errors
     /// When the state file cannot be written; what was deleted before stays deleted.
     pub fn discard(&mut self, dead_letters: &[StoredDeadLetter]) -> Result<usize, AdminError> {
-        let mut discarded = 0;
-        for chunk in dead_letters.chunks(CHUNK) {
-            let transaction = self.writable()?.transaction()?;
-            for DeadLetter { sink, position, .. } in chunk.iter().map(|stored| &stored.dead_letter) {
-                let sql = "DELETE FROM resends WHERE sink = ?1 AND position = ?2";
-                transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])?;
-                let deleted = dead_letters::delete(&transaction, sink, *position)?;
-                discarded += usize::try_from(-deleted.count).unwrap_or(0);
-            }
-            transaction.commit()?;
-        }
-        Ok(discarded)
+        self.write_each(dead_letters, |transaction, stored| {
+            let DeadLetter { sink, position, .. } = &stored.dead_letter;
+            let sql = "DELETE FROM resends WHERE sink = ?1 AND position = ?2";
+            transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])?;
+            let deleted = dead_letters::delete(transaction, sink, *position)?;
+            Ok(usize::try_from(-deleted.count).unwrap_or(0))
+        })
     }
 
     // ---- stored events ---------------------------------------------------------------------------------------------
@@ -236,19 +237,14 @@ impl JournalAdmin {
     /// When a file cannot be opened.
     pub fn select_after(
         &self,
-        mut position: u64,
+        position: u64,
         filter: &Filter,
         mut each: impl FnMut(&[Row]),
     ) -> Result<u64, AdminError> {
-        let mut reader = self.reader();
-        loop {
-            let batch = reader.after(position, LIMITS, filter)?;
-            if batch.through == position {
-                return Ok(position);
-            }
-            position = batch.through;
-            each(&batch.rows);
-        }
+        self.reader().all_after(position, filter, |rows| {
+            each(&rows);
+            Ok(())
+        })
     }
 
     /// How many events a replay of this filter would publish, and how many of them are damaged.
@@ -315,7 +311,7 @@ impl JournalAdmin {
     /// # Errors
     /// When the state file cannot be written; what was added before stays so.
     pub fn add_candidates(&mut self, candidates: &[BackfillCandidate]) -> Result<usize, AdminError> {
-        Ok(backfill::insert(self.writable()?, candidates)?)
+        self.write_each(candidates, |transaction, candidate| backfill::insert(transaction, candidate))
     }
 
     /// How many candidates wait.
@@ -366,11 +362,10 @@ impl JournalAdmin {
             let progress = progress::load_progress(&self.connection, &name)?.unwrap_or_default();
             sinks.push(SinkSummary {
                 cursor: progress.cursor(),
-                frontier: progress.frontier,
                 pending: progress.waiting.len() + self.after(&segments, progress.frontier),
-                stuck: stuck::count(&self.connection, &name)?,
-                dead_letters: dead_letters::count(&self.connection, &name)?,
-                requeued: resends::count(&self.connection, &name)?,
+                stuck: sqlite::count_of(&self.connection, "stuck", &name)?,
+                dead_letters: sqlite::count_of(&self.connection, "dead_letters", &name)?,
+                requeued: sqlite::count_of(&self.connection, "resends", &name)?,
                 name,
             });
         }
@@ -415,9 +410,7 @@ impl JournalAdmin {
 
 /// The chain as a directory holds it now, and the runs of positions that are missing.
 pub(super) fn find(dir: &Path, connection: &Connection) -> Result<(Chain, Vec<(u64, u64)>), OpenError> {
-    let proof = progress::load_proof(connection).unwrap_or_default();
     let released = progress::load_released(connection).map(|ranges| Released { ranges, is_complete: true });
-    let found = chain::find(dir, |name| progress::proof_of(name, proof), &released.unwrap_or_default())
-        .map_err(|source| super::open::unreadable(dir, source))?;
+    let found = find_chain(dir, connection, &released.unwrap_or_default())?;
     Ok((Chain::new(dir, found.segments, found.last, false), found.gaps))
 }

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row as SqlRow, params};
 
 use super::reader::{Filter, Limits, ReadError, Reader};
 use super::record::Row;
-use super::{Appended, EngineError, Entry, sqlite};
+use super::{Appended, Entry, sqlite};
 use crate::domain::dedup::Window;
 
 /// Candidates stored at a time, so that no commit waits long behind them.
@@ -364,24 +364,14 @@ pub(super) fn delete_before(connection: &Connection, before_ms: i64) -> rusqlite
     connection.prepare_cached("DELETE FROM backfilled WHERE at_ms <= ?1")?.execute([before_ms]).map(drop)
 }
 
-/// Adds candidates; of a fact that has one already nothing is added. Returns how many are new.
-pub(super) fn insert(connection: &mut Connection, candidates: &[BackfillCandidate]) -> Result<usize, EngineError> {
-    const CHUNK: usize = 500;
-    let mut added = 0;
-    for chunk in candidates.chunks(CHUNK) {
-        let transaction = connection.transaction()?;
-        for candidate in chunk {
-            let BackfillCandidate { facts, through, id, key, kind, payload } = candidate;
-            let Some((fact, vague)) = facts.split_first() else { continue };
-            let sql = "INSERT OR IGNORE INTO backfill_candidates (fact, vague, through, id, key, kind, payload, crc)
-                       VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-            let crc = candidate.checksum();
-            let values = params![fact, vague.concat(), *through as i64, id, key, kind, payload, crc];
-            added += transaction.prepare_cached(sql)?.execute(values)?;
-        }
-        transaction.commit()?;
-    }
-    Ok(added)
+/// Adds a candidate, unless its fact has one already; returns how many that makes.
+pub(super) fn insert(connection: &Connection, candidate: &BackfillCandidate) -> rusqlite::Result<usize> {
+    let BackfillCandidate { facts, through, id, key, kind, payload } = candidate;
+    let Some((fact, vague)) = facts.split_first() else { return Ok(0) };
+    let sql = "INSERT OR IGNORE INTO backfill_candidates (fact, vague, through, id, key, kind, payload, crc)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    let values = params![fact, vague.concat(), *through as i64, id, key, kind, payload, candidate.checksum()];
+    connection.prepare_cached(sql)?.execute(values)
 }
 
 /// How many candidates wait.

@@ -14,7 +14,7 @@ use super::segment::{self, FoundLog, Header, Name, Proof, Segment, read_log};
 use super::{directory, lock};
 
 /// The segments in order, and the newest durable position.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Chain {
     pub(super) dir: PathBuf,
     /// Whether this process holds the directory's lock.
@@ -40,16 +40,8 @@ const MOST_LOGGED: usize = 1_000;
 
 impl Chain {
     pub(super) fn new(dir: &Path, segments: Vec<Arc<Segment>>, last: u64, is_owner: bool) -> Self {
-        Self {
-            gaps: Mutex::default(),
-            is_owner,
-            dir: dir.to_owned(),
-            segments: ArcSwap::from_pointee(segments),
-            changing: Mutex::default(),
-            last: AtomicU64::new(last),
-            damaged_indexes: Mutex::default(),
-            damaged: Mutex::default(),
-        }
+        let (segments, last) = (ArcSwap::from_pointee(segments), AtomicU64::new(last));
+        Self { dir: dir.to_owned(), is_owner, segments, last, ..Self::default() }
     }
 
     pub(super) fn segments(&self) -> Arc<Vec<Arc<Segment>>> {

@@ -121,12 +121,6 @@ pub(super) fn event(connection: &Connection, sink: &str, position: u64) -> rusql
     Ok(sqlite::readable(found.optional())?.flatten().and_then(|stored| stored.event))
 }
 
-/// How many a sink has.
-pub(super) fn count(connection: &Connection, sink: &str) -> rusqlite::Result<u64> {
-    let sql = "SELECT count(*) FROM dead_letters WHERE sink = ?1";
-    connection.prepare_cached(sql)?.query_row([sink], |row| row.get::<_, i64>(0)).map(|count| count as u64)
-}
-
 /// The bytes of all of them.
 pub(super) fn bytes(connection: &Connection) -> rusqlite::Result<u64> {
     let sql = "SELECT coalesce(sum(length(payload)), 0) + count(*) * ?1 FROM dead_letters";

@@ -9,21 +9,18 @@ use super::OpenError;
 
 /// Takes the directory for this process; the lock goes when the file is closed, also by `kill -9`.
 pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
-    let directory = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OpenError::Directory { path, source }
-    };
     // What users wrote is in it. One that exists is left as its owner wants it.
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(directory(dir))?;
-    if let Some(parent) = dir.canonicalize().map_err(directory(dir))?.parent() {
-        sync(parent).map_err(directory(parent))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(OpenError::directory(dir))?;
+    if let Some(parent) = dir.canonicalize().map_err(OpenError::directory(dir))?.parent() {
+        sync(parent).map_err(OpenError::directory(parent))?;
     }
     let path = dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(directory(&path))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(OpenError::directory(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Directory { path, source }),
+        Err(TryLockError::Error(error)) => Err(OpenError::directory(&path)(error)),
     }
 }
 

@@ -175,11 +175,6 @@ impl Journal {
 
     // ---- resends ---------------------------------------------------------------------------------------------------
 
-    /// Whether a sink has events to publish once more.
-    pub fn has_resends(&self, sink: &str) -> bool {
-        self.resends(sink) > 0
-    }
-
     /// How many events a sink is to publish once more.
     pub fn resends(&self, sink: &str) -> u64 {
         let requeued = self.shared.sinks.get(sink).map_or(0, |sink| sink.resends.load(Ordering::Relaxed));

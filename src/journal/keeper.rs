@@ -55,9 +55,7 @@ impl KeeperOptions {
             segment_bytes: options.settings.segment_bytes(),
         }
     }
-}
 
-impl KeeperOptions {
     /// Past this, room is short.
     fn most_bytes(&self) -> u64 {
         self.max_bytes - self.max_bytes / 16

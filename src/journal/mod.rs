@@ -47,7 +47,7 @@ mod verify;
 mod writer;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -194,16 +194,20 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    fn directory(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |source| Self::Directory { path: path.to_owned(), source }
+    }
+
+    fn database(path: &Path) -> impl Fn(rusqlite::Error) -> Self + Copy {
+        move |source| Self::Database { path: path.to_owned(), source: source.into() }
+    }
+}
+
 /// What the storage engine of the state says when it fails.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct EngineError(#[from] rusqlite::Error);
-
-impl EngineError {
-    fn engine(&self) -> &rusqlite::Error {
-        &self.0
-    }
-}
 
 /// The journal was closed before something was durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -28,9 +28,7 @@ use super::state_queue::{StateOp, StateQueue};
 use super::state_writer::{StateWriter, read_requests};
 use super::stuck::{self, StuckTarget};
 use super::writer::Writer;
-use super::{
-    EngineError, Health, Journal, OpenError, Options, directory, lock, progress, repair, resends, sqlite, state,
-};
+use super::{Health, Journal, OpenError, Options, directory, lock, progress, repair, resends, sqlite, state};
 use crate::domain::dedup::Window;
 
 /// Commands that may wait for the writer; one more is refused, because a longer queue could not be written within
@@ -53,11 +51,8 @@ impl Journal {
         let dir = options.settings.dir.clone();
         let dir_lock = directory::lock(&dir)?;
         refuse_first_format(&dir)?;
-        let database = |source: rusqlite::Error| OpenError::Database {
-            path: dir.join(sqlite::FILE),
-            source: EngineError::from(source),
-        };
-        let files = |source| OpenError::Directory { path: dir.clone(), source };
+        let state_file = dir.join(sqlite::FILE);
+        let (database, files) = (OpenError::database(&state_file), OpenError::directory(&dir));
         // Before anything is written.
         segment::is_of_this_format(&dir).map_err(|source| unreadable(&dir, source))?;
         let opened = state::open(&dir)?;
@@ -109,11 +104,8 @@ pub(super) fn refuse_first_format(dir: &Path) -> Result<(), OpenError> {
 
 /// `is_whole` says whether the state file can say what was released.
 fn find(dir: &Path, connection: &Connection, is_whole: bool) -> Result<Found, OpenError> {
-    let proof = progress::load_proof(connection).unwrap_or_default();
     let ranges = progress::load_released(connection).unwrap_or_default();
-    let released = Released { ranges, is_complete: is_whole };
-    let found = chain::find(dir, |name| progress::proof_of(name, proof), &released)
-        .map_err(|source| unreadable(dir, source))?;
+    let found = find_chain(dir, connection, &Released { ranges, is_complete: is_whole })?;
     // Nobody will ever know; from now on it counts as released.
     for (first, last) in &found.unknown {
         if let Err(error) = progress::store_released(connection, *first, *last, 0) {
@@ -129,13 +121,19 @@ fn find(dir: &Path, connection: &Connection, is_whole: bool) -> Result<Found, Op
     Ok(found)
 }
 
+/// What a directory holds, with what the state file knows of its newest segment.
+pub(super) fn find_chain(dir: &Path, connection: &Connection, released: &Released) -> Result<Found, OpenError> {
+    let proof = progress::load_proof(connection).unwrap_or_default();
+    chain::find(dir, |name| progress::proof_of(name, proof), released).map_err(|source| unreadable(dir, source))
+}
+
 /// Why a directory cannot be read.
-pub(super) fn unreadable(dir: &Path, source: io::Error) -> OpenError {
+fn unreadable(dir: &Path, source: io::Error) -> OpenError {
     if source.kind() == io::ErrorKind::Unsupported {
         let found = source.to_string().parse().unwrap_or(-1);
         return OpenError::Schema { path: dir.to_owned(), found, known: i64::from(MAJOR) };
     }
-    OpenError::Directory { path: dir.to_owned(), source }
+    OpenError::directory(dir)(source)
 }
 
 /// What the state file says.
@@ -154,7 +152,7 @@ fn read_state(connection: &Connection, options: &Options, found: &Found) -> rusq
     let (mut progress, mut stuck_targets) = (BTreeMap::new(), BTreeMap::new());
     for name in &names {
         let mut loaded = progress::load_progress(connection, name)?.unwrap_or_default();
-        for position in stuck::positions(connection, name)? {
+        for position in sqlite::positions_of(connection, "stuck", name)? {
             if loaded.waiting.contains(position) {
                 loaded.stuck.insert(position);
             } else {
@@ -349,11 +347,8 @@ fn drop_what_is_gone(sink: &Sink, kept: &[u64], found: &Found) {
     let mut gone = progress.waiting.len();
     if gone > kept.len() as u64 {
         let waiting: Vec<u64> = progress.waiting.iter().filter(|at| kept.binary_search(at).is_err()).collect();
-        for position in &waiting {
-            progress.waiting.remove(*position);
-            if progress.stuck.remove(*position) {
-                progress.no_longer_stuck.push(*position);
-            }
+        for position in waiting {
+            progress.remove(position);
         }
     }
     gone -= progress.waiting.len();

@@ -135,6 +135,28 @@ impl Reader {
         Ok(batch)
     }
 
+    /// All durable rows after `position`, oldest first; `each` is called with some at a time. Returns the last position
+    /// that was looked at.
+    ///
+    /// # Errors
+    /// When a file cannot be opened, and that of `each`.
+    pub(super) fn all_after<E: From<ReadError>>(
+        &mut self,
+        mut position: u64,
+        filter: &Filter,
+        mut each: impl FnMut(Vec<Row>) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        const LIMITS: Limits = Limits { rows: 500, bytes: 8 * 1024 * 1024 };
+        loop {
+            let batch = self.after(position, LIMITS, filter)?;
+            if batch.through == position {
+                return Ok(position);
+            }
+            position = batch.through;
+            each(batch.rows)?;
+        }
+    }
+
     /// The row at `position`, if it is kept.
     ///
     /// # Errors
@@ -345,11 +367,6 @@ fn select(index: &Index, after: u64, last: u64, filter: &Filter, rows: usize) ->
 }
 
 impl Filter {
-    /// Whether everything is wanted.
-    pub fn is_all(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// What the hash of the key cannot tell.
     fn matches(&self, row: &Row) -> bool {
         match (row, &self.key) {

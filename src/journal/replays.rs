@@ -97,6 +97,15 @@ impl Replay {
         let oldest = self.progress.waiting.first().unwrap_or(self.progress.frontier.saturating_add(1));
         oldest <= last && first <= self.until
     }
+
+    /// Whether there is nothing more to give, though not all may be published.
+    fn is_given(&self, cursor: &ResendCursor) -> bool {
+        let earlier = match cursor.replays.get(&self.status.id) {
+            Some(earlier) => !earlier.is_empty(),
+            None => !self.progress.waiting.is_empty(),
+        };
+        self.progress.frontier >= self.until && !earlier
+    }
 }
 
 /// The replays under way, by number.
@@ -261,17 +270,6 @@ impl Step {
         if let Some(earlier) = cursor.replays.get_mut(&self.id) {
             earlier.extend(self.earlier.iter().rev());
         }
-    }
-}
-
-impl Replay {
-    /// Whether there is nothing more to give, though not all may be published.
-    fn is_given(&self, cursor: &ResendCursor) -> bool {
-        let earlier = match cursor.replays.get(&self.status.id) {
-            Some(earlier) => !earlier.is_empty(),
-            None => !self.progress.waiting.is_empty(),
-        };
-        self.progress.frontier >= self.until && !earlier
     }
 }
 

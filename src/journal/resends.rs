@@ -87,12 +87,6 @@ fn requeued(
     Ok((resends, unusable))
 }
 
-/// How many requeued dead letters of a sink wait.
-pub(super) fn count(connection: &Connection, sink: &str) -> rusqlite::Result<u64> {
-    let sql = "SELECT count(*) FROM resends WHERE sink = ?1";
-    connection.prepare_cached(sql)?.query_row([sink], |row| row.get::<_, i64>(0)).map(|count| count as u64)
-}
-
 /// Takes a requeued dead letter out of the queue; `false` if it was not in it.
 pub(super) fn remove(connection: &Connection, seq: u64) -> rusqlite::Result<bool> {
     Ok(connection.prepare_cached("DELETE FROM resends WHERE seq = ?1")?.execute([seq as i64])? > 0)

@@ -3,14 +3,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::admin::AdminError;
+use super::chain::{Chain, Released};
 use super::index::{Index, IndexEntry};
+use super::open::find_chain;
 use super::segment::{self, Header, Name};
-use super::{Filter, JournalAdmin, Limits, OpenError, Record, Row, chain, directory, progress, record, sqlite, state};
-
-/// How much is read at a time.
-const LIMITS: Limits = Limits { rows: 1_000, bytes: 8 * 1024 * 1024 };
+use super::{Filter, JournalAdmin, OpenError, Record, Row, directory, progress, record, sqlite, state};
 
 /// The size at which a segment of the new journal is closed.
 const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
@@ -33,47 +33,37 @@ impl JournalAdmin {
     pub fn salvage(dir: &Path, to: &Path) -> Result<Salvaged, AdminError> {
         let _from = directory::lock(dir)?;
         let _to = directory::lock(to)?;
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| OpenError::Directory { path, source }
-        };
+        let failed = OpenError::directory(to);
         if to.join(sqlite::FILE).exists()
-            || fs::read_dir(to).map_err(failed(to))?.flatten().any(|entry| is_event_file(&entry.path()))
+            || fs::read_dir(to).map_err(failed)?.flatten().any(|entry| is_event_file(&entry.path()))
         {
-            let source =
-                io::Error::new(io::ErrorKind::AlreadyExists, "expected an empty directory, but found a journal");
-            return Err(OpenError::Directory { path: to.to_owned(), source }.into());
+            let message = "expected an empty directory, but found a journal";
+            return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, message)).into());
         }
         let connection = state::salvage_into(dir, to)?;
-        let proof = progress::load_proof(&connection).unwrap_or_default();
-        let found = chain::find(dir, |name| progress::proof_of(name, proof), &chain::Released::default())
-            .map_err(|source| super::open::unreadable(dir, source))?;
-        let chain = std::sync::Arc::new(chain::Chain::new(dir, found.segments, found.last, false));
+        let (_, proof) = progress::load_proof(&connection).unwrap_or_default();
+        let found = find_chain(dir, &connection, &Released::default())?;
+        let chain = Arc::new(Chain::new(dir, found.segments, found.last, false));
         let mut salvage = Salvage { to, number: 0, open: None, salvaged: Salvaged::default() };
         let mut reader = super::Reader::new(chain);
-        let mut position = 0;
-        loop {
-            let batch = reader.after(position, LIMITS, &Filter::default())?;
-            for row in batch.rows {
+        reader.all_after(0, &Filter::default(), |rows| {
+            for row in rows {
                 match row {
-                    Row::Intact(record) => salvage.add(&record).map_err(failed(to))?,
+                    Row::Intact(record) => salvage.add(&record).map_err(failed)?,
                     Row::Damaged { position, .. } => salvage.salvaged.damaged.push(position),
                 }
             }
-            if batch.through == position {
-                break;
-            }
-            position = batch.through;
-        }
-        salvage.finish().map_err(failed(to))?;
+            Ok::<(), AdminError>(())
+        })?;
+        salvage.finish().map_err(failed)?;
         // Of no segment of the new journal; its position is not used twice all the same.
-        let position = segment::Proof { offset: 0, position: proof.1.position };
+        let position = segment::Proof { offset: 0, position: proof.position };
         progress::store_proof(&connection, 0, position)?;
         for (name, number) in found.ids.iter().zip(salvage.number + 1..) {
             // Only the ids count, so any number will do.
-            fs::copy(name.ids(dir), Name::new(number).ids(to)).map_err(failed(to))?;
+            fs::copy(name.ids(dir), Name::new(number).ids(to)).map_err(failed)?;
         }
-        directory::sync(to).map_err(failed(to))?;
+        directory::sync(to).map_err(failed)?;
         Ok(salvage.salvaged)
     }
 }

@@ -91,7 +91,7 @@ pub(super) fn columns(connection: &Connection, table: &str) -> rusqlite::Result<
 }
 
 pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let database = |source: rusqlite::Error| OpenError::Database { path: path.to_owned(), source: source.into() };
+    let database = OpenError::database(path);
     if pragma(connection, "application_id").map_err(database)? != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }

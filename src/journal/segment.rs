@@ -295,8 +295,6 @@ pub(super) struct FoundLog {
     pub(super) damaged: Vec<u64>,
     /// Bytes that were durable once and are no record now.
     pub(super) damaged_bytes: u64,
-    /// Bytes at the end that a kill or a power cut left behind; they were never answered.
-    pub(super) torn_bytes: u64,
     /// Its header, if that can be read.
     pub(super) header: Option<Header>,
 }
@@ -326,9 +324,8 @@ pub(super) fn read_log(name: Name, dir: &Path, known: &Index, proof: &Proof) -> 
         found.index.log_bytes = file.metadata()?.len();
     }
     for range in unreadable {
-        let damaged = range.end.min(proven).saturating_sub(range.start);
-        found.damaged_bytes += damaged;
-        found.torn_bytes += range.end - range.start - damaged;
+        // What lies behind was left by a kill or a power cut, and never answered.
+        found.damaged_bytes += range.end.min(proven).saturating_sub(range.start);
     }
     let readable = std::mem::take(&mut found.index);
     let previous_last = found.header.map(|header| header.previous_last);

@@ -14,7 +14,7 @@ use super::keeper_signal::KeeperSignal;
 use super::reader::Reader;
 use super::replays::Replays;
 use super::segment::{self, Name, Proof};
-use super::sinks::{Sinks, WaitingKey, subtract};
+use super::sinks::{Sinks, WaitingKey, add};
 use super::state_queue::StateQueue;
 use super::stuck::StuckTarget;
 use super::{AppendError, Appended, DISK_RESERVE, Entry, Health, lock};
@@ -164,12 +164,7 @@ impl Shared {
 
     /// What a segment takes more, or less, than before.
     pub(super) fn account_for(&self, bytes: i64, records: i64) {
-        for (count, by) in [(&self.log_bytes, bytes), (&self.records, records)] {
-            if by < 0 {
-                subtract(count, by.unsigned_abs());
-            } else {
-                count.fetch_add(by.unsigned_abs(), Ordering::Relaxed);
-            }
-        }
+        add(&self.log_bytes, bytes);
+        add(&self.records, records);
     }
 }

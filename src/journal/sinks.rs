@@ -70,6 +70,15 @@ impl Progress {
         self.waiting.first().map_or(self.frontier, |first| first - 1)
     }
 
+    /// A position waits no more; `false` if it did not.
+    pub(super) fn remove(&mut self, position: u64) -> bool {
+        let removed = self.waiting.remove(position);
+        if removed && self.stuck.remove(position) {
+            self.no_longer_stuck.push(position);
+        }
+        removed
+    }
+
     /// Whether a segment that holds these positions may go as far as this sink is concerned.
     pub(super) fn is_done(&self, first: u64, last: u64) -> bool {
         last <= self.frontier && !self.waiting.any_in(first, last)
@@ -77,7 +86,7 @@ impl Progress {
 }
 
 /// A configured sink's state in memory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Sink {
     pub(super) spec: SinkSpec,
     progress: Mutex<Progress>,
@@ -118,16 +127,7 @@ impl Requests {
 
 impl Sink {
     pub(super) fn new(spec: SinkSpec, progress: Progress) -> Self {
-        Self {
-            spec,
-            progress: Mutex::new(progress),
-            dirty: AtomicBool::new(true),
-            dead_letters: AtomicU64::new(0),
-            resends: AtomicU64::new(0),
-            oldest_pending: Mutex::default(),
-            stuck: Mutex::default(),
-            requests: Mutex::default(),
-        }
+        Self { spec, progress: Mutex::new(progress), dirty: AtomicBool::new(true), ..Self::default() }
     }
 
     /// Whether it wants an event of this kind. Of a damaged event the kind may not be known: then it has to be dealt with.
@@ -171,22 +171,18 @@ impl Sink {
 
     /// `false` if it did not wait.
     pub(super) fn acknowledge(&self, position: u64) -> bool {
-        let mut progress = self.progress();
-        let removed = progress.waiting.remove(position);
-        if removed {
-            if progress.stuck.remove(position) {
-                progress.no_longer_stuck.push(position);
-            }
-            self.dirty.store(true, Ordering::Release);
-        }
+        let removed = self.progress().remove(position);
+        self.dirty.fetch_or(removed, Ordering::Release);
         removed
     }
 }
 
-/// Counts are kept by several threads, and a count below zero would be shown as a very large one.
-pub(super) fn subtract(count: &AtomicU64, by: u64) {
-    let subtracted = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(count.saturating_sub(by)));
-    debug_assert!(subtracted.is_ok(), "it always gives a value");
+/// Adds to a count, or takes from it. Counts are kept by several threads, and one below zero would be shown as a very large
+/// one.
+pub(super) fn add(count: &AtomicU64, by: i64) {
+    let sum = |count: u64| Some(count.saturating_add_signed(by));
+    let added = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
+    debug_assert!(added.is_ok(), "it always gives a value");
 }
 
 /// The configured sinks by name.

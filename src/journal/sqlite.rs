@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rusqlite::ErrorCode;
+use rusqlite::{Connection, ErrorCode};
 
 /// The file's name in the journal's directory.
 pub(super) const FILE: &str = "state.db";
@@ -55,6 +55,19 @@ pub(super) fn readable<T>(row: rusqlite::Result<T>) -> rusqlite::Result<Option<T
         }
         Err(error) => Err(error),
     }
+}
+
+/// How many rows a table has of a sink.
+pub(super) fn count_of(connection: &Connection, table: &str, sink: &str) -> rusqlite::Result<u64> {
+    let sql = format!("SELECT count(*) FROM {table} WHERE sink = ?1");
+    connection.prepare_cached(&sql)?.query_row([sink], |row| row.get::<_, i64>(0)).map(|count| count as u64)
+}
+
+/// The positions that a table has of a sink, in order.
+pub(super) fn positions_of(connection: &Connection, table: &str, sink: &str) -> rusqlite::Result<Vec<u64>> {
+    let sql = format!("SELECT position FROM {table} WHERE sink = ?1 ORDER BY position");
+    let position = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0).map(|position| position as u64);
+    connection.prepare_cached(&sql)?.query_map([sink], position)?.collect()
 }
 
 /// The checksum of the parts of a row.

@@ -49,8 +49,7 @@ pub(super) struct Opened {
 pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
     let path = dir.join(FILE);
     if dir.join(NEXT).exists() {
-        finish_replacement(dir)
-            .map_err(|error| OpenError::Database { path: path.clone(), source: engine(&error).into() })?;
+        finish_replacement(dir).map_err(|error| OpenError::database(&path)(engine(&error)))?;
     }
     match open_whole(&path) {
         Ok((connection, is_new)) => Ok(Opened { connection, damaged: None, is_new }),
@@ -68,8 +67,7 @@ pub(super) fn open(dir: &Path) -> Result<Opened, OpenError> {
 /// [`OpenError::Database`].
 pub(super) fn open_damaged(dir: &Path) -> Result<Opened, OpenError> {
     let path = dir.join(FILE);
-    let damaged =
-        replace_damaged(dir).map_err(|source| OpenError::Database { path: path.clone(), source: source.into() })?;
+    let damaged = replace_damaged(dir).map_err(OpenError::database(&path))?;
     Ok(Opened { connection: open_whole(&path)?.0, damaged: Some(damaged), is_new: false })
 }
 
@@ -77,7 +75,7 @@ pub(super) fn open_damaged(dir: &Path) -> Result<Opened, OpenError> {
 pub(super) fn is_damaged(dir: &Path, error: &OpenError) -> bool {
     match error {
         OpenError::Database { source, .. } => {
-            let error = source.engine();
+            let error = &source.0;
             // Also where the file says that it is only for reading.
             let is_writable = || fs::File::options().write(true).open(dir.join(FILE)).is_ok();
             is_damage(error) || (error.sqlite_error_code() == Some(ErrorCode::ReadOnly) && is_writable())
@@ -90,7 +88,7 @@ pub(super) fn is_damaged(dir: &Path, error: &OpenError) -> bool {
 
 /// Opens a file that must be whole, and says whether it is new.
 fn open_whole(path: &Path) -> Result<(Connection, bool), OpenError> {
-    let database = |source: rusqlite::Error| OpenError::Database { path: path.to_owned(), source: source.into() };
+    let database = OpenError::database(path);
     let mut connection = Connection::open(path).map_err(database)?;
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(database)?;
@@ -131,7 +129,7 @@ fn read_all(connection: &Connection) -> rusqlite::Result<()> {
 /// Opens the file beside the bridge that owns it, for an operator's short transactions, or for reading.
 pub(super) fn open_beside(dir: &Path) -> Result<Connection, OpenError> {
     let path = dir.join(FILE);
-    let database = |source: rusqlite::Error| OpenError::Database { path: path.clone(), source: source.into() };
+    let database = OpenError::database(&path);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&path, flags).map_err(database)?;
     check_version(&connection, &path)?;
@@ -145,7 +143,7 @@ pub(super) fn open_beside(dir: &Path) -> Result<Connection, OpenError> {
 /// [`OpenError::Database`].
 pub(super) fn salvage_into(from: &Path, to: &Path) -> Result<Connection, OpenError> {
     let path = to.join(FILE);
-    let database = |source: rusqlite::Error| OpenError::Database { path: path.clone(), source: source.into() };
+    let database = OpenError::database(&path);
     carry_over_file(from, &path).map_err(database)?;
     let (connection, _) = open_whole(&path)?;
     // What of it is damaged waits from now on, and is no damage of the new file.

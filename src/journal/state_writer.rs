@@ -17,7 +17,7 @@ use super::progress::ChangedProgress;
 use super::reader::Reader;
 use super::record::Row;
 use super::resend::{Origin, ResendOutcome};
-use super::sinks::{Sink, subtract};
+use super::sinks::{Sink, add};
 use super::state_queue::{StateOp, is_structural};
 use super::stuck::StuckEvent;
 use super::{Shared, backfill, dead_letters, lock, progress, replays, resends, sqlite, state, stuck};
@@ -260,9 +260,9 @@ impl StateWriter {
 pub(super) fn read_requests(connection: &Connection, shared: &Shared) -> rusqlite::Result<()> {
     for sink in shared.sinks.iter() {
         let name = &sink.spec.name;
-        sink.dead_letters.store(dead_letters::count(connection, name)?, Ordering::Relaxed);
-        sink.resends.store(resends::count(connection, name)?, Ordering::Relaxed);
-        let requests = stuck::requests(connection, name)?;
+        sink.dead_letters.store(sqlite::count_of(connection, "dead_letters", name)?, Ordering::Relaxed);
+        sink.resends.store(sqlite::count_of(connection, "resends", name)?, Ordering::Relaxed);
+        let requests = sqlite::positions_of(connection, "set_aside_requests", name)?;
         lock(&sink.requests).update(requests);
     }
     shared.dead_letter_bytes.store(dead_letters::bytes(connection)?, Ordering::Relaxed);
@@ -403,14 +403,6 @@ fn note_progress(transaction: &Transaction<'_>, shared: &Shared, retain_ms: i64)
     let sql =
         "DELETE FROM progress WHERE rowid IN (SELECT rowid FROM progress WHERE at_ms < ?1 ORDER BY rowid LIMIT 100)";
     transaction.prepare_cached(sql)?.execute([now_ms.saturating_sub(retain_ms)]).map(drop)
-}
-
-fn add(count: &std::sync::atomic::AtomicU64, by: i64) {
-    if by < 0 {
-        subtract(count, by.unsigned_abs());
-    } else {
-        count.fetch_add(by.unsigned_abs(), Ordering::Relaxed);
-    }
 }
 
 /// Opens a connection for reading beside the thread that writes.

@@ -144,19 +144,6 @@ impl Repeated {
     }
 }
 
-/// The positions of the stuck events of a sink.
-pub(super) fn positions(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<u64>> {
-    let sql = "SELECT position FROM stuck WHERE sink = ?1";
-    let position = |row: &SqlRow<'_>| row.get::<_, i64>(0).map(|position| position as u64);
-    connection.prepare_cached(sql)?.query_map([sink], position)?.collect()
-}
-
-/// How many events of a sink are stuck.
-pub(super) fn count(connection: &Connection, sink: &str) -> rusqlite::Result<u64> {
-    let sql = "SELECT count(*) FROM stuck WHERE sink = ?1";
-    connection.prepare_cached(sql)?.query_row([sink], |row| row.get::<_, i64>(0)).map(|count| count as u64)
-}
-
 /// Why an event is stuck, and what its broker said last.
 pub(super) fn reason(connection: &Connection, sink: &str, position: u64) -> rusqlite::Result<Option<(String, String)>> {
     let sql = "SELECT reason, detail FROM stuck WHERE sink = ?1 AND position = ?2";
@@ -165,11 +152,4 @@ pub(super) fn reason(connection: &Connection, sink: &str, position: u64) -> rusq
         Err(rusqlite::Error::QueryReturnedNoRows) => Ok(None),
         row => sqlite::readable(row),
     }
-}
-
-/// The positions that an operator wants to be set aside.
-pub(super) fn requests(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<u64>> {
-    let sql = "SELECT position FROM set_aside_requests WHERE sink = ?1 ORDER BY position";
-    let position = |row: &SqlRow<'_>| row.get::<_, i64>(0).map(|position| position as u64);
-    connection.prepare_cached(sql)?.query_map([sink], position)?.collect()
 }

@@ -8,7 +8,7 @@ use rusqlite::params;
 
 use super::admin::{AdminError, CHUNK, JournalAdmin};
 use super::reader::Reader;
-use super::{DeadLetter, Record, Row, StuckEvent, dead_letters, progress, stuck};
+use super::{DeadLetter, Record, Row, StuckEvent, dead_letters, progress, sqlite, stuck};
 
 /// How often a request is looked at while a running bridge carries it out.
 const POLL: Duration = Duration::from_millis(100);
@@ -191,14 +191,10 @@ impl JournalAdmin {
     }
 
     fn set_aside_there(&mut self, dead_letters: &[DeadLetter], patience: Duration) -> Result<(), AdminError> {
-        for chunk in dead_letters.chunks(CHUNK) {
-            let transaction = self.connection.transaction()?;
-            for DeadLetter { sink, position, .. } in chunk {
-                let sql = "INSERT OR IGNORE INTO set_aside_requests (sink, position) VALUES (?1, ?2)";
-                transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])?;
-            }
-            transaction.commit()?;
-        }
+        self.write_each(dead_letters, |transaction, DeadLetter { sink, position, .. }| {
+            let sql = "INSERT OR IGNORE INTO set_aside_requests (sink, position) VALUES (?1, ?2)";
+            transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])
+        })?;
         let (mut fewest, mut until) = (u64::MAX, Instant::now() + patience);
         loop {
             let left = self.count_requests(dead_letters)?;
@@ -218,7 +214,8 @@ impl JournalAdmin {
     fn count_requests(&self, dead_letters: &[DeadLetter]) -> Result<u64, AdminError> {
         let mut left = 0;
         for sink in dead_letters.chunk_by(|a, b| a.sink == b.sink) {
-            let requested: BTreeSet<u64> = stuck::requests(&self.connection, &sink[0].sink)?.into_iter().collect();
+            let requested = sqlite::positions_of(&self.connection, "set_aside_requests", &sink[0].sink)?;
+            let requested: BTreeSet<u64> = requested.into_iter().collect();
             left += sink.iter().filter(|dead_letter| requested.contains(&dead_letter.position)).count() as u64;
         }
         Ok(left)

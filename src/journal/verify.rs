@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use super::admin::AdminError;
 use super::index::Index;
-use super::{Filter, JournalAdmin, Limits, Row, admin, progress, replays};
-
-/// How much is read at a time.
-const LIMITS: Limits = Limits { rows: 1_000, bytes: 8 * 1024 * 1024 };
+use super::{Filter, JournalAdmin, Row, admin, progress, replays};
 
 /// How long a running bridge may take to make the index of a segment that is full.
 const SEALED_WITHIN: Duration = Duration::from_secs(2);
@@ -55,21 +52,15 @@ impl JournalAdmin {
     pub fn verify(&self, mut found: impl FnMut(Fault)) -> Result<u64, AdminError> {
         let mut intact = 0;
         self.missing(&mut found)?;
-        let mut reader = self.reader();
-        let mut position = 0;
-        loop {
-            let batch = reader.after(position, LIMITS, &Filter::default())?;
-            for row in batch.rows {
+        self.reader().all_after(0, &Filter::default(), |rows| {
+            for row in rows {
                 match row {
                     Row::Intact(_) => intact += 1,
                     Row::Damaged { position, id, kind, .. } => found(Fault::Damaged { position, id, kind }),
                 }
             }
-            if batch.through == position {
-                break;
-            }
-            position = batch.through;
-        }
+            Ok::<(), AdminError>(())
+        })?;
         self.verify_state(&mut found);
         Ok(intact)
     }
