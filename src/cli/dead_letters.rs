@@ -34,25 +34,21 @@ pub(super) enum Command {
     ///
     /// They stay dead letters until a broker has them, and have no order towards other events of their key. One whose
     /// event is damaged, or whose sink is not configured, cannot be requeued.
-    Requeue {
-        #[command(flatten)]
-        journal: JournalArgs,
-        #[command(flatten)]
-        which: DeadLetterArgs,
-        /// All that match the other arguments
-        #[arg(long, required_unless_present = "id")]
-        all: bool,
-    },
+    Requeue(ChangeArgs),
     /// Delete them permanently
-    Discard {
-        #[command(flatten)]
-        journal: JournalArgs,
-        #[command(flatten)]
-        which: DeadLetterArgs,
-        /// All that match the other arguments
-        #[arg(long, required_unless_present = "id")]
-        all: bool,
-    },
+    Discard(ChangeArgs),
+}
+
+/// Which dead letters something is to be done with; not all of them by mistake.
+#[derive(Debug, clap::Args)]
+pub(super) struct ChangeArgs {
+    #[command(flatten)]
+    journal: JournalArgs,
+    #[command(flatten)]
+    which: DeadLetterArgs,
+    /// All that match the other arguments
+    #[arg(long, required_unless_present = "id")]
+    all: bool,
 }
 
 /// Which dead letters.
@@ -70,7 +66,7 @@ pub(super) struct DeadLetterArgs {
 impl DeadLetterArgs {
     fn find(&self, journal: &JournalAdmin) -> Result<Vec<StoredDeadLetter>, Failure> {
         let id = self.id.map(Uuid::into_bytes);
-        let found = journal.dead_letters(self.sink.as_deref(), id.as_ref()).map_err(Failure::other)?;
+        let found = journal.dead_letters(self.sink.as_deref(), id.as_ref())?;
         // A sink that is no longer configured may have some.
         if let Some(sink) = self.sink.as_ref().filter(|_| found.is_empty()) {
             check_sink(journal, sink)?;
@@ -103,21 +99,21 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
                 print(&format!("{}\n", String::from_utf8_lossy(&event.payload)))?;
             }
         }
-        Command::Requeue { journal, which, .. } => {
+        Command::Requeue(ChangeArgs { journal, which, .. }) => {
             let mut journal = journal.open(load)?;
             let found = which.find(&journal)?;
-            let sinks = journal.sinks().map_err(Failure::other)?;
+            let sinks = journal.sinks()?;
             let mut requeued = Requeued::count(&found, &sinks);
-            requeued.queued = journal.requeue(&found).map_err(Failure::other)? as u64;
+            requeued.queued = journal.requeue(&found)? as u64;
             print(&requeued.describe())?;
             if which.id.is_some() && requeued.left_out() > 0 {
                 return Err(Failure::Failed("not requeued".into()));
             }
         }
-        Command::Discard { journal, which, .. } => {
+        Command::Discard(ChangeArgs { journal, which, .. }) => {
             let mut journal = journal.open(load)?;
             let found = which.find(&journal)?;
-            let discarded = journal.discard(&found).map_err(Failure::other)?;
+            let discarded = journal.discard(&found)?;
             print(&format!("{discarded} discarded\n"))?;
         }
     }

@@ -41,10 +41,9 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
     match command {
         Command::Stats { journal } => {
             let journal = journal.open(load)?;
-            let summary = journal.summary().map_err(Failure::other)?;
-            let replays = journal.replays(None).map_err(Failure::other)?;
-            print(&describe(&summary, &replays))?;
-            Ok(())
+            let summary = journal.summary()?;
+            let replays = journal.replays(None)?;
+            print(&describe(&summary, &replays)).map(drop)
         }
         Command::Verify { journal } => verify(&journal.open(load)?),
         Command::Salvage { journal, to } => salvage(&journal.dir(load)?, to),
@@ -82,8 +81,7 @@ fn verify(journal: &JournalAdmin) -> Result<(), Failure> {
     let intact = journal.verify(|fault| {
         damage.add(&fault);
         eprintln!("{}", describe_fault(&fault));
-    });
-    let intact = intact.map_err(Failure::other)?;
+    })?;
     match damage.describe() {
         None => print(&format!("{} OK\n", counted(intact, "event"))).map(drop),
         Some(damage) => Err(Failure::Failed(format!("{} OK, {damage}", counted(intact, "event")))),
@@ -168,8 +166,7 @@ fn salvage(dir: &Path, to: &Path) -> Result<(), Failure> {
         eprintln!("position {position} ({}): lost", identity(id, kind));
     }
     let (events, lost) = (counted(events, "event"), damaged.len());
-    print(&format!("{events} written to {}, {lost} damaged and lost\n", to.display()))?;
-    Ok(())
+    print(&format!("{events} written to {}, {lost} damaged and lost\n", to.display())).map(drop)
 }
 
 #[cfg(test)]
@@ -205,14 +202,7 @@ mod tests {
 
     #[test]
     fn stats_say_from_when_on_nothing_was_released() {
-        let sink = SinkSummary {
-            name: "kafka".into(),
-            cursor: 4,
-            pending: 7,
-            stuck: 2,
-            dead_letters: 1,
-            requeued: 1,
-        };
+        let sink = SinkSummary { name: "kafka".into(), cursor: 4, pending: 7, stuck: 2, dead_letters: 1, requeued: 1 };
         let mut summary = Summary {
             dir: "data".into(),
             first_position: 5,

@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::{CONFIG_VARIABLE, Faults, Loaded};
+use crate::journal::AdminError;
 
 /// Exit code for wrong usage or configuration, as in sysexits.h.
 const USAGE: u8 = 64;
@@ -112,6 +113,12 @@ enum Failure {
     Other(Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl From<AdminError> for Failure {
+    fn from(error: AdminError) -> Self {
+        Self::other(error)
+    }
+}
+
 impl Failure {
     fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Other(error.into())
@@ -128,14 +135,6 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
     };
-    // One TLS provider for the whole process; a second one would make some clients panic.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
-        report(
-            cli.log_format,
-            &Failure::Failed("cannot install the TLS provider: another one is installed already".into()),
-        );
-        return ExitCode::FAILURE;
-    }
     let format = cli.log_format;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -162,39 +161,28 @@ fn misused(error: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    // One TLS provider for the whole process; a second one would make some clients panic.
+    rustls::crypto::ring::default_provider().install_default().map_err(|_other| {
+        Failure::Failed("cannot install the TLS provider: another one is installed already".into())
+    })?;
     let load = || Loaded::load(cli.config.as_deref(), std::env::vars());
     match cli.command {
-        Command::Serve => {
-            logs::start(cli.log_format, "info");
-            block_on(serve::run(load()?.config, cli.config.as_deref()))
-        }
-        Command::Demo(args) => {
-            logs::start(cli.log_format, "warn");
-            block_on(demo::run(args))
-        }
+        Command::Serve => logs::start(cli.log_format, "info"),
+        // These only ask over HTTP, or print, and say themselves what is wrong.
+        Command::Send(_) | Command::Tail(_) | Command::Reconcile(_) | Command::Webhook(_) | Command::Schema(_) => {}
+        _ => logs::start(cli.log_format, "warn"),
+    }
+    match cli.command {
+        Command::Serve => block_on(serve::run(load()?.config, cli.config.as_deref())),
+        Command::Demo(args) => block_on(demo::run(args)),
         Command::Send(args) => block_on(send::run(args)),
         Command::Tail(args) => block_on(tail::run(args)),
-        Command::Replay(args) => {
-            logs::start(cli.log_format, "warn");
-            replay::run(&args, load)
-        }
+        Command::Replay(args) => replay::run(&args, load),
         Command::Reconcile(args) => block_on(reconcile::run(args, load)),
-        Command::Stuck(command) => {
-            logs::start(cli.log_format, "warn");
-            stuck::run(&command, load)
-        }
-        Command::DeadLetters(command) => {
-            logs::start(cli.log_format, "warn");
-            dead_letters::run(&command, load)
-        }
-        Command::Journal(command) => {
-            logs::start(cli.log_format, "warn");
-            journal::run(&command, load)
-        }
-        Command::Config(command) => {
-            logs::start(cli.log_format, "warn");
-            block_on(config::run(command, load()?))
-        }
+        Command::Stuck(command) => stuck::run(&command, load),
+        Command::DeadLetters(command) => dead_letters::run(&command, load),
+        Command::Journal(command) => journal::run(&command, load),
+        Command::Config(command) => block_on(config::run(command, load()?)),
         Command::Webhook(command) => block_on(webhook::run(command, load)),
         Command::Schema(command) => {
             schema::run(command, || Loaded::load_to_describe(cli.config.as_deref(), std::env::vars()))

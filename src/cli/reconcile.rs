@@ -10,16 +10,15 @@ mod state;
 pub(super) mod timer;
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::reconciler::Reconciler;
 use self::state::{Counts, RunScope, State};
 use super::platform::{Http, PlatformArgs, explain};
 use super::select::{JournalArgs, time};
+use super::table::progress_bar;
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
@@ -67,7 +66,7 @@ pub(super) struct Args {
     publish: bool,
 
     /// Only this category (repeatable); by default those that Sendbird's webhook settings enable now
-    #[arg(long, value_name = "CATEGORY", value_parser = category)]
+    #[arg(long, value_name = "CATEGORY")]
     category: Vec<Category>,
 
     /// Also check calls and rooms that began up to this long before --since
@@ -120,6 +119,8 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
     check_application(&config.access.applications, &state.scope.application, api.application().as_str())?;
     let upper = state.scope.application.to_ascii_uppercase();
     let application = seen.spelling(&upper).map_or(upper.clone(), str::to_owned);
+    let span = state.scope.until_ms.saturating_sub(state.scope.begin_ms());
+    let span = u64::try_from(span).unwrap_or(1);
     let mut reconciler = Reconciler {
         api,
         journal,
@@ -128,7 +129,7 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
         settings: config.envelope,
         clock: Clock::system(),
         dir,
-        bar: bar(&state.scope),
+        bar: progress_bar(span, "{bar:30} {elapsed}  {msg}"),
         json: args.output == Output::Json,
         state,
     };
@@ -148,9 +149,9 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
 fn seen_facts(journal: &mut JournalAdmin, also: &[PathBuf]) -> Result<(SeenFacts, usize), Failure> {
     let mut seen = SeenFacts::default();
     // Before the records: a candidate that is stored meanwhile is a record then.
-    seen.add_candidates(journal.candidate_facts().map_err(Failure::other)?);
+    seen.add_candidates(journal.candidate_facts()?);
     // What is released from now on shows as a gap.
-    let complete_from = journal.summary().map_err(Failure::other)?.complete_from;
+    let complete_from = journal.summary()?.complete_from;
     seen.complete_from(complete_from.map(|(_, accepted_ms)| accepted_ms));
     read_on(journal, &mut seen)?;
     let mut others = 0;
@@ -162,7 +163,7 @@ fn seen_facts(journal: &mut JournalAdmin, also: &[PathBuf]) -> Result<(SeenFacts
 
 /// Reads the records that have come since.
 fn read_on(journal: &mut JournalAdmin, seen: &mut SeenFacts) -> Result<(), Failure> {
-    journal.refresh().map_err(Failure::other)?;
+    journal.refresh()?;
     let after = seen.through();
     let add = |rows: &[Row]| {
         for row in rows {
@@ -172,7 +173,7 @@ fn read_on(journal: &mut JournalAdmin, seen: &mut SeenFacts) -> Result<(), Failu
             }
         }
     };
-    let through = journal.select_after(after, &Filter::default(), add).map_err(Failure::other)?;
+    let through = journal.select_after(after, &Filter::default(), add)?;
     seen.end(through);
     Ok(())
 }
@@ -269,19 +270,6 @@ fn check_application(allowed: &[String], application: &str, asked: &str) -> Resu
         return Ok(());
     }
     Err(Failure::Usage(format!("expected one of access.applications, but found {application}")))
-}
-
-fn category(text: &str) -> Result<Category, String> {
-    text.parse()
-}
-
-fn bar(scope: &RunScope) -> ProgressBar {
-    let terminal = std::io::stderr().is_terminal();
-    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("{bar:30} {elapsed}  {msg}");
-    let span = scope.until_ms.saturating_sub(scope.begin_ms());
-    ProgressBar::with_draw_target(Some(u64::try_from(span).unwrap_or(1)), target)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn describe(scope: &RunScope) -> String {

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::select::{EventFilterArgs, JournalArgs, check_sink};
-use super::table::{counted, header, table};
+use super::table::{counted, table};
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
@@ -108,31 +108,28 @@ fn start(args: &Args, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(
     let filter = args.which.filter()?;
     let mut journal = args.journal.open(load)?;
     check_sink(&journal, sink)?;
-    let (intact, damaged) = journal.count(&filter).map_err(Failure::other)?;
+    let (intact, damaged) = journal.count(&filter)?;
     if damaged > 0 {
         eprintln!("{} left out; see: sendbird-bridge journal verify", counted(damaged, "damaged event"));
     }
     let events = counted(intact, "event");
     if args.dry_run || intact == 0 {
-        print(&format!("{events} would be replayed to {sink}\n"))?;
-        return Ok(());
+        return print(&format!("{events} would be replayed to {sink}\n")).map(drop);
     }
-    let id = journal.replay(sink, &filter, intact, args.rate, Clock::system().now_ms()).map_err(Failure::other)?;
-    print(&format!("{events} queued for {sink} as replay {id}; see: sendbird-bridge replay list\n"))?;
-    Ok(())
+    let id = journal.replay(sink, &filter, intact, args.rate, Clock::system().now_ms())?;
+    print(&format!("{events} queued for {sink} as replay {id}; see: sendbird-bridge replay list\n")).map(drop)
 }
 
 fn list(journal: &JournalAdmin, sink: Option<&str>, json: bool) -> Result<(), Failure> {
-    let replays = journal.replays(sink).map_err(Failure::other)?;
-    print(&if json { replays.iter().map(json_line).collect() } else { describe(&replays) })?;
-    Ok(())
+    let replays = journal.replays(sink)?;
+    print(&if json { replays.iter().map(json_line).collect() } else { describe(&replays) }).map(drop)
 }
 
 fn cancel(journal: &mut JournalAdmin, which: &CancelArgs) -> Result<(), Failure> {
     if let Some(sink) = &which.sink {
         check_sink(journal, sink)?;
     }
-    let mut replays = journal.replays(which.sink.as_deref()).map_err(Failure::other)?;
+    let mut replays = journal.replays(which.sink.as_deref())?;
     if let Some(id) = which.id {
         replays.retain(|replay| replay.id == id);
         if replays.is_empty() {
@@ -145,7 +142,7 @@ fn cancel(journal: &mut JournalAdmin, which: &CancelArgs) -> Result<(), Failure>
     let mut cancelled = 0;
     for replay in &replays {
         // It may have come to its end since it was listed.
-        if journal.cancel_replay(replay.id).map_err(Failure::other)? {
+        if journal.cancel_replay(replay.id)? {
             let ReplayStatus { id, sink, done, total, .. } = replay;
             text += &format!("replay {id} to {sink} cancelled, {done} of {total} done\n");
             cancelled += 1;
@@ -154,8 +151,7 @@ fn cancel(journal: &mut JournalAdmin, which: &CancelArgs) -> Result<(), Failure>
     if cancelled == 0 {
         text += "0 replays cancelled\n";
     }
-    print(&text)?;
-    Ok(())
+    print(&text).map(drop)
 }
 
 fn to_come(replay: &ReplayStatus) -> u64 {
@@ -165,14 +161,13 @@ fn to_come(replay: &ReplayStatus) -> u64 {
 fn describe(replays: &[ReplayStatus]) -> String {
     let mut text = String::new();
     if !replays.is_empty() {
-        let mut rows = vec![header(&["REPLAY", "SINK", "DONE", "TO COME", "PER SECOND", "SINCE"])];
-        rows.extend(replays.iter().map(|replay| {
+        let rows = replays.iter().map(|replay| {
             let rate = replay.rate.map_or_else(|| "any".to_owned(), |rate| rate.to_string());
             let (done, to_come) = (replay.done.to_string(), to_come(replay).to_string());
             let since = rfc3339(replay.created_ms).unwrap_or_default();
             vec![replay.id.to_string(), replay.sink.clone(), done, to_come, rate, since]
-        }));
-        text += &table(&rows);
+        });
+        text += &table(&["REPLAY", "SINK", "DONE", "TO COME", "PER SECOND", "SINCE"], rows.collect());
     }
     text + &format!("{} under way\n", counted(replays.len() as u64, "replay"))
 }

@@ -88,7 +88,7 @@ impl EventFilterArgs {
 
 /// Refuses a sink that is not configured.
 pub(super) fn check_sink(journal: &JournalAdmin, sink: &str) -> Result<(), Failure> {
-    let sinks = journal.sinks().map_err(Failure::other)?;
+    let sinks = journal.sinks()?;
     if sinks.iter().any(|known| known == sink) {
         return Ok(());
     }

@@ -5,14 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -20,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use super::client::{self, TlsArgs};
 use super::latency::Latencies;
 use super::sendbird::{Outcome, Sendbird};
+use super::table::progress_bar;
 use super::{Failure, print};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Secret;
@@ -105,7 +105,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         not_in_time: 0,
         retried: 0,
     }));
-    let progress = progress(count);
+    let progress = progress_bar(count, "{bar:40} {pos}/{len} {per_sec} {eta} left");
     let begun = Instant::now();
     let sent = send_all(&args, &sendbird, samples, &tally, &progress).await;
     progress.finish_and_clear();
@@ -167,7 +167,7 @@ fn samples(args: &Args) -> Result<(Samples, u64), Failure> {
             .map_err(|error| Failure::Usage(format!("cannot read the body from {}: {error}", file.display())))?;
         let sample = Sample { category: Category::Other, key: String::new(), body: body.into() };
         let count = args.count.unwrap_or(1);
-        return Ok((Box::new(std::iter::repeat_n(sample, usize::try_from(count).unwrap_or(usize::MAX))), count));
+        return Ok((Box::new((0..count).map(move |_| sample.clone())), count));
     }
     let now_ms = Clock::system().now_ms();
     let calls = args.calls.unwrap_or(u32::from(args.concurrency) * 4) as usize;
@@ -178,12 +178,9 @@ fn samples(args: &Args) -> Result<(Samples, u64), Failure> {
     if args.all {
         let count = args.count.unwrap_or(Category::ALL.len() as u64);
         // Fewer than one of each would not be all: live calls alone might take long to show the rarest.
-        let mut first: Vec<Sample> = Category::ALL.into_iter().map(|category| sampler.of(category)).collect();
-        first.truncate(usize::try_from(count).unwrap_or(usize::MAX));
-        return Ok((
-            Box::new(first.into_iter().chain(sampler).take(usize::try_from(count).unwrap_or(usize::MAX))),
-            count,
-        ));
+        let first: Vec<Sample> = Category::ALL.into_iter().map(|category| sampler.of(category)).collect();
+        let samples = (0..count).zip(first.into_iter().chain(sampler)).map(|(_, sample)| sample);
+        return Ok((Box::new(samples), count));
     }
     let categories = if args.category.is_empty() { vec![Category::DirectCallDial] } else { args.category.clone() };
     let count = args.count.unwrap_or(categories.len() as u64);
@@ -218,14 +215,6 @@ fn report(tally: &Tally, count: u64, took: Duration) -> String {
     let seconds = took.as_secs_f64();
     let deliveries = if count == 1 { "delivery" } else { "deliveries" };
     text + &format!("{count:>7} {deliveries} in {seconds:.1} s, {:.0} a second\n", count as f64 / seconds.max(0.001))
-}
-
-fn progress(count: u64) -> ProgressBar {
-    let terminal = std::io::stderr().is_terminal();
-    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
-    ProgressBar::with_draw_target(Some(count), target)
-        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {

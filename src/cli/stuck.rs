@@ -7,7 +7,7 @@ use clap::Subcommand;
 use uuid::Uuid;
 
 use super::select::{JournalArgs, check_sink, event_id, id_text, short_type};
-use super::table::{counted, header, table};
+use super::table::{counted, table};
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
@@ -131,35 +131,32 @@ fn list(journal: &JournalAdmin, which: &StuckFilterArgs, limit: Option<usize>, j
     }
     let limit = limit.unwrap_or(LISTED);
     let (mut sums, mut listed) = (Sums::default(), Vec::new());
-    let found = journal.for_each_stuck(&filter, |event| {
+    journal.for_each_stuck(&filter, |event| {
         sums.add(&event);
         if listed.len() < limit {
             listed.push(event_row(&event));
         }
         true
-    });
-    found.map_err(Failure::other)?;
-    print(&sums.describe(listed))?;
-    Ok(())
+    })?;
+    print(&sums.describe(listed)).map(drop)
 }
 
 fn list_json(journal: &JournalAdmin, filter: &StuckFilter, limit: usize) -> Result<(), Failure> {
     let (mut count, mut printed) = (0, Ok(true));
-    let found = journal.for_each_stuck(filter, |event| {
+    journal.for_each_stuck(filter, |event| {
         if count >= limit {
             return false;
         }
         count += 1;
         printed = print(&json_line(&event));
         matches!(printed, Ok(true))
-    });
-    found.map_err(Failure::other)?;
+    })?;
     printed.map(drop)
 }
 
 fn show(journal: &JournalAdmin, id: Uuid) -> Result<(), Failure> {
     let filter = StuckFilter { id: Some(id.into_bytes()), ..StuckFilter::default() };
-    let events = journal.stuck(&filter, usize::MAX).map_err(Failure::other)?;
+    let events = journal.stuck(&filter, usize::MAX)?;
     if events.is_empty() {
         return Err(not_stuck());
     }
@@ -176,7 +173,7 @@ fn show(journal: &JournalAdmin, id: Uuid) -> Result<(), Failure> {
 fn set_aside(journal: &mut JournalAdmin, which: &StuckFilterArgs, waiting: bool, limit: usize) -> Result<(), Failure> {
     let filter = which.filter(journal)?;
     let mut events = Vec::new();
-    let found = journal.for_each_stuck(&filter, |mut event| {
+    journal.for_each_stuck(&filter, |mut event| {
         if events.len() >= limit {
             return false;
         }
@@ -184,15 +181,13 @@ fn set_aside(journal: &mut JournalAdmin, which: &StuckFilterArgs, waiting: bool,
         event.event.iter_mut().for_each(|record| record.payload.clear());
         events.push(event);
         true
-    });
-    found.map_err(Failure::other)?;
+    })?;
     if events.is_empty() && which.id.is_some() {
         return Err(not_stuck());
     }
     let now_ms = Clock::system().now_ms();
-    let (set_aside, published) = journal.set_aside(&events, waiting, now_ms, PATIENCE).map_err(Failure::other)?;
-    print(&format!("{set_aside} set aside, {published} published meanwhile\n"))?;
-    Ok(())
+    let (set_aside, published) = journal.set_aside(&events, waiting, now_ms, PATIENCE)?;
+    print(&format!("{set_aside} set aside, {published} published meanwhile\n")).map(drop)
 }
 
 fn not_stuck() -> Failure {
@@ -234,18 +229,18 @@ impl Sums {
         let Some(((sink, _, reason), _)) = self.by_cause.iter().max_by_key(|(_, sum)| sum.events) else {
             return "0 events are stuck\n".to_owned();
         };
-        let mut rows = vec![header(&["SINK", "TARGET", "REASON", "STUCK", "WAIT BEHIND", "SINCE", "DETAIL"])];
-        rows.extend(self.by_cause.iter().map(|((sink, target, reason), sum)| {
+        let rows = self.by_cause.iter().map(|((sink, target, reason), sum)| {
             let Sum { events, waiting_behind, since_ms, detail } = sum;
             let (events, waiting_behind) = (events.to_string(), waiting_behind.to_string());
             let target = of_target(target);
             vec![sink.clone(), target, reason.clone(), events, waiting_behind, at(*since_ms), detail.clone()]
-        }));
-        let mut text = table(&rows);
+        });
+        let names = ["SINK", "TARGET", "REASON", "STUCK", "WAIT BEHIND", "SINCE", "DETAIL"];
+        let mut text = table(&names, rows.collect());
         let shown = listed.len() as u64;
         if shown > 0 {
             let names = ["SINK", "POSITION", "ID", "TYPE", "KEY", "SINCE", "TRIES", "BEHIND", "TARGET", "REASON"];
-            text += &format!("\n{}", table(&[vec![header(&names)], listed].concat()));
+            text += &format!("\n{}", table(&names, listed));
         }
         if self.events > shown {
             text += &format!("{} more are not listed (--limit)\n", self.events - shown);

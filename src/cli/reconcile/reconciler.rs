@@ -226,7 +226,7 @@ impl Reconciler {
             lines += &self.line(fact, outcome);
         }
         self.state.counts.without_time += u64::from(found.without_time);
-        let queued = self.journal.add_candidates(&candidates).map_err(Failure::other)?;
+        let queued = self.journal.add_candidates(&candidates)?;
         self.state.counts.queued += queued as u64;
         self.seen.add_candidates(candidates.iter().filter_map(|candidate| candidate.facts.first().copied()));
         if !lines.is_empty() {
@@ -240,7 +240,7 @@ impl Reconciler {
     async fn wait_for_the_bridge(&self) -> Result<(), Failure> {
         let (mut fewest, mut stored_at) = (u64::MAX, Instant::now());
         loop {
-            let waiting = self.journal.waiting_candidates().map_err(Failure::other)?;
+            let waiting = self.journal.waiting_candidates()?;
             if waiting < MOST_WAITING {
                 return Ok(());
             }
