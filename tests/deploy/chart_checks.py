@@ -85,6 +85,55 @@ WRONG = [
     (["--kube-version", "1.24.0"], "chart requires kubeVersion"),
 ]
 
+# A fact, what is set (besides LEAST) for it to be seen, and how to see it in what is rendered.
+RENDERED = [
+    (
+        "pods run as the image's user",
+        [],
+        lambda release: all(user_of(pod) == [65532, 65532, 65532] for pod in release.pods()),
+    ),
+    (
+        "OpenShift is recognized, and gives pods their user",
+        ["--api-versions", "security.openshift.io/v1"],
+        lambda release: all(user_of(pod) == [] for pod in release.pods()),
+    ),
+    (
+        "a user by number holds on OpenShift too",
+        ["--api-versions", "security.openshift.io/v1", "--set", "securityContext.user=1000700000"],
+        lambda release: all(user_of(pod) == [1000700000] * 3 for pod in release.pods()),
+    ),
+]
+
+
+class Release:
+    """The objects that were rendered."""
+
+    def __init__(self, text):
+        self.objects = documents(text)
+
+    def all(self, kind):
+        """Those of a kind."""
+        return [found for found in self.objects if found["kind"] == kind]
+
+    def one(self, kind):
+        """The only one of its kind."""
+        (found,) = self.all(kind)
+        return found
+
+    def pod(self):
+        """The bridge's pod."""
+        return self.one("StatefulSet")["spec"]["template"]["spec"]
+
+    def pods(self):
+        """The bridge's pod and that of `helm test`."""
+        return [self.pod(), self.one("Pod")["spec"]]
+
+
+def user_of(pod):
+    """User, group and group of volumes, as far as the pod names them."""
+    context = pod["securityContext"]
+    return [context[key] for key in ("runAsUser", "runAsGroup", "fsGroup") if key in context]
+
 
 class Checks:
     """The tools, what was rendered, and what became of each check."""
@@ -201,8 +250,7 @@ def check_pods(checks, rendered):
             container = spec["containers"][0]
             for what, holds in {
                 "a read-only root file system": container["securityContext"]["readOnlyRootFilesystem"] is True,
-                "user and group 65532": {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")}
-                == {65532},
+                "a user, unless the cluster gives it": user_of(spec) == ([] if name == "openshift" else [65532] * 3),
                 "no service account token": spec["automountServiceAccountToken"] is False,
                 "no service links": spec["enableServiceLinks"] is False,
                 "a limit of memory": "memory" in container["resources"]["limits"],
@@ -259,6 +307,19 @@ def check_wrong(checks):
         elif "canary-token" in out.stderr:
             faults.append(f"{arguments}: the secret is repeated in {out.stderr.strip()!r}")
     checks.report("wrong values are refused, with a message", faults, len(WRONG))
+
+
+def check_rendered(checks):
+    """Each fact of RENDERED."""
+    with ThreadPoolExecutor(4) as pool:
+        outs = list(pool.map(lambda row: checks.render(VERSIONS[-1], *LEAST, *row[1]), RENDERED))
+    faults = []
+    for (fact, arguments, holds), out in zip(RENDERED, outs):
+        if out.returncode:
+            faults.append(f"{fact}: {arguments}: {out.stderr}")
+        elif not holds(Release(out.stdout)):
+            faults.append(f"{fact}: not so with {arguments}")
+    checks.report("what each value does", faults, len(RENDERED))
 
 
 def golden_texts(rendered):
@@ -627,6 +688,7 @@ def main():
     check_configuration(checks, rendered)
     check_live(checks, rendered)
     check_golden(checks, rendered)
+    check_rendered(checks)
     check_wrong(checks)
     check_secrets(checks)
     check_least(checks)

@@ -57,12 +57,21 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* What the restricted Pod Security asks for, and a fixed user, the image's. */}}
+{{/*
+What the restricted Pod Security asks for, and a user. OpenShift refuses pods that name one outside the range of their
+namespace, and sets user and fsGroup itself where a pod names none.
+*/}}
 {{- define "bridge.podSecurityContext" -}}
+{{- $user := .Values.securityContext.user -}}
+{{- if eq (toString $user) "auto" -}}
+{{- $user = ternary "cluster" 65532 (.Capabilities.APIVersions.Has "security.openshift.io/v1") -}}
+{{- end -}}
 runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
+{{- if ne (toString $user) "cluster" }}
+runAsUser: {{ int64 $user }}
+runAsGroup: {{ int64 $user }}
+fsGroup: {{ int64 $user }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault
