@@ -71,6 +71,8 @@ WRONG = [
         ["--set", "config.access.header.name=x,config.access.header.value=canary-token"],
         "config.access.header.value: expected value_file",
     ),
+    (["--set", "service.ipFamilies={IPv5}"], "value must be one of 'IPv4', 'IPv6'"),
+    (["--set", "securityContext.user=0"], "minimum: got 0, want 1"),
     (["--set", "terminationGracePeriodSeconds=29"], "terminationGracePeriodSeconds: expected at least 30"),
     (["--set", "replicas=2,config.reconcile.every=10m"], "config.reconcile: expected replicas=1"),
     (["--set", "autoscaling.enabled=true,journal.volume=emptyDir"], "autoscaling.enabled: expected journal.volume=claim"),
@@ -102,6 +104,24 @@ RENDERED = [
         ["--api-versions", "security.openshift.io/v1", "--set", "securityContext.user=1000700000"],
         lambda release: all(user_of(pod) == [1000700000] * 3 for pod in release.pods()),
     ),
+    (
+        "the families of addresses are the cluster's choice, and the bridge listens on IPv4",
+        [],
+        lambda release: release.listens() == ["0.0.0.0:8080", "0.0.0.0:9090"]
+        and all("ipFamilies" not in spec and "ipFamilyPolicy" not in spec for spec in release.services()),
+    ),
+    (
+        "with IPv6 alone, the bridge listens on it",
+        ["--set", "service.ipFamilies={IPv6}"],
+        lambda release: release.listens() == ["[::]:8080", "[::]:9090"]
+        and all(spec["ipFamilies"] == ["IPv6"] for spec in release.services()),
+    ),
+    (
+        "with both families, the bridge listens on both",
+        ["--set", "service.ipFamilyPolicy=PreferDualStack"],
+        lambda release: release.listens() == ["[::]:8080", "[::]:9090"]
+        and all(spec["ipFamilyPolicy"] == "PreferDualStack" for spec in release.services()),
+    ),
 ]
 
 
@@ -123,6 +143,16 @@ class Release:
     def pod(self):
         """The bridge's pod."""
         return self.one("StatefulSet")["spec"]["template"]["spec"]
+
+    def services(self):
+        """What the two Services are."""
+        return [found["spec"] for found in self.all("Service")]
+
+    def listens(self):
+        """Where the bridge listens."""
+        (text,) = [found["data"]["bridge.toml"] for found in self.all("ConfigMap") if "bridge.toml" in found["data"]]
+        table = tomllib.loads(text)
+        return [table["server"]["listen"], table["admin"]["listen"]]
 
     def pods(self):
         """The bridge's pod and that of `helm test`."""
@@ -432,10 +462,12 @@ def live_faults(checks, name, text):
     given = {item["name"]: item["value"].replace("/etc/", f"{home}/etc/", 1) for item in container["env"]}
     Path(given["SENDBIRD_BRIDGE_CONFIG"]).parent.mkdir(parents=True, exist_ok=True)
     Path(given["SENDBIRD_BRIDGE_CONFIG"]).write_bytes((home / "bridge.toml").read_bytes())
+    both = configuration_table(text)["server"]["listen"].startswith("[::]:")
+    host = "[::]" if both else "127.0.0.1"
     env |= given | {
-        "SENDBIRD_BRIDGE_SERVER__LISTEN": f"127.0.0.1:{ports['webhook']}",
-        "SENDBIRD_BRIDGE_ADMIN__LISTEN": f"127.0.0.1:{ports['admin']}",
-        "SENDBIRD_BRIDGE_ACCESS__NETWORKS": "127.0.0.0/8",
+        "SENDBIRD_BRIDGE_SERVER__LISTEN": f"{host}:{ports['webhook']}",
+        "SENDBIRD_BRIDGE_ADMIN__LISTEN": f"{host}:{ports['admin']}",
+        "SENDBIRD_BRIDGE_ACCESS__NETWORKS": "127.0.0.0/8,::1/128",
     }
     faults = []
     with open(home / "log", "w+", encoding="utf-8") as log:
@@ -449,6 +481,9 @@ def live_faults(checks, name, text):
             while answer(urls["readinessProbe"]) != 200 and bridge.poll() is None and time.monotonic() < patience:
                 time.sleep(0.05)
             faults += [f"{probe} {url}: found {answer(url)}" for probe, url in urls.items() if answer(url) != 200]
+            six = urls["readinessProbe"].replace("127.0.0.1", "[::1]")
+            if both and answer(six) != 200:
+                faults.append(f"{six}: found {answer(six)}")
             faults += deliver(checks, text, home, ports)
             admin = configuration_table(text)["admin"]["token_file"]
             scheme = gets["readinessProbe"]["scheme"].lower()
@@ -495,7 +530,7 @@ def deliver(checks, text, home, ports):
 
 def check_live(checks, rendered):
     """The pod's program starts with the pod's configuration, is ready, and takes the test pod's delivery."""
-    faults, names = [], ("stdout", "everything", "tls", "mtls")
+    faults, names = [], ("stdout", "everything", "tls", "mtls", "dualstack")
     for name in names:
         if (name, VERSIONS[-1]) in rendered:
             faults += live_faults(checks, name, rendered[name, VERSIONS[-1]])

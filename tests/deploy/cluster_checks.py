@@ -51,7 +51,7 @@ class Server:
             stack, "kube-apiserver", options.server / "kube-apiserver",
             f"--etcd-servers={etcd}", "--bind-address=127.0.0.1", f"--secure-port={self.port}",
             f"--cert-dir={self.scratch}/certificates", f"--token-auth-file={tokens}", "--authorization-mode=RBAC",
-            "--service-cluster-ip-range=10.0.0.0/24", "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=10.0.0.0/24,fd00:10::/112", "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}",
         )  # fmt: skip
         self.authority = self.scratch / "certificates/apiserver.crt"

@@ -140,7 +140,7 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- fail "secret.name: expected the name of an existing Secret with the keys api-tokens and admin-token (kubectl create secret generic sendbird-bridge --from-file=api-tokens --from-file=admin-token), but found none" -}}
 {{- end -}}
 {{- include "bridge.refuseSecrets" (list $v.config "config") -}}
-{{- range $key, $instead := dict "server.listen" "the chart's, 0.0.0.0:8080 in the pod; see service.port" "admin.listen" "the chart's, 0.0.0.0:9090 in the pod" "server.tls" "tls.server.secretName" "admin.tls" "tls.admin.secretName" "journal.dir" "the chart's; see journal.volume" -}}
+{{- range $key, $instead := dict "server.listen" "the chart's, port 8080 in the pod; see service.port and service.ipFamilies" "admin.listen" "the chart's, port 9090 in the pod" "server.tls" "tls.server.secretName" "admin.tls" "tls.admin.secretName" "journal.dir" "the chart's; see journal.volume" -}}
 {{- $parts := splitList "." $key -}}
 {{- if hasKey (default dict (get $v.config (first $parts))) (last $parts) -}}
 {{- fail (printf "config.%s: expected nothing, because it is %s, but found a value" $key $instead) -}}
@@ -179,6 +179,26 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- end -}}
 {{- end -}}
 
+{{/*
+The address that both listeners listen on: [::] takes connections of both families, but a node whose kernel has IPv6 switched
+off does not know it.
+*/}}
+{{- define "bridge.listen" -}}
+{{- $dual := has .Values.service.ipFamilyPolicy (list "PreferDualStack" "RequireDualStack") -}}
+{{- ternary "[::]" "0.0.0.0" (or $dual (has "IPv6" .Values.service.ipFamilies)) -}}
+{{- end -}}
+
+{{/* The families of a Service's addresses. */}}
+{{- define "bridge.families" -}}
+{{- with .Values.service.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.service.ipFamilies }}
+ipFamilies:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{- define "bridge.path" -}}{{- default "/webhooks/sendbird" .Values.config.server.path -}}{{- end -}}
 
 {{/* The configuration file. */}}
@@ -190,7 +210,7 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- if and $v.secret.apiTokensKey (ne (default "required" $v.config.access.signature) "off") -}}
 {{- $access = dict "api_tokens_file" (printf "%s/%s" $secrets $v.secret.apiTokensKey) -}}
 {{- end -}}
-{{- $server := dict "listen" "0.0.0.0:8080" -}}
+{{- $server := dict "listen" (printf "%s:8080" (include "bridge.listen" .)) -}}
 {{- if $v.tls.server.secretName -}}
 {{- $dir := include "bridge.serverTlsDir" . -}}
 {{- $tls := dict "cert_file" (printf "%s/tls.crt" $dir) "key_file" (printf "%s/tls.key" $dir) -}}
@@ -199,7 +219,7 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- end -}}
 {{- $_ := set $server "tls" $tls -}}
 {{- end -}}
-{{- $admin := dict "listen" "0.0.0.0:9090" "token_file" (printf "%s/%s" $secrets $v.secret.adminTokenKey) -}}
+{{- $admin := dict "listen" (printf "%s:9090" (include "bridge.listen" .)) "token_file" (printf "%s/%s" $secrets $v.secret.adminTokenKey) -}}
 {{- if $v.tls.admin.secretName -}}
 {{- $dir := include "bridge.adminTlsDir" . -}}
 {{- $_ := set $admin "tls" (dict "cert_file" (printf "%s/tls.crt" $dir) "key_file" (printf "%s/tls.key" $dir)) -}}
