@@ -71,6 +71,9 @@ WRONG = [
         ["--set", "config.access.header.name=x,config.access.header.value=canary-token"],
         "config.access.header.value: expected value_file",
     ),
+    (["--set", "nameOverride=-x"], "does not match pattern"),
+    (["--set", r"commonLabels.app\.kubernetes\.io/name=x"], "commonLabels: expected labels that the chart does not set"),
+    (["--set", r"podLabels.app\.kubernetes\.io/component=x"], "podLabels: expected labels that the chart does not set"),
     (["--set", "extraContainers[0].name=bridge,extraContainers[0].image=i"], "'not' failed"),
     (["--set", "initContainers[0].name=a"], "missing property 'image'"),
     (["--set", "extraVolumes[0].name=journal"], "'not' failed"),
@@ -92,6 +95,12 @@ WRONG = [
     (["--kube-version", "1.24.0"], "chart requires kubeVersion"),
 ]
 
+EVERY_OBJECT = [
+    "--set",
+    "ingress.enabled=true,ingress.host=h,httpRoute.enabled=true,httpRoute.parentRefs[0].name=g,autoscaling.enabled=true,"
+    "serviceMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true",
+]
+
 # A fact, what is set (besides LEAST) for it to be seen, and how to see it in what is rendered.
 RENDERED = [
     (
@@ -108,6 +117,33 @@ RENDERED = [
         "a user by number holds on OpenShift too",
         ["--api-versions", "security.openshift.io/v1", "--set", "securityContext.user=1000700000"],
         lambda release: all(user_of(pod) == [1000700000] * 3 for pod in release.pods()),
+    ),
+    (
+        "each object has the common labels, pods too, but no claim and no selector",
+        ["--set", "commonLabels.team=calls", *EVERY_OBJECT],
+        lambda release: all(found["metadata"]["labels"]["team"] == "calls" for found in release.objects)
+        and len(release.objects) == 14
+        and release.template()["metadata"]["labels"]["team"] == "calls"
+        and "team" not in json.dumps([release.claim(), release.selectors()]),
+    ),
+    (
+        "an object's own label goes before the common one",
+        [*EVERY_OBJECT, "--set", "commonLabels.team=a,podLabels.team=b,serviceMonitor.labels.team=c"],
+        lambda release: release.template()["metadata"]["labels"]["team"] == "b"
+        and release.one("ServiceMonitor")["metadata"]["labels"]["team"] == "c"
+        and release.one("StatefulSet")["metadata"]["labels"]["team"] == "a",
+    ),
+    (
+        "nameOverride is in every name, and not in the label that becomes `job`",
+        ["--set", "nameOverride=hooks", *EVERY_OBJECT],
+        lambda release: all(found["metadata"]["name"].startswith("release-hooks") for found in release.objects)
+        and all(found["metadata"]["labels"]["app.kubernetes.io/name"] == "sendbird-bridge" for found in release.objects),
+    ),
+    (
+        "fullnameOverride is the whole name",
+        ["--set", "nameOverride=hooks,fullnameOverride=calls", *EVERY_OBJECT],
+        lambda release: {re.sub("-(headless|dashboard|test)$", "", found["metadata"]["name"]) for found in release.objects}
+        == {"calls"},
     ),
     (
         "the families of addresses are the cluster's choice, and the bridge listens on IPv4",
@@ -145,9 +181,22 @@ class Release:
         (found,) = self.all(kind)
         return found
 
+    def template(self):
+        """What the bridge's pods are made from."""
+        return self.one("StatefulSet")["spec"]["template"]
+
     def pod(self):
         """The bridge's pod."""
-        return self.one("StatefulSet")["spec"]["template"]["spec"]
+        return self.template()["spec"]
+
+    def claim(self):
+        """What the claims of the journals are made from."""
+        (claim,) = self.one("StatefulSet")["spec"]["volumeClaimTemplates"]
+        return claim
+
+    def selectors(self):
+        """Those of all objects."""
+        return [found["spec"][key] for found in self.objects for key in ("selector", "podSelector") if key in found.get("spec", {})]
 
     def services(self):
         """What the two Services are."""

@@ -6,7 +6,7 @@
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
 {{- else -}}
-{{- $name := include "bridge.name" . -}}
+{{- $name := default (include "bridge.name" .) .Values.nameOverride -}}
 {{- if contains $name .Release.Name -}}
 {{- .Release.Name | trunc 50 | trimSuffix "-" -}}
 {{- else -}}
@@ -21,11 +21,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: bridge
 {{- end -}}
 
+{{/* Labels of an object. Argument: a list of the root and the labels that this object has besides, or the root alone. */}}
 {{- define "bridge.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "bridge.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- $root := . -}}
+{{- $more := dict -}}
+{{- if kindIs "slice" . -}}{{- $root = first . -}}{{- $more = last . -}}{{- end -}}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "bridge.selector" $root }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+{{- with merge (dict) $more $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end -}}
 {{- end -}}
 
 {{- define "bridge.image" -}}
@@ -138,6 +145,13 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- $v := .Values -}}
 {{- if not $v.secret.name -}}
 {{- fail "secret.name: expected the name of an existing Secret with the keys api-tokens and admin-token (kubectl create secret generic sendbird-bridge --from-file=api-tokens --from-file=admin-token), but found none" -}}
+{{- end -}}
+{{- range $value, $labels := dict "commonLabels" $v.commonLabels "podLabels" $v.podLabels -}}
+{{- range $label, $_ := $labels -}}
+{{- if has $label (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart" "sendbird-bridge/service") -}}
+{{- fail (printf "%s: expected labels that the chart does not set itself, but found %s" $value $label) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- include "bridge.refuseSecrets" (list $v.config "config") -}}
 {{- range $key, $instead := dict "server.listen" "the chart's, port 8080 in the pod; see service.port and service.ipFamilies" "admin.listen" "the chart's, port 9090 in the pod" "server.tls" "tls.server.secretName" "admin.tls" "tls.admin.secretName" "journal.dir" "the chart's; see journal.volume" -}}
