@@ -89,6 +89,7 @@ WRONG = [
     (["--set", "test.clientCertificate.secretName=x"], "test.clientCertificate.secretName: expected tls.server.clientCaKey"),
     (["--set", "test.clientCertificate.name=x"], "additional properties 'name' not allowed"),
     (["--set", "ingress.enabled=true"], "ingress.host: expected the name"),
+    (["--set", "ingress.extraHosts[0].tlsSecretName=x"], "missing property 'host'"),
     (["--set", "httpRoute.enabled=true"], "httpRoute.parentRefs: expected at least one Gateway"),
     (["--set", "extraFiles[0].mountPath=/x"], "oneOf"),
     (["--set", "config.access.path_secret_file=/elsewhere"], "config.access.path_secret_file: expected a file below"),
@@ -144,6 +145,15 @@ RENDERED = [
         ["--set", "nameOverride=hooks,fullnameOverride=calls", *EVERY_OBJECT],
         lambda release: {re.sub("-(headless|dashboard|test)$", "", found["metadata"]["name"]) for found in release.objects}
         == {"calls"},
+    ),
+    (
+        "each host of the ingress has its rule, and its own certificate",
+        ["--set", "ingress.enabled=true,ingress.host=a,ingress.tlsSecretName=at"]
+        + ["--set", "ingress.extraHosts[0].host=b,ingress.extraHosts[0].tlsSecretName=bt,ingress.extraHosts[1].host=c"],
+        lambda release: [rule["host"] for rule in release.one("Ingress")["spec"]["rules"]] == ["a", "b", "c"]
+        and len({json.dumps(rule["http"]) for rule in release.one("Ingress")["spec"]["rules"]}) == 1
+        and release.one("Ingress")["spec"]["tls"]
+        == [{"hosts": ["a"], "secretName": "at"}, {"hosts": ["b"], "secretName": "bt"}],
     ),
     (
         "the families of addresses are the cluster's choice, and the bridge listens on IPv4",
@@ -722,6 +732,10 @@ def check_notes(checks):
         (
             ["--set", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=g,httpRoute.hostnames={r.example.com}"],
             "https://r.example.com/webhooks/sendbird",
+        ),
+        (
+            ["--set", "ingress.enabled=true,ingress.host=h.example.com,ingress.extraHosts[0].host=i.example.com"],
+            "https://i.example.com/webhooks/sendbird",
         ),
         (["--set", "journal.volume=emptyDir"], "LOST with its pod"),
         ([], "No sink is configured"),
