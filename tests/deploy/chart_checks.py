@@ -84,6 +84,8 @@ WRONG = [
     (["--set", "terminationGracePeriodSeconds=29"], "terminationGracePeriodSeconds: expected at least 30"),
     (["--set", "replicas=2,config.reconcile.every=10m"], "config.reconcile: expected replicas=1"),
     (["--set", "autoscaling.enabled=true,journal.volume=emptyDir"], "autoscaling.enabled: expected journal.volume=claim"),
+    (["--set", "journal.existingClaim=c,replicas=2"], "journal.existingClaim: expected journal.volume=claim and replicas=1"),
+    (["--set", "journal.existingClaim=c,journal.volume=emptyDir"], "journal.existingClaim: expected journal.volume=claim"),
     (["--set", "autoscaling.enabled=true,autoscaling.maxReplicas=1"], "autoscaling.maxReplicas: expected at least"),
     (["--set", "tls.server.clientCaKey=ca.crt"], "tls.server.clientCaKey: expected tls.server.secretName"),
     (["--set", "test.clientCertificate.secretName=x"], "test.clientCertificate.secretName: expected tls.server.clientCaKey"),
@@ -154,6 +156,13 @@ RENDERED = [
         and len({json.dumps(rule["http"]) for rule in release.one("Ingress")["spec"]["rules"]}) == 1
         and release.one("Ingress")["spec"]["tls"]
         == [{"hosts": ["a"], "secretName": "at"}, {"hosts": ["b"], "secretName": "bt"}],
+    ),
+    (
+        "an existing claim is the journal's volume, whatever its size",
+        ["--set", "journal.existingClaim=old,config.journal.max_bytes=64GiB"],
+        lambda release: "volumeClaimTemplates" not in release.one("StatefulSet")["spec"]
+        and [volume["persistentVolumeClaim"]["claimName"] for volume in release.pod()["volumes"] if volume["name"] == "journal"]
+        == ["old"],
     ),
     (
         "the families of addresses are the cluster's choice, and the bridge listens on IPv4",

@@ -174,9 +174,12 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- if and $v.autoscaling.enabled (lt (int $v.autoscaling.maxReplicas) (int $v.autoscaling.minReplicas)) -}}
 {{- fail (printf "autoscaling.maxReplicas: expected at least minReplicas (%d), but found %d" (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- end -}}
+{{- if and $v.journal.existingClaim (or $v.autoscaling.enabled (gt (int $v.replicas) 1) (ne $v.journal.volume "claim")) -}}
+{{- fail "journal.existingClaim: expected journal.volume=claim and replicas=1 without autoscaling with it, because each replica needs a volume of its own, but found something else" -}}
+{{- end -}}
 {{- $budget := default "8GiB" $v.config.journal.max_bytes -}}
 {{- $size := include "bridge.mebibytes" $v.journal.size | float64 -}}
-{{- if and (gt $size 0.0) (ge (include "bridge.mebibytes" $budget | float64) $size) -}}
+{{- if and (not $v.journal.existingClaim) (gt $size 0.0) (ge (include "bridge.mebibytes" $budget | float64) $size) -}}
 {{- fail (printf "journal.size: expected more than config.journal.max_bytes (%s), because the state of the sinks and the ids of the window need room too, but found %s" $budget $v.journal.size) -}}
 {{- end -}}
 {{- if and $v.tls.server.clientCaKey (not $v.tls.server.secretName) -}}
