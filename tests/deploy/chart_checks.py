@@ -5,6 +5,7 @@ looked at nothing fails.
 """
 
 import argparse
+import http.server
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import urllib.error
@@ -238,6 +240,84 @@ def user_of(pod):
     return [context[key] for key in ("runAsUser", "runAsGroup", "fsGroup") if key in context]
 
 
+# The kinds that a cluster with nothing added knows of the chart's objects, as far as helm asks for them.
+KINDS = {
+    "v1": {"configmaps": "ConfigMap", "pods": "Pod", "secrets": "Secret", "serviceaccounts": "ServiceAccount", "services": "Service"},
+    "apps/v1": {"statefulsets": "StatefulSet"},
+    "autoscaling/v2": {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
+    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
+    "policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
+}
+
+
+class Cluster:
+    """Answers GET as an API server with these objects would, so that what the chart reads of a cluster (`lookup`, the kinds
+    that there are) is tested without one. `kinds` are more than KINDS, in the same form.
+    """
+
+    def __init__(self, scratch, *objects, kinds=None):
+        kinds = KINDS | (kinds or {})
+        groups = [group(name) for name in kinds if name != "v1"]
+        answers = {
+            "/version": {"major": "1", "minor": "37", "gitVersion": f"v{VERSIONS[-1]}"},
+            "/api": {"kind": "APIVersions", "versions": ["v1"]},
+            "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
+        }
+        for name, plurals in kinds.items():
+            path = "/api/v1" if name == "v1" else f"/apis/{name}"
+            resources = [
+                {"name": plural, "singularName": "", "namespaced": True, "kind": kind, "verbs": ["get"]}
+                for plural, kind in plurals.items()
+            ]
+            answers[path] = {"kind": "APIResourceList", "groupVersion": name, "resources": resources}
+            for found in objects:
+                for plural in (plural for plural, kind in plurals.items() if kind == found["kind"]):
+                    answers[f"{path}/namespaces/calls/{plural}/{found['metadata']['name']}"] = found
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            """One request."""
+
+            def do_GET(self):
+                """The answer, or that there is none."""
+                found = answers.get(self.path.partition("?")[0])
+                missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+                body = json.dumps(found or missing).encode()
+                self.send_response(200 if found else 404)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_arguments):
+                """Nothing."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.kubeconfig = Path(scratch) / f"kubeconfig-{self.server.server_port}"
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "it",
+            "clusters": [{"name": "it", "cluster": {"server": f"http://127.0.0.1:{self.server.server_port}"}}],
+            "users": [{"name": "it", "user": {}}],
+            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
+        }  # fmt: skip
+        self.kubeconfig.write_text(json.dumps(config), encoding="utf-8")
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_arguments):
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def group(name):
+    """A group of kinds, as the API server lists it."""
+    version = {"groupVersion": name, "version": name.partition("/")[2]}
+    return {"name": name.partition("/")[0], "versions": [version], "preferredVersion": version}
+
+
 class Checks:
     """The tools, what was rendered, and what became of each check."""
 
@@ -410,6 +490,47 @@ def check_wrong(checks):
         elif "canary-token" in out.stderr:
             faults.append(f"{arguments}: the secret is repeated in {out.stderr.strip()!r}")
     checks.report("wrong values are refused, with a message", faults, len(WRONG))
+
+
+def check_cluster(checks):
+    """What the chart reads of the cluster: the StatefulSet that runs, and whether it is OpenShift."""
+
+    def render(cluster, *arguments):
+        return checks.render(
+            VERSIONS[-1], *LEAST, "--dry-run=server", "--is-upgrade", "--disable-openapi-validation",
+            "--kubeconfig", cluster.kubeconfig, *arguments,
+        )  # fmt: skip
+
+    faults, looked_at = [], 0
+    live = Release(checks.render(VERSIONS[-1], *LEAST).stdout).one("StatefulSet")
+    without = {**live, "spec": {key: value for key, value in live["spec"].items() if key != "volumeClaimTemplates"}}
+    command = "kubectl delete statefulset release-sendbird-bridge --namespace calls --cascade=orphan"
+    for found, arguments, refusal in [
+        (live, [], None),
+        (live, ["--set", "journal.size=16384Mi"], None),
+        (live, ["--set", "journal.size=64Gi"], "journal.size: expected 16Gi"),
+        (live, ["--set", "journal.size=9Gi"], "journal.size: expected 16Gi"),
+        (live, ["--set", "journal.storageClassName=fast"], 'journal.storageClassName: expected ""'),
+        (live, ["--set", "journal.accessModes={ReadWriteOncePod}"], 'journal.accessModes: expected "ReadWriteOnce"'),
+        (live, ["--set", "journal.annotations.a=b"], "journal.annotations: expected"),
+        (live, ["--set", "journal.volume=emptyDir"], "journal: expected the kind of volume"),
+        (live, ["--set", "journal.existingClaim=c"], "journal: expected the kind of volume"),
+        (without, [], "journal: expected the kind of volume"),
+        (without, ["--set", "journal.volume=emptyDir,journal.size=64Gi"], None),
+        (without, ["--set", "journal.existingClaim=c"], None),
+    ]:
+        with Cluster(checks.options.scratch, found) as cluster:
+            out = render(cluster, *arguments)
+        looked_at += 1
+        if refusal is None and out.returncode:
+            faults.append(f"{arguments}: {out.stderr}")
+        elif refusal and (refusal not in out.stderr or command not in out.stderr):
+            faults.append(f"{arguments}: expected {refusal!r} and {command!r}, but found {out.stderr.strip()!r}")
+    with Cluster(checks.options.scratch, kinds={"security.openshift.io/v1": {}}) as cluster:
+        out = render(cluster)
+    if out.returncode or any(user_of(pod) for pod in Release(out.stdout).pods()):
+        faults.append(f"expected no user on OpenShift, but found {out.stdout[-500:]}{out.stderr}")
+    checks.report("what the chart reads of the cluster", faults, looked_at + 1)
 
 
 def check_rendered(checks):
@@ -801,6 +922,7 @@ def main():
     check_live(checks, rendered)
     check_golden(checks, rendered)
     check_rendered(checks)
+    check_cluster(checks)
     check_wrong(checks)
     check_secrets(checks)
     check_least(checks)

@@ -216,6 +216,39 @@ ipFamilies:
 {{- end }}
 {{- end -}}
 
+{{/*
+Refuses what would change the claims: Kubernetes changes no volumeClaimTemplates of a StatefulSet, and the API server's refusal does
+not say what to do. Argument: a list of the root and the StatefulSet that runs, empty if there is none.
+*/}}
+{{- define "bridge.checkClaims" -}}
+{{- $root := first . -}}
+{{- $live := last . -}}
+{{- $j := $root.Values.journal -}}
+{{- if $live -}}
+{{- $advice := printf "so first change the claims, and run: kubectl delete statefulset %s --namespace %s --cascade=orphan; see \"Another size of the journal\" in the chart's README.md" (include "bridge.fullname" $root) $root.Release.Namespace -}}
+{{- $claims := dig "spec" "volumeClaimTemplates" list $live -}}
+{{- $wanted := and (eq $j.volume "claim") (not $j.existingClaim) -}}
+{{- if ne (empty $claims) (not $wanted) -}}
+{{- fail (printf "journal: expected the kind of volume (journal.volume, journal.existingClaim) that the StatefulSet that runs has, because Kubernetes cannot change it, but found another; %s" $advice) -}}
+{{- end -}}
+{{- if $wanted -}}
+{{- $claim := first $claims -}}
+{{- $size := dig "spec" "resources" "requests" "storage" "" $claim -}}
+{{- $found := dict "storageClassName" (dig "spec" "storageClassName" "" $claim) "accessModes" (dig "spec" "accessModes" list $claim | join ",") "annotations" (dig "metadata" "annotations" dict $claim | toJson) -}}
+{{- $asked := dict "storageClassName" $j.storageClassName "accessModes" (join "," $j.accessModes) "annotations" (toJson $j.annotations) -}}
+{{- $sizes := list (include "bridge.mebibytes" $size) (include "bridge.mebibytes" $j.size) -}}
+{{- if and (ne (first $sizes) (last $sizes)) (not (has "0" $sizes)) -}}
+{{- fail (printf "journal.size: expected %s, which the StatefulSet that runs has, because Kubernetes cannot change it, but found %s; %s" $size $j.size $advice) -}}
+{{- end -}}
+{{- range $key, $value := $asked -}}
+{{- if ne $value (get $found $key) -}}
+{{- fail (printf "journal.%s: expected %s, which the StatefulSet that runs has, because Kubernetes cannot change it, but found %s; %s" $key (get $found $key | quote) ($value | quote) $advice) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "bridge.path" -}}{{- default "/webhooks/sendbird" .Values.config.server.path -}}{{- end -}}
 
 {{/* The configuration file. */}}
