@@ -526,6 +526,25 @@ def check_cluster(checks):
             faults.append(f"{arguments}: {out.stderr}")
         elif refusal and (refusal not in out.stderr or command not in out.stderr):
             faults.append(f"{arguments}: expected {refusal!r} and {command!r}, but found {out.stderr.strip()!r}")
+    by_helm = {"manager": "helm", "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}, "f:template": {}}}}
+    by_helm_3 = by_helm | {"operation": "Update"}
+    scaled = {"manager": "kube-controller-manager", "operation": "Update", "subresource": "scale"}
+    scaled |= {"fieldsV1": {"f:spec": {"f:replicas": {}}}}
+    status = {"manager": "kube-controller-manager", "operation": "Update", "fieldsV1": {"f:status": {"f:replicas": {}}}}
+    for fields, expected in [
+        # Autoscaling is switched on, or has changed nothing yet.
+        ([by_helm, status], 3),
+        ([by_helm, scaled, status], None),
+        ([by_helm_3, status], 3),
+        ([by_helm_3, scaled, status], 3),
+    ]:
+        metadata = live["metadata"] | {"managedFields": fields}
+        with Cluster(checks.options.scratch, live | {"metadata": metadata, "spec": live["spec"] | {"replicas": 3}}) as cluster:
+            out = render(cluster, "--set", "autoscaling.enabled=true")
+        looked_at += 1
+        found = out.stderr if out.returncode else Release(out.stdout).one("StatefulSet")["spec"].get("replicas")
+        if found != expected:
+            faults.append(f"expected {expected} replicas over three with {fields}, but found {found}")
     with Cluster(checks.options.scratch, kinds={"security.openshift.io/v1": {}}) as cluster:
         out = render(cluster)
     if out.returncode or any(user_of(pod) for pod in Release(out.stdout).pods()):

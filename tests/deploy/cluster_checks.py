@@ -174,6 +174,61 @@ def install(checks, server, path, faults, refusals):
     return objects, len(pods)
 
 
+def check_upgrades(checks, server):
+    """What must not happen at an upgrade: a changed size of the journal that fails with no advice, or replicas that are stopped
+    because autoscaling begins. The faults.
+    """
+    server.make("/api/v1/namespaces", {"metadata": {"name": "calls"}})
+    path = "/apis/apps/v1/namespaces/calls/statefulsets/release-sendbird-bridge"
+    faults = []
+
+    def helm(*arguments, refusal=None):
+        done = checks.run(
+            checks.options.helm, *arguments, "--namespace", "calls", "--kubeconfig", server.kubeconfig
+        )
+        if (done.returncode != 0) != (refusal is not None) or (refusal or "") not in done.stderr:
+            faults.append(f"helm {arguments}: expected {refusal or 'success'}, but found {done.stderr[-1000:]}")
+
+    def upgrade(*values, refusal=None):
+        helm("upgrade", "release", CHART, "--set", "secret.name=s,replicas=3", *values, refusal=refusal)
+
+    def expect(what, expected):
+        spec = json.loads(server.ask("GET", path)[1])["spec"]
+        size = spec["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"]
+        if (spec["replicas"], size) != expected:
+            faults.append(f"{what}: expected {expected}, but found {(spec['replicas'], size)}")
+
+    helm("install", "release", CHART, "--set", "secret.name=s,replicas=3")
+    larger = ["--set", "journal.size=64Gi"]
+    upgrade(*larger, refusal="kubectl delete statefulset release-sendbird-bridge --namespace calls --cascade=orphan")
+    expect("a refused upgrade", (3, "16Gi"))
+    # No controller runs that would take the pods' owner away, as it does for --cascade=orphan; here are no pods.
+    server.ask("DELETE", f"{path}?propagationPolicy=Background")
+    upgrade(*larger)
+    expect("a StatefulSet that is made anew", (3, "64Gi"))
+    scaled = [*larger, "--set", "autoscaling.enabled=true"]
+    upgrade(*scaled)
+    expect("autoscaling is switched on", (3, "64Gi"))
+    upgrade(*scaled, "--set", "podAnnotations.changed=1")
+    expect("an upgrade before the autoscaler has changed anything", (3, "64Gi"))
+    # As the autoscaler does.
+    scale = json.loads(server.ask("GET", f"{path}/scale")[1])
+    scale["spec"]["replicas"] = 5
+    server.ask("PUT", f"{path}/scale?fieldManager=kube-controller-manager", scale)
+    upgrade(*scaled, "--set", "podAnnotations.changed=2")
+    expect("an upgrade after the autoscaler has", (5, "64Gi"))
+    scale = json.loads(server.ask("GET", f"{path}/scale")[1])
+    scale["spec"]["replicas"] = 6
+    server.ask("PUT", f"{path}/scale?fieldManager=kube-controller-manager", scale)
+    upgrade(*scaled, "--set", "podAnnotations.changed=3")
+    helm("rollback", "release")
+    expect("a rollback after that", (6, "64Gi"))
+    upgrade(*larger, "--set", "replicas=6")
+    expect("autoscaling is switched off", (6, "64Gi"))
+    helm("uninstall", "release")
+    return faults
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("--server", "--scratch"):
@@ -194,6 +249,7 @@ def main():
         checks.report("the server takes each release, changed ones too, and helm removes it", faults, len(checks.ci))
         checks.report("pods are admitted under the restricted Pod Security Standard", refusals, pods)
         wanted = {"StatefulSet", "NetworkPolicy", "ServiceMonitor", "PrometheusRule", "HTTPRoute", "PodDisruptionBudget"}
+        checks.report("upgrades: another size of the journal, autoscaling", check_upgrades(checks, server), 1)
         checks.report("kinds of objects", [f"none of kind {kind}" for kind in wanted - kinds], len(kinds))
     print(f"{checks.count - checks.failed} passed, {checks.failed} failed")
     sys.exit(1 if checks.failed else 0)

@@ -249,6 +249,26 @@ not say what to do. Argument: a list of the root and the StatefulSet that runs, 
 {{- end -}}
 {{- end -}}
 
+{{/*
+How many replicas a manifest with autoscaling asks for: as many as run, because the API server sets 1 where the field disappears.
+Nothing if the field stays without us: helm applies on the server's side, and the autoscaler holds the field too. A number would
+then be in conflict with it as soon as it has changed. Argument: the StatefulSet that runs, empty if there is none.
+*/}}
+{{- define "bridge.scaledReplicas" -}}
+{{- $applied := false -}}
+{{- $held := false -}}
+{{- range dig "metadata" "managedFields" list . -}}
+{{- if hasPrefix "helm" .manager -}}
+{{- $applied = or $applied (eq .operation "Apply") -}}
+{{- else -}}
+{{- $held = or $held (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas") -}}
+{{- end -}}
+{{- end -}}
+{{- if and . (not (and $applied $held)) -}}
+{{- dig "spec" "replicas" 1 . -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "bridge.path" -}}{{- default "/webhooks/sendbird" .Values.config.server.path -}}{{- end -}}
 
 {{/* The configuration file. */}}
