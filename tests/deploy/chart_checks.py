@@ -167,6 +167,17 @@ RENDERED = [
         == ["old"],
     ),
     (
+        "a pod that answers nothing leaves the Service within 6 s, and is being replaced after 70 s",
+        [],
+        lambda release: silence(release.probe("readiness")) <= 6
+        and silence(release.probe("liveness")) + release.probe("liveness")["terminationGracePeriodSeconds"] <= 70,
+    ),
+    (
+        "a restarted pod is Ready within a second of its listener, and has five minutes to open a journal",
+        [],
+        lambda release: release.probe("startup")["periodSeconds"] == 1 and release.probe("startup")["failureThreshold"] == 300,
+    ),
+    (
         "the families of addresses are the cluster's choice, and the bridge listens on IPv4",
         [],
         lambda release: release.listens() == ["0.0.0.0:8080", "0.0.0.0:9090"]
@@ -210,6 +221,10 @@ class Release:
         """The bridge's pod."""
         return self.template()["spec"]
 
+    def probe(self, name):
+        """A probe of the bridge's container."""
+        return self.pod()["containers"][0][f"{name}Probe"]
+
     def claim(self):
         """What the claims of the journals are made from."""
         (claim,) = self.one("StatefulSet")["spec"]["volumeClaimTemplates"]
@@ -232,6 +247,12 @@ class Release:
     def pods(self):
         """The bridge's pod and that of `helm test`."""
         return [self.pod(), self.one("Pod")["spec"]]
+
+
+def silence(probe):
+    """Seconds until a probe fails at the latest: the first may come a period after the silence began, and the last is waited for."""
+    period, timeout = probe["periodSeconds"], probe["timeoutSeconds"]
+    return period + (probe["failureThreshold"] - 1) * max(period, timeout) + timeout
 
 
 def user_of(pod):
