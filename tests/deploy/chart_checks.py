@@ -78,6 +78,9 @@ WRONG = [
     (["--set", r"podLabels.app\.kubernetes\.io/component=x"], "podLabels: expected labels that the chart does not set"),
     (["--set", "extraContainers[0].name=bridge,extraContainers[0].image=i"], "'not' failed"),
     (["--set", "initContainers[0].name=a"], "missing property 'image'"),
+    # It would hold for zones too, and leave pods without a node where no node has a zone.
+    (["--set", "topologySpread.whenUnsatisfiable=DoNotSchedule"], "additional properties 'whenUnsatisfiable' not allowed"),
+    (["--set", "topologySpread.constraints[0].topologyKey=a"], "missing property 'whenUnsatisfiable'"),
     (["--set", "extraVolumes[0].name=journal"], "'not' failed"),
     (["--set", "extraVolumeMounts[0].name=a"], "missing property 'mountPath'"),
     (["--set", "hostAliases[0].ip=10.0.0.5"], "missing property 'hostnames'"),
@@ -176,6 +179,17 @@ RENDERED = [
         "a restarted pod is Ready within a second of its listener, and has five minutes to open a journal",
         [],
         lambda release: release.probe("startup")["periodSeconds"] == 1 and release.probe("startup")["failureThreshold"] == 300,
+    ),
+    (
+        "a strict spread holds for the labels that are named with it, and for no other",
+        ["--set", "topologySpread.constraints[1].topologyKey=kubernetes.io/hostname"]
+        + ["--set", "topologySpread.constraints[1].whenUnsatisfiable=DoNotSchedule"]
+        + ["--set", "topologySpread.constraints[0].topologyKey=zone,topologySpread.constraints[0].whenUnsatisfiable=ScheduleAnyway"],
+        lambda release: [
+            (found["topologyKey"], found["whenUnsatisfiable"], found["maxSkew"])
+            for found in release.pod()["topologySpreadConstraints"]
+        ]
+        == [("zone", "ScheduleAnyway", 1), ("kubernetes.io/hostname", "DoNotSchedule", 1)],
     ),
     (
         "the families of addresses are the cluster's choice, and the bridge listens on IPv4",
