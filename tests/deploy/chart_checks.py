@@ -192,6 +192,12 @@ RENDERED = [
         == [("zone", "ScheduleAnyway", 1), ("kubernetes.io/hostname", "DoNotSchedule", 1)],
     ),
     (
+        "the pod of a test that passed is deleted",
+        [],
+        lambda release: release.one("Pod")["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+        == "before-hook-creation,hook-succeeded",
+    ),
+    (
         "the families of addresses are the cluster's choice, and the bridge listens on IPv4",
         [],
         lambda release: release.listens() == ["0.0.0.0:8080", "0.0.0.0:9090"]
@@ -926,7 +932,7 @@ def check_notes(checks):
         (["--set", "config.access.open=true"], "ANYBODY"),
         ([], "kubectl create secret generic s "),
         ([], "curl --no-buffer --header"),
-        ([], "helm test release --namespace calls"),
+        ([], "helm test release --namespace calls --logs"),
         (["--set", "tls.server.secretName=t,tls.server.clientCaKey=ca.crt"], "There is no helm test: senders need"),
         (["--set", "test.enabled=false"], "There is no helm test: test.enabled"),
     ]
