@@ -890,6 +890,15 @@ def check_readme(checks):
     checks.report("README.md has every value with its default", faults, len(rows))
 
 
+def check_quotes(checks):
+    """What README.md tells people to look for in the log is what the program writes."""
+    readme = (CHART / "README.md").read_text(encoding="utf-8")
+    source = (ROOT / "src/app/reload.rs").read_text(encoding="utf-8")
+    quoted = set(re.findall(r"grep '([^']+)'", readme))
+    faults = [f"expected {text!r} in src/app/reload.rs, but found it not there" for text in quoted if f'"{text}"' not in source]
+    checks.report("README.md quotes the log", faults, len(quoted))
+
+
 def check_versions(checks):
     """The chart is for the program of this repository."""
     cargo = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["package"]["version"]
@@ -989,6 +998,7 @@ def main():
     check_links(checks)
     check_schema(checks)
     check_readme(checks)
+    check_quotes(checks)
     check_notes(checks)
     check_versions(checks)
     print(f"{checks.count - checks.failed} passed, {checks.failed} failed ({time.monotonic() - started:.0f} s)")
