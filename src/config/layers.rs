@@ -103,7 +103,7 @@ impl Variables {
         let mut dict = Dict::new();
         for (name, text) in environment {
             let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-            if name == CONFIG_VARIABLE || is_service_link(rest) {
+            if name == CONFIG_VARIABLE || is_service_link(rest, &text) {
                 continue;
             }
             let path: Vec<String> = rest.to_lowercase().split("__").map(str::to_owned).collect();
@@ -120,9 +120,17 @@ impl Variables {
     }
 }
 
-/// Kubernetes puts these into every pod beside a Service of our name; they are not meant for us.
-fn is_service_link(rest: &str) -> bool {
-    !rest.contains("__") && (rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_"))
+/// Kubernetes puts these into every pod beside a Service whose name is ours or begins with it (`sendbird-bridge-eu`); they
+/// are not meant for us.
+fn is_service_link(rest: &str, text: &str) -> bool {
+    let words: Vec<&str> = rest.split('_').collect();
+    !rest.contains("__")
+        && (0..words.len()).any(|at| match &words[at..] {
+            ["SERVICE", "HOST"] | ["SERVICE", "PORT", ..] => true,
+            ["PORT"] => text.contains("://"),
+            ["PORT", number, "TCP" | "UDP" | "SCTP", ..] => number.parse::<u16>().is_ok(),
+            _ => false,
+        })
 }
 
 fn insert(dict: &mut Dict, path: &[String], text: String) {

@@ -96,11 +96,22 @@ fn a_wrong_variable_is_named() {
 #[test]
 fn variables_that_kubernetes_adds_are_left_alone() {
     let links = [
-        ("SENDBIRD_BRIDGE_SERVICE_HOST", "10.0.0.1"),
-        ("SENDBIRD_BRIDGE_PORT", "tcp://10.0.0.1:80"),
-        ("SENDBIRD_BRIDGE_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT", "80"),
+        ("SERVICE_PORT_WEBHOOK", "80"),
+        ("PORT", "tcp://10.0.0.1:80"),
+        ("PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+        ("PORT_8080_TCP_PROTO", "tcp"),
+        ("PORT_8080_TCP_PORT", "8080"),
+        ("PORT_8080_TCP_ADDR", "10.0.0.1"),
     ];
-    load(AUTHENTICATED, &links).unwrap();
+    for service in ["", "EU_", "OF_A_SERVICE_"] {
+        let names = links.map(|(name, value)| (format!("SENDBIRD_BRIDGE_{service}{name}"), value));
+        load(AUTHENTICATED, &names.each_ref().map(|(name, value)| (name.as_str(), *value))).unwrap();
+    }
+    for mistake in ["SENDBIRD_BRIDGE_PORT", "SENDBIRD_BRIDGE_SERVER_PORT", "SENDBIRD_BRIDGE_PORT_8080_X"] {
+        assert!(faults(AUTHENTICATED, &[(mistake, "8080")])[0].contains(mistake), "{mistake}");
+    }
 }
 
 #[test]
