@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
+use hyper::http::uri::Scheme;
 use indicatif::ProgressBar;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::client::{self, TlsArgs};
 use super::latency::Latencies;
@@ -23,11 +25,15 @@ use super::table::progress_bar;
 use super::{Failure, print};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Secret;
+use crate::domain::units::Span;
 use crate::sendbird::category::Category;
 use crate::sendbird::sample::{Sample, Sampler};
 
 /// Deliveries that may wait for a sender that is held up.
 const QUEUE: usize = 16;
+
+/// Between two tries to connect before the first delivery.
+const BETWEEN_CONNECTIONS: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -42,6 +48,10 @@ pub(super) struct Args {
     /// A file that holds the token
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
+
+    /// Wait up to this long until the address takes connections, as in "15s"; by default, only the deliveries' own tries
+    #[arg(long, value_name = "TIME")]
+    connect_within: Option<Span>,
 
     #[command(flatten)]
     tls: TlsArgs,
@@ -105,6 +115,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         not_in_time: 0,
         retried: 0,
     }));
+    if let Some(Span(limit)) = args.connect_within {
+        // Whether it was in vain, the first delivery will tell.
+        let _in_time = timeout(limit, await_listener(&args.url)).await;
+    }
     let progress = progress_bar(count, "{bar:40} {pos}/{len} {per_sec} {eta} left");
     let begun = Instant::now();
     let sent = send_all(&args, &sendbird, samples, &tally, &progress).await;
@@ -115,6 +129,15 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     match tally.not_in_time {
         0 => Ok(()),
         n => Err(Failure::Failed(format!("{n} of {count} deliveries failed: not answered 200 in time"))),
+    }
+}
+
+/// Until the address takes a connection.
+async fn await_listener(url: &Uri) {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let port = url.port_u16().unwrap_or(if url.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 });
+    while TcpStream::connect((host, port)).await.is_err() {
+        sleep(BETWEEN_CONNECTIONS).await;
     }
 }
 

@@ -192,6 +192,11 @@ RENDERED = [
         == [("zone", "ScheduleAnyway", 1), ("kubernetes.io/hostname", "DoNotSchedule", 1)],
     ),
     (
+        "helm test waits for a policy engine to let its pod in",
+        [],
+        lambda release: "--connect-within=15s" in release.one("Pod")["spec"]["containers"][0]["args"],
+    ),
+    (
         "the pod of a test that passed is deleted",
         [],
         lambda release: release.one("Pod")["metadata"]["annotations"]["helm.sh/hook-delete-policy"]

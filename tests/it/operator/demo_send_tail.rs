@@ -1,6 +1,7 @@
 //! The commands that people run: `demo`, `send`, `tail`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -102,6 +103,31 @@ fn send_makes_what_it_is_asked_for() {
     let found: Vec<String> =
         bridge.events().iter().map(|event| event.envelope["data"]["category"].as_str().unwrap().to_owned()).collect();
     assert_eq!(found, ["direct_call:dial", "room:create", "room:delete", "room:create", "direct_call:dial"]);
+}
+
+#[test]
+fn send_waits_for_a_listener_where_it_is_told_to() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        // The three tries of a delivery are over by then.
+        std::thread::sleep(Duration::from_secs(2));
+        let listener = std::net::TcpListener::bind(address).unwrap();
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            // The connection that finds the listener carries no request.
+            if connection.read(&mut [0; 4096]).unwrap() > 0 {
+                return connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            }
+        }
+    });
+    let url = format!("http://{address}/");
+    let ended = run(&["send", "--url", &url, "--token", TOKEN, "--connect-within", "30s"]);
+    assert_eq!(ended.code(), Some(0), "{}", ended.stdout());
+    server.join().unwrap();
+
+    let ended = run(&["send", "--url", &url, "--token", TOKEN, "--connect-within", "300ms"]);
+    assert_eq!(ended.code(), Some(1), "nobody listens any more: {}", ended.stdout());
+    assert!(ended.stdout().contains("no connection"), "{}", ended.stdout());
 }
 
 #[test]
