@@ -25,6 +25,9 @@ pub use self::settings::{Network, SecretHeader, Settings, SignatureMode};
 use crate::domain::secret::{RotatableSecret, Secret};
 use crate::sendbird::signature::{self, Keys};
 
+/// Where proxies write whom they speak for.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
 /// Why a delivery is rejected before it is parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
@@ -123,7 +126,7 @@ impl Access {
     /// The first check that fails.
     pub fn admit(&self, peer: IpAddr, headers: &HeaderMap) -> Result<Admitted, Denied> {
         if !self.networks.is_empty() || self.rate.is_some() {
-            let source = self.source(peer, headers);
+            let (source, _) = self.source(peer, headers);
             if !self.networks.is_empty() && !source.is_some_and(|source| contains(&self.networks, source)) {
                 return Err(Denied::Network);
             }
@@ -181,23 +184,37 @@ impl Access {
         }
     }
 
+    /// The address that a delivery is judged by, and where it was found, for the log.
+    pub fn describe_source(&self, peer: IpAddr, headers: &HeaderMap) -> (Option<IpAddr>, String) {
+        let (source, hop) = self.source(peer, headers);
+        let found = match (source, hop) {
+            (None, hop) => format!("{FORWARDED_FOR}: entry {hop} from the end, which is no address"),
+            (Some(_), 0) if !headers.contains_key(FORWARDED_FOR) => "peer".into(),
+            (Some(_), 0) => format!("peer; it is not in access.trusted_proxies, so its {FORWARDED_FOR} does not count"),
+            (Some(_), hop) => format!("{FORWARDED_FOR}: entry {hop} from the end"),
+        };
+        (source, found)
+    }
+
     /// The address that the delivery comes from: the peer's, or, behind trusted proxies, the last one in
-    /// X-Forwarded-For that none of them wrote about itself. `None` when that can't be read.
-    fn source(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
-        let mut source = peer.to_canonical();
+    /// X-Forwarded-For that none of them wrote about itself. `None` when that can't be read. With it, which entry of
+    /// that header it is, counted from the end; 0 for the peer.
+    fn source(&self, peer: IpAddr, headers: &HeaderMap) -> (Option<IpAddr>, usize) {
+        let (mut source, mut hop) = (peer.to_canonical(), 0);
         if !contains(&self.trusted_proxies, source) {
-            return Some(source);
+            return (Some(source), hop);
         }
         // Several headers are one list in the order in which they stand.
-        let hops: Vec<_> =
-            headers.get_all("x-forwarded-for").iter().map(|value| value.to_str().unwrap_or("?")).collect();
-        for hop in hops.iter().rev().flat_map(|list| list.rsplit(',')) {
-            source = address(hop.trim())?;
+        let lists = headers.get_all(FORWARDED_FOR).iter().rev().map(|value| value.to_str().unwrap_or("?"));
+        for entry in lists.flat_map(|list| list.rsplit(',')) {
+            hop += 1;
+            let Some(address) = address(entry.trim()) else { return (None, hop) };
+            source = address;
             if !contains(&self.trusted_proxies, source) {
-                return Some(source);
+                break;
             }
         }
-        Some(source)
+        (Some(source), hop)
     }
 }
 

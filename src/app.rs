@@ -23,6 +23,7 @@ use crate::http::admin::{self, Admin, SinkEntry};
 use crate::http::documents::Documents;
 use crate::http::feed::Feeds;
 use crate::http::listener::{Bound, Counts, Limits, Listener};
+use crate::http::refusals::Refusals;
 use crate::http::tls::{self, Certificates};
 use crate::http::{descriptors, reply, webhook};
 use crate::journal::{self, Journal, SinkSpec};
@@ -122,12 +123,8 @@ impl App {
         // Bound first: a second bridge on the same machine then fails on its address, with a clear word.
         let listen = |address: SocketAddr, key| move |source| Error::Listen { address, key, source };
         let server = &config.server;
-        let counts = Counts {
-            open: metrics.connections.clone(),
-            refused: metrics.rejected.with_label_values(&["connections"]),
-            late: metrics.rejected.with_label_values(&["too_slow"]),
-            write_timeouts: metrics.rejected.with_label_values(&["write_timeout"]),
-        };
+        let refusals = Arc::new(Refusals::new("webhook", metrics.rejected.clone()));
+        let counts = Counts { open: metrics.connections.clone(), refusals };
         let mut certificates = Vec::new();
         let webhook_tls = open_certificates("server", server.tls.as_ref(), &mut certificates)?;
         let admin_tls = open_certificates("admin", config.admin.tls.as_ref(), &mut certificates)?;
@@ -135,7 +132,7 @@ impl App {
         let limits = Limits { connections, write: webhook::WRITE_LIMIT };
         let webhook_error = listen(server.listen, "server.listen");
         let webhook = Bound::to(server.listen, limits, counts, webhook_tls).map_err(&webhook_error)?;
-        let (address, counts) = (config.admin.listen, Counts::unregistered()?);
+        let (address, counts) = (config.admin.listen, Counts::unregistered("admin")?);
         let admin_error = listen(address, "admin.listen");
         let admin_listener = Bound::to(address, admin::LIMITS, counts, admin_tls).map_err(&admin_error)?;
         let (tracer, spans) = spans::set_up(&config, &clock, &metrics)?;
@@ -235,7 +232,7 @@ impl App {
         }
         let filter = admin::filter(Arc::new(admin));
         tasks.start("admin".into(), admin_listener.serve(filter, stop_admin.clone()));
-        let filter = webhook::filter(&config.server, path_secret, intake);
+        let filter = webhook::filter(&config.server, path_secret, intake, webhook.refusals());
         tasks.start("webhook".into(), webhook.serve(filter, stop_webhook.clone()));
         tasks.start("reload".into(), reload.run());
         let watched = journal.clone();

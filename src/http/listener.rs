@@ -11,16 +11,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{IntCounter, IntGauge};
+use prometheus::IntGauge;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, Answers, Ended, Peer};
-use super::{reply, tls};
+use super::connection::{self, Answers, Peer};
+use super::refusals::Refusals;
+use super::reply::Problem;
+use super::tls;
 
 /// Connections that the system may accept for us before we do; it may have a lower limit of its own. One more would be
 /// tried again after a second, which is all that Sendbird waits, so there is room for a burst.
@@ -28,6 +30,9 @@ const BACKLOG: u32 = 4096;
 
 /// Pause after a failed accept, such as with no file descriptors left; far less than Sendbird's second.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether there are refusals to be logged.
+const FLUSH: Duration = Duration::from_secs(10);
 
 /// How long a handshake that has begun may take to end once the listener is stopping.
 const HANDSHAKE_LIMIT: Duration = Duration::from_millis(200);
@@ -65,26 +70,18 @@ pub struct Limits {
 pub struct Counts {
     /// Open connections.
     pub open: IntGauge,
-    /// Connections that there was no room for.
-    pub refused: IntCounter,
-    /// Heads that did not arrive whole, or not in time.
-    pub late: IntCounter,
-    /// Connections whose peers took no answer.
-    pub write_timeouts: IntCounter,
+    /// What was refused.
+    pub refusals: Arc<Refusals>,
 }
 
 impl Counts {
-    /// Counts that nobody sees, for a listener whose connections are no deliveries.
+    /// Counts that nobody sees, for a `listener` whose connections are no deliveries.
     ///
     /// # Errors
     /// Only if the names were invalid.
-    pub fn unregistered() -> prometheus::Result<Self> {
-        Ok(Self {
-            open: IntGauge::new("open", "not registered")?,
-            refused: IntCounter::new("refused", "not registered")?,
-            late: IntCounter::new("late", "not registered")?,
-            write_timeouts: IntCounter::new("write_timeouts", "not registered")?,
-        })
+    pub fn unregistered(listener: &'static str) -> prometheus::Result<Self> {
+        let refusals = Arc::new(Refusals::unregistered(listener)?);
+        Ok(Self { open: IntGauge::new("open", "not registered")?, refusals })
     }
 }
 
@@ -120,16 +117,23 @@ impl Listener {
         self.socket.local_addr()
     }
 
+    /// Where its refusals are counted and logged.
+    pub fn refusals(&self) -> Arc<Refusals> {
+        Arc::clone(&self.counts.refusals)
+    }
+
     /// Serves until `stop`, then until the requests under way are answered.
     pub async fn serve<F: Answers>(self, filter: F, stop: CancellationToken) {
         let Self { socket, limits, counts, tls } = self;
         let permits = Arc::new(Semaphore::new(limits.connections));
         let (write_limit, tasks) = (limits.write, JoinSet::new());
+        let mut flush = interval(FLUSH);
         let mut connections = Connections { permits, write_limit, filter, stop: stop.clone(), counts, tls, tasks };
         loop {
             tokio::select! {
                 accepted = socket.accept() => connections.take(accepted).await,
                 Some(_ended) = connections.tasks.join_next() => {}
+                _ = flush.tick() => connections.counts.refusals.flush(),
                 () = stop.cancelled() => break,
             }
         }
@@ -168,10 +172,11 @@ impl<F: Answers> Connections<F> {
             }
         };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            self.counts.refused.inc();
+            let problem = Problem::TooManyConnections;
+            self.counts.refusals.note_problem(problem, problem.detail(), peer.ip());
             // Who waits for a handshake would not understand the answer.
             if self.tls.is_none() {
-                refuse(&stream);
+                refuse(&stream, problem);
             }
             return;
         };
@@ -180,11 +185,7 @@ impl<F: Answers> Connections<F> {
         let (write_limit, open) = (self.write_limit, Open::new(counts.open));
         self.tasks.spawn(async move {
             let _held = (permit, open);
-            match connection::serve(stream, write_limit, tls, Peer(peer.ip()), filter, &stop).await {
-                Ended::Closed => {}
-                Ended::TooSlow => counts.late.inc(),
-                Ended::WriteTimeout => counts.write_timeouts.inc(),
-            }
+            connection::serve(stream, write_limit, tls, Peer(peer.ip()), filter, &counts.refusals, &stop).await;
         });
     }
 
@@ -224,8 +225,8 @@ impl Drop for Open {
 
 /// One more connection than there may be. The answer fits into the socket's empty buffer, so this
 /// neither waits nor needs a task.
-fn refuse(stream: &TcpStream) {
-    if let Err(error) = stream.try_write(reply::TOO_MANY_CONNECTIONS) {
+fn refuse(stream: &TcpStream, problem: Problem) {
+    if let Err(error) = stream.try_write(&problem.raw()) {
         tracing::debug!(%error, "cannot write 503 to a connection over the limit");
     }
 }
@@ -248,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_panics_is_no_longer_counted() {
-        let counts = Counts::unregistered().unwrap();
+        let counts = Counts::unregistered("test").unwrap();
         let limits = Limits { connections: 1, write: Duration::from_secs(1) };
         let bound = Bound::to(([127, 0, 0, 1], 0).into(), limits, counts.clone(), None).unwrap();
         let listener = bound.listen().unwrap();

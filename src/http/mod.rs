@@ -9,6 +9,7 @@ pub mod documents;
 pub mod feed;
 pub mod listener;
 pub mod openapi;
+pub mod refusals;
 pub mod reply;
 mod socket;
 pub mod tls;

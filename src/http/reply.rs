@@ -69,8 +69,18 @@ pub enum Problem {
     TooLarge,
     /// The body did not arrive within the deadline.
     TooSlow,
-    /// The body broke off.
+    /// The body broke off, or its chunks are not well-formed.
     Interrupted,
+    /// What came is no HTTP/1.1 request, or its parts contradict each other.
+    InvalidHead,
+    /// The head of the request is larger than it may be.
+    HeadTooLarge,
+    /// TLS where plain HTTP is spoken.
+    Tls,
+    /// A PROXY protocol header where there should be none.
+    ProxyProtocol,
+    /// As many connections are open as there may be.
+    TooManyConnections,
     /// The admin endpoint's token is missing or wrong.
     AdminToken,
     /// A parameter of the feed makes no sense.
@@ -96,24 +106,29 @@ pub const REASONS: &[&str] = &[
     "deadline",
     "disk",
     "full",
+    "handshake",
+    "head_too_large",
     "header",
     "interrupted",
+    "invalid_head",
     "malformed",
     "method",
     "network",
     "no_category",
     "not_found",
     "overload",
+    "proxy_protocol",
     "signature_missing",
     "signature_wrong",
     "stopping",
+    "tls",
     "too_large",
     "too_many",
     "too_slow",
     "write_timeout",
 ];
 
-/// The values of the label `status` of `answer_seconds`: 200 and what the reasons are answered with.
+/// The values of the label `status` of `answer_seconds`: 200 and what the reasons are answered with, once there is a head.
 pub const STATUSES: &[&str] = &["200", "400", "401", "403", "404", "405", "408", "413", "429", "503"];
 
 struct Facts {
@@ -147,6 +162,19 @@ impl Problem {
         )
     }
 
+    /// What is wrong, in words.
+    pub fn detail(self) -> &'static str {
+        self.facts().detail
+    }
+
+    /// The whole answer as it is written to a connection that ends with it, where there is no request to answer.
+    pub fn raw(self) -> Vec<u8> {
+        let (status, body) = (self.status(), self.document());
+        let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
+        let head = format!("HTTP/1.1 {status}\r\ncontent-type: {PROBLEM}\r\ncontent-length: {}\r\n", body.len());
+        format!("{head}{retry}connection: close\r\n\r\n{body}").into_bytes()
+    }
+
     fn facts(self) -> Facts {
         use StatusCode as S;
         match self {
@@ -157,9 +185,16 @@ impl Problem {
             }
             Self::TooLarge => facts(S::PAYLOAD_TOO_LARGE, "too_large", "the body is too large"),
             Self::TooSlow => facts(S::REQUEST_TIMEOUT, "too_slow", "the request did not arrive in time"),
-            Self::Interrupted => {
-                facts(S::BAD_REQUEST, "interrupted", "the connection closed before the end of the body")
+            Self::Interrupted => facts(S::BAD_REQUEST, "interrupted", "the body is incomplete or not well-formed"),
+            Self::InvalidHead => facts(S::BAD_REQUEST, "invalid_head", "expected a valid HTTP/1.1 request"),
+            Self::HeadTooLarge => {
+                facts(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "the head of the request is too large")
             }
+            Self::Tls => facts(S::BAD_REQUEST, "tls", "expected plain HTTP, but found TLS"),
+            Self::ProxyProtocol => {
+                facts(S::BAD_REQUEST, "proxy_protocol", "expected an HTTP request, but found a PROXY protocol header")
+            }
+            Self::TooManyConnections => facts(S::SERVICE_UNAVAILABLE, "connections", "too many connections; try again"),
             Self::AdminToken => facts(S::UNAUTHORIZED, "admin_token", "expected the admin token as a bearer token"),
             Self::Parameter { expected } => facts(S::BAD_REQUEST, "parameter", expected),
             Self::TooManyFeeds => facts(S::SERVICE_UNAVAILABLE, "feeds", "too many feeds are open; try again later"),
@@ -240,21 +275,6 @@ pub fn internal(error: &dyn std::fmt::Display) -> Problem {
     Problem::Internal
 }
 
-/// Written to a connection that there is no room for.
-pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/problem+json\r\n\
-    content-length: 108\r\n\
-    retry-after: 1\r\n\
-    connection: close\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections; try again\"}";
-
-/// Written to a connection whose head came too slowly for a request to exist.
-pub const HEAD_TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\n\
-    content-type: application/problem+json\r\n\
-    content-length: 107\r\n\
-    connection: close\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Request Timeout\",\"status\":408,\"detail\":\"the request did not arrive in time\"}";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +289,11 @@ mod tests {
             (Problem::TooLarge, 413),
             (Problem::TooSlow, 408),
             (Problem::Interrupted, 400),
+            (Problem::InvalidHead, 400),
+            (Problem::HeadTooLarge, 431),
+            (Problem::Tls, 400),
+            (Problem::ProxyProtocol, 400),
+            (Problem::TooManyConnections, 503),
             (Problem::Refused(Refused::Denied(Denied::Network)), 403),
             (Problem::Refused(Refused::Denied(Denied::Application)), 403),
             (Problem::Refused(Refused::Denied(Denied::TooMany)), 429),
@@ -283,13 +308,13 @@ mod tests {
             (Problem::Refused(Refused::Unavailable(AppendError::Closed)), 503),
             (Problem::Refused(Refused::Deadline), 503),
         ];
-        // The listener counts connections that it has no room for, and those that take no answer.
+        // Connections that take no answer, and handshakes that fail, are counted and not answered.
         assert_eq!(expected.len() + 2, REASONS.len(), "each reason has a case");
         for (problem, status) in expected {
             assert!(REASONS.contains(&problem.reason()), "{problem:?}");
             let response = problem.into_response();
             assert_eq!(response.status().as_u16(), status, "{problem:?}");
-            assert!(STATUSES.contains(&response.status().as_str()), "{problem:?}");
+            assert!(status == 431 || STATUSES.contains(&response.status().as_str()), "{problem:?}");
             assert_eq!(response.headers()["content-type"], "application/problem+json");
             assert_eq!(response.headers().contains_key("retry-after"), matches!(status, 429 | 503), "{problem:?}");
             assert_eq!(response.headers().contains_key("allow"), status == 405);
@@ -311,12 +336,17 @@ mod tests {
     }
 
     #[test]
-    fn raw_answers_are_well_formed() {
-        for raw in [TOO_MANY_CONNECTIONS, HEAD_TOO_SLOW] {
-            let text = std::str::from_utf8(raw).unwrap();
-            let (head, body) = text.split_once("\r\n\r\n").unwrap();
-            assert!(head.contains(&format!("content-length: {}", body.len())), "{} bytes: {head}", body.len());
-            serde_json::from_str::<serde_json::Value>(body).unwrap();
+    fn a_raw_answer_is_the_same_as_the_other() {
+        for problem in [Problem::TooManyConnections, Problem::TooSlow, Problem::HeadTooLarge] {
+            let raw = String::from_utf8(problem.raw()).unwrap();
+            let (head, body) = raw.split_once("\r\n\r\n").unwrap();
+            assert_eq!(body, problem.document());
+            assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+            let response = problem.into_response();
+            let status = response.status();
+            let reason = status.canonical_reason().unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {} {reason}\r\n", status.as_str())), "{head}");
+            assert_eq!(head.contains("retry-after"), response.headers().contains_key("retry-after"));
         }
     }
 }

@@ -54,10 +54,31 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 
-/// A socket that tells when bytes come.
+/// A socket that tells when bytes come, and holds back what hyper answers by itself to something that is no request, with
+/// the end of the connection that follows: who has the socket afterwards can answer better.
 pub(super) struct TrackedStream<S> {
     pub(super) stream: S,
-    pub(super) activity: Arc<Activity>,
+    activity: Arc<Activity>,
+    held_back: bool,
+}
+
+impl<S: Socket> TrackedStream<S> {
+    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, held_back: false }
+    }
+}
+
+/// Where hyper's own answer begins that these bytes end with. It has no content type; ours have.
+fn automatic(bytes: &[u8]) -> Option<usize> {
+    const BEGIN: &[u8] = b"HTTP/1.1 4";
+    const LONGEST: usize = 200;
+    if !bytes.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let tail = bytes.len().saturating_sub(LONGEST);
+    let begin = tail + bytes[tail..].windows(BEGIN.len()).rposition(|window| window == BEGIN)?;
+    let has = |part: &[u8]| bytes[begin..].windows(part.len()).any(|window| window == part);
+    (has(b"\r\ncontent-length: 0\r\n") && !has(b"\r\ncontent-type:")).then_some(begin)
 }
 
 impl<S: Socket> AsyncRead for TrackedStream<S> {
@@ -73,19 +94,14 @@ impl<S: Socket> AsyncRead for TrackedStream<S> {
 
 impl<S: Socket> AsyncWrite for TrackedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match automatic(buf) {
+            Some(0) => {
+                self.held_back = true;
+                Poll::Ready(Ok(buf.len()))
+            }
+            Some(begin) => Pin::new(&mut self.stream).poll_write(cx, &buf[..begin]),
+            None => Pin::new(&mut self.stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -93,6 +109,9 @@ impl<S: Socket> AsyncWrite for TrackedStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held_back {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -21,13 +21,16 @@ use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
 
 use super::connection::Peer;
+use super::refusals::{Line, Refusals};
 use super::reply::{self, Problem};
 use super::tls;
+use crate::access::Denied;
 use crate::domain::secret::RotatableSecret;
 use crate::domain::trace::TraceParent;
 use crate::domain::units::{self, Size, Span};
 use crate::journal::AppendError;
 use crate::pipeline::{Accepted, Intake, Refused};
+use crate::sendbird::delivery;
 use crate::traces::{self, Answer, Outcome};
 
 /// How much of a body that is too large is read and thrown away, so that its sender, still writing,
@@ -109,6 +112,19 @@ struct Webhook {
     /// What is left of [`BODY_BUDGET`].
     body_budget: Semaphore,
     intake: Arc<Intake>,
+    refusals: Arc<Refusals>,
+}
+
+/// Why a delivery is not taken, and, once it is known to be Sendbird's, its body.
+struct Rejected {
+    problem: Problem,
+    verified: Option<Bytes>,
+}
+
+impl From<Problem> for Rejected {
+    fn from(problem: Problem) -> Self {
+        Self { problem, verified: None }
+    }
 }
 
 /// The filter that answers every request to the webhook's listener.
@@ -116,6 +132,7 @@ pub fn filter(
     settings: &Settings,
     path_secret: Option<RotatableSecret>,
     intake: Arc<Intake>,
+    refusals: Arc<Refusals>,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
     let webhook = Arc::new(Webhook {
         path: settings.path.clone(),
@@ -124,6 +141,7 @@ pub fn filter(
         deadline: settings.answer_deadline.0,
         body_budget: Semaphore::new(BODY_BUDGET),
         intake,
+        refusals,
     });
     warp::method()
         .and(warp::path::full())
@@ -155,7 +173,7 @@ impl Webhook {
         let mut span = self.intake.tracer.delivery(begun);
         let result = match self.is_for_us(&method, path) {
             Ok(()) => self.accept(begun + self.deadline, peer, headers, body, &mut span).await,
-            Err(problem) => Err(problem),
+            Err(problem) => Err(problem.into()),
         };
         let metrics = &self.intake.metrics;
         let (response, outcome) = match result {
@@ -163,8 +181,9 @@ impl Webhook {
                 let outcome = if accepted.duplicate { Outcome::Duplicate } else { Outcome::Stored };
                 (reply::accepted(&accepted), outcome)
             }
-            Err(problem) => {
-                metrics.rejected.with_label_values(&[problem.reason()]).inc();
+            Err(Rejected { problem, verified }) => {
+                let line = || self.describe(problem, &method, path, peer, headers, verified);
+                self.refusals.note(problem.reason(), line);
                 (problem.into_response(), Outcome::Refused(problem.reason()))
             }
         };
@@ -180,12 +199,62 @@ impl Webhook {
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
         span: &mut traces::Delivery<'_>,
-    ) -> Result<Accepted, Problem> {
+    ) -> Result<Accepted, Rejected> {
         let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
         let (body, permit) = self.read(deadline, headers, body).await?;
-        let accepting = self.intake.accept(admitted, body, trace(headers), span).map_err(Problem::Refused)?;
+        let accepting = self.intake.accept(admitted, body.clone(), trace(headers), span).map_err(|refused| {
+            let verified = (refused == Refused::Denied(Denied::Application)).then_some(body);
+            Rejected { problem: Problem::Refused(refused), verified }
+        })?;
         drop(permit);
-        self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)
+        Ok(self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)?)
+    }
+
+    /// What the log says of a refusal.
+    fn describe(
+        &self,
+        problem: Problem,
+        method: &Method,
+        path: &str,
+        peer: Peer,
+        headers: &HeaderMap,
+        verified: Option<Bytes>,
+    ) -> Line {
+        let (source, source_from) = self.intake.access.describe_source(peer.0, headers);
+        let secret = if self.path_secret.is_some() { "/ and the path secret" } else { "" };
+        let detail = match problem {
+            Problem::NotFound => format!("expected the path {}{secret}", self.path),
+            other => other.detail().to_owned(),
+        };
+        let application = verified.and_then(|body| Some(delivery::parse(&body).ok()?.application_id()?.to_owned()));
+        Line {
+            status: Some(problem.status().as_u16()),
+            detail,
+            source,
+            source_from,
+            method: Some(match *method {
+                Method::POST => "POST",
+                Method::GET => "GET",
+                Method::HEAD => "HEAD",
+                Method::PUT => "PUT",
+                Method::OPTIONS => "OPTIONS",
+                _ => "other",
+            }),
+            path: (problem == Problem::NotFound).then(|| self.without_secret(path)),
+            application: application.map(|id| shortened(&id)),
+        }
+    }
+
+    /// A path that is not the webhook's, without what might be a path secret.
+    fn without_secret(&self, path: &str) -> String {
+        let is_below = path.strip_prefix(self.path.trim_end_matches('/')).is_some_and(|rest| rest.starts_with('/'));
+        if self.path_secret.is_none() && !is_below {
+            return shortened(path);
+        }
+        let segments = path.split('/').zip(self.path.split('/')).take_while(|(given, ours)| given == ours);
+        let known: Vec<&str> = segments.map(|(given, _)| given).collect();
+        let known = known.join("/");
+        if known == path { known } else { format!("{}/…", known.trim_end_matches('/')) }
     }
 
     fn is_for_us(&self, method: &Method, path: &str) -> Result<(), Problem> {
@@ -245,6 +314,15 @@ impl Webhook {
             }
         }
         problem.map_or_else(|| Ok(received.whole()), Err)
+    }
+}
+
+/// The beginning of a text that somebody else chose the length of.
+fn shortened(text: &str) -> String {
+    const LONGEST: usize = 100;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -1,43 +1,13 @@
 //! What the log says of a sink that fails: enough to know what is wrong, at a bounded rate, and that it is over.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::domain::rate_limit::RateLimit;
 use crate::sink::Fault;
 
-/// While something goes on failing, one line in this time.
-const INTERVAL: Duration = Duration::from_secs(30);
-
-/// In that time, so many failures have a line of their own because they are unlike those before: of two that take turns,
-/// such as a closed connection and the reason for it, chance may pick the first each time.
+/// In one interval of [`RateLimit`], so many failures have a line of their own because they are unlike those before: of
+/// two that take turns, such as a closed connection and the reason for it, chance may pick the first each time.
 const OTHERS: usize = 2;
-
-/// Lines about one thing, at most one in [`INTERVAL`].
-#[derive(Debug, Default)]
-pub(super) struct RateLimit {
-    last: Option<Instant>,
-    suppressed: u64,
-}
-
-impl RateLimit {
-    /// One more has happened: how many had no line since the last one, if this one is to have a line.
-    pub(super) fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.is_closed(now) {
-            self.suppressed += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.suppressed))
-    }
-
-    /// How many had no line, if that may be logged now and there are any.
-    fn flush(&mut self, now: Instant) -> Option<u64> {
-        if self.suppressed == 0 || self.is_closed(now) { None } else { self.admit(now) }
-    }
-
-    fn is_closed(&self, now: Instant) -> bool {
-        self.last.is_some_and(|last| now.duration_since(last) < INTERVAL)
-    }
-}
 
 /// A sink's failures since it last worked.
 #[derive(Debug, Default)]
@@ -77,7 +47,7 @@ impl FailureLog {
         }
         let is_new = self.logged.len() <= OTHERS && !self.logged.contains(fault);
         // It was counted as one without a line.
-        is_new.then(|| std::mem::take(&mut self.failures.suppressed).saturating_sub(1))
+        is_new.then(|| self.failures.take_suppressed().saturating_sub(1))
     }
 
     fn log(&mut self, fault: &Fault, suppressed: u64) {
@@ -102,7 +72,7 @@ impl FailureLog {
         let Some(since) = self.failing_since.take() else { return false };
         self.newest = None;
         // A single failed event among many that work must not make two lines for each of its tries.
-        if self.failures.last.is_some_and(|last| last >= since) {
+        if self.failures.last().is_some_and(|last| last >= since) {
             let after_seconds = now.duration_since(since).as_secs();
             tracing::info!(sink = self.sink, after_seconds, "sink recovered");
         }
@@ -152,24 +122,11 @@ impl FailureLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::rate_limit::INTERVAL;
     use crate::sink::Reason;
 
     fn fault(detail: &str) -> Fault {
         Fault { reason: Reason::Connection, detail: detail.into() }
-    }
-
-    #[test]
-    fn lines_are_bounded_and_everything_is_counted() {
-        let (mut limit, begun) = (RateLimit::default(), Instant::now());
-        assert_eq!(limit.admit(begun), Some(0));
-        for second in 1..30 {
-            assert_eq!(limit.admit(begun + Duration::from_secs(second)), None);
-        }
-        assert_eq!(limit.flush(begun + Duration::from_secs(29)), None, "too early");
-        assert_eq!(limit.admit(begun + INTERVAL), Some(29));
-        assert_eq!(limit.flush(begun + 3 * INTERVAL), None, "nothing was suppressed");
-        assert_eq!(limit.admit(begun + INTERVAL + Duration::from_secs(1)), None);
-        assert_eq!(limit.flush(begun + 2 * INTERVAL), Some(1));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::failure_log::RateLimit;
+use crate::domain::rate_limit::RateLimit;
 use crate::journal::{Journal, Limits, ReadError, Reader};
 
 /// How much is read from the journal at a time.

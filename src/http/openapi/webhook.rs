@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Components, answer, certificate, problems, server};
 use crate::access::{self, Denied, SignatureMode};
 use crate::domain::trace::TraceParent;
-use crate::http::reply::{AcceptedDocument, Problem, TOO_MANY_CONNECTIONS};
+use crate::http::reply::{AcceptedDocument, Problem};
 use crate::http::webhook;
 use crate::journal::AppendError;
 use crate::pipeline::Refused;
@@ -13,10 +13,13 @@ use crate::sendbird::category::Category;
 use crate::sendbird::delivery;
 
 /// All that a delivery can be answered with but 200.
-const PROBLEMS: [Problem; 18] = [
+const PROBLEMS: [Problem; 23] = [
     Problem::Refused(Refused::Malformed(delivery::Refused::NotAnObject)),
     Problem::Refused(Refused::Malformed(delivery::Refused::NoCategory)),
     Problem::Interrupted,
+    Problem::InvalidHead,
+    Problem::Tls,
+    Problem::ProxyProtocol,
     Problem::Refused(Refused::Denied(Denied::SignatureMissing)),
     Problem::Refused(Refused::Denied(Denied::SignatureWrong)),
     Problem::Refused(Refused::Denied(Denied::Header)),
@@ -26,12 +29,14 @@ const PROBLEMS: [Problem; 18] = [
     Problem::Method { allow: "POST" },
     Problem::TooSlow,
     Problem::TooLarge,
+    Problem::HeadTooLarge,
     Problem::Refused(Refused::Denied(Denied::TooMany)),
     Problem::Refused(Refused::Unavailable(AppendError::Busy)),
     Problem::Refused(Refused::Unavailable(AppendError::Full)),
     Problem::Refused(Refused::Unavailable(AppendError::Failed)),
     Problem::Refused(Refused::Unavailable(AppendError::Closed)),
     Problem::Refused(Refused::Deadline),
+    Problem::TooManyConnections,
 ];
 
 pub(super) fn paths(
@@ -62,14 +67,6 @@ fn deliver(settings: &webhook::Settings, access: &access::Settings, components: 
     let accepted = components.schema::<AcceptedDocument>();
     let mut responses = problems(PROBLEMS);
     responses.insert("200".into(), answer("The event is durable.", "application/json", &accepted));
-    responses.insert("431".into(), json!({ "description": "The head is larger than 16 KiB." }));
-    if let Some(no_connection) =
-        std::str::from_utf8(TOO_MANY_CONNECTIONS).ok().and_then(|raw| raw.split("\r\n\r\n").nth(1))
-    {
-        let document: Value = serde_json::from_str(no_connection).unwrap_or_default();
-        responses["503"]["content"]["application/problem+json"]["examples"]["connections"] =
-            json!({ "value": document });
-    }
     let security = security(settings, access, components);
     let body = format!(
         "At most {}, nested at most {} levels deep. Read with tolerance: only what is no JSON object, or has no text as \
@@ -151,8 +148,8 @@ mod tests {
     #[test]
     fn every_reason_is_described() {
         let described: BTreeSet<&str> = PROBLEMS.into_iter().map(Problem::reason).collect();
-        // The one is a connection that gets an answer before it can ask, the other one that takes no answer.
-        let described: BTreeSet<&str> = described.into_iter().chain(["connections", "write_timeout"]).collect();
+        // Neither has an answer.
+        let described: BTreeSet<&str> = described.into_iter().chain(["handshake", "write_timeout"]).collect();
         assert_eq!(described, REASONS.iter().copied().collect());
     }
 }

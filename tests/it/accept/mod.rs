@@ -3,6 +3,7 @@
 
 mod answers;
 mod overload;
+mod refusals;
 mod secret_rotation;
 mod shutdown;
 mod tls;

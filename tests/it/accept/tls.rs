@@ -11,9 +11,9 @@ use crate::support::process::run;
 use crate::support::samples::dial;
 use crate::support::tls::connect;
 
-const ADDRESS: &str = "127.0.0.1";
+pub(super) const ADDRESS: &str = "127.0.0.1";
 
-fn with_certificate(config: Config, section: &str, files: &Files) -> Config {
+pub(super) fn with_certificate(config: Config, section: &str, files: &Files) -> Config {
     config
         .set(&format!("{section}.tls.cert_file"), &format!("'{}'", files.cert_file.display()))
         .set(&format!("{section}.tls.key_file"), &format!("'{}'", files.key_file.display()))

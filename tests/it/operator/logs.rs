@@ -6,9 +6,9 @@ use std::process::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::bridge::{Config, PATH, signed};
+use crate::support::bridge::{Config, signed};
 use crate::support::eventually;
-use crate::support::http::{Connection, Request};
+use crate::support::http::Request;
 use crate::support::process::{self, program};
 use crate::support::samples::dial;
 
@@ -116,34 +116,6 @@ fn wrong_usage_is_a_line_as_well() {
     let help = process::run(&["--log-format", "json", "--help"]);
     assert_eq!((help.code(), help.stderr()), (Some(0), String::new()));
     assert!(help.stdout().contains("Usage: "), "{}", help.stdout());
-}
-
-#[test]
-fn a_rejected_delivery_is_counted_and_has_no_line() {
-    let bridge = Config::new().start();
-    let ready = || bridge.log().so_far().iter().any(|line| line.contains("\"ready\""));
-    eventually("it is ready", ready);
-    let before = bridge.log().count();
-    let rejected = [
-        (signed(b"no JSON"), 400),
-        (Request::post(PATH).body(&dial("a", 1)), 401),
-        (Request::post("/elsewhere").body(&dial("a", 1)), 404),
-        (Request::get(PATH), 405),
-    ];
-    let mut connection = Connection::open(bridge.webhook);
-    for n in 0..1_000 {
-        let (request, status) = &rejected[n % rejected.len()];
-        connection.send(request).problem(*status);
-    }
-    for _ in 0..50 {
-        // What breaks off, or is no HTTP, has none either.
-        Connection::open(bridge.webhook).write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx");
-        Connection::open(bridge.webhook).write(b"\x16\x03\x01no HTTP\r\n\r\n");
-    }
-    assert_eq!(Request::post("/elsewhere").send(bridge.webhook).status, 404);
-    let lines = bridge.log().so_far();
-    assert_eq!(lines.len(), before, "{:#?}", &lines[before..]);
-    assert!(bridge.metric("sendbird_bridge_rejected_total", &[("reason", "not_found")]) > 250.0);
 }
 
 #[test]

@@ -1,0 +1,132 @@
+//! What a listener refuses: each refusal is counted by its reason, and has a line in the log as often as that is bearable.
+//!
+//! A line says why, and by whose address that was judged. It never holds a body, a query, a header, or a part of a path
+//! that could be a secret.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use prometheus::{IntCounterVec, Opts};
+
+use super::reply::Problem;
+use crate::domain::rate_limit::RateLimit;
+
+/// The refusals of a listener.
+pub struct Refusals {
+    listener: &'static str,
+    rejected: IntCounterVec,
+    limits: Mutex<BTreeMap<&'static str, RateLimit>>,
+}
+
+/// What a line says of a refusal, beside its reason.
+#[derive(Default)]
+pub(super) struct Line {
+    /// The status that it was answered with, if it was answered.
+    pub(super) status: Option<u16>,
+    /// What is wrong, for those who run the bridge.
+    pub(super) detail: String,
+    /// The address that was judged, if it could be read.
+    pub(super) source: Option<IpAddr>,
+    /// Where that address was found.
+    pub(super) source_from: String,
+    /// The method, or that it is an unusual one.
+    pub(super) method: Option<&'static str>,
+    /// The path, as far as it is no secret.
+    pub(super) path: Option<String>,
+    /// The application that the delivery names.
+    pub(super) application: Option<String>,
+}
+
+impl Line {
+    /// For a refusal of a connection as such, or of what it began with.
+    pub(super) fn of_connection(status: Option<u16>, detail: impl Into<String>, peer: IpAddr) -> Self {
+        let (detail, source) = (detail.into(), Some(peer.to_canonical()));
+        Self { status, detail, source, source_from: "peer".into(), ..Self::default() }
+    }
+}
+
+impl Refusals {
+    /// The refusals of `listener`, which are counted in `rejected` by their reason.
+    pub fn new(listener: &'static str, rejected: IntCounterVec) -> Self {
+        Self { listener, rejected, limits: Mutex::default() }
+    }
+
+    /// Those of a listener whose requests are no deliveries; they are logged, and counted where nobody sees it.
+    ///
+    /// # Errors
+    /// Only if the name were invalid.
+    pub fn unregistered(listener: &'static str) -> prometheus::Result<Self> {
+        Ok(Self::new(listener, IntCounterVec::new(Opts::new("rejected", "not registered"), &["reason"])?))
+    }
+
+    /// Counts a refusal. It is logged with what `line` gives, unless one with the same reason was a moment ago.
+    pub(super) fn note(&self, reason: &'static str, line: impl FnOnce() -> Line) {
+        self.rejected.with_label_values(&[reason]).inc();
+        let admitted =
+            self.limits.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default().admit(now());
+        macro_rules! log {
+            ($level:ident, $suppressed:expr) => {{
+                let Line { status, detail, source, source_from, method, path, application } = line();
+                tracing::$level!(
+                    listener = self.listener,
+                    reason,
+                    status,
+                    detail,
+                    setting = setting(reason),
+                    source = source.map(tracing::field::display),
+                    source_from,
+                    method,
+                    path,
+                    application,
+                    suppressed = $suppressed,
+                    "request refused"
+                );
+            }};
+        }
+        match admitted {
+            Some(suppressed) => log!(warn, (suppressed > 0).then_some(suppressed)),
+            None if tracing::enabled!(tracing::Level::DEBUG) => log!(debug, None::<u64>),
+            None => {}
+        }
+    }
+
+    /// Counts and logs that a connection was refused with `problem`, because of `detail`.
+    pub(super) fn note_problem(&self, problem: Problem, detail: impl Into<String>, peer: IpAddr) {
+        let line = || Line::of_connection(Some(problem.status().as_u16()), detail, peer);
+        self.note(problem.reason(), line);
+    }
+
+    /// Logs how many had no line, once there may be one. To be called now and then: the last refusals of many would
+    /// otherwise never be told of.
+    pub(super) fn flush(&self) {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        for (reason, limit) in &mut *limits {
+            if let Some(suppressed) = limit.flush(now()) {
+                tracing::warn!(listener = self.listener, reason, suppressed, "requests refused");
+            }
+        }
+    }
+}
+
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The setting that a refusal follows from, if there is one.
+fn setting(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "application" => "access.applications",
+        "connections" => "server.max_connections",
+        "deadline" => "server.answer_deadline",
+        "full" => "journal.max_bytes",
+        "header" => "access.header",
+        "network" => "access.networks",
+        "not_found" => "server.path",
+        "signature_missing" | "signature_wrong" => "access.api_tokens",
+        "too_large" => "server.max_body",
+        "too_many" => "access.rate_per_source",
+        _ => return None,
+    })
+}
