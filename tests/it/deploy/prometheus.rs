@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 
 use crate::support::bridge::Config;
 use crate::support::broker::{Kind, Own};
+use crate::support::http::Request;
 use crate::support::load::Load;
 use crate::support::process::Stdout;
 use crate::support::prometheus::{Prometheus, hastened, promtool};
 use crate::support::repository::read;
-use crate::support::samples::samples;
+use crate::support::samples::{dial, samples};
 use crate::support::{PATIENCE, eventually};
 
 const RULES: &str = "deploy/prometheus/rules.yaml";
@@ -127,4 +128,45 @@ fn an_alert_fires_while_a_broker_is_away_and_clears() {
     broker.run("start");
     eventually("the alert clears", || prometheus.firing(ALERT).is_none());
     eventually("Prometheus sees the sink connected", || !prometheus.query(connected).is_empty());
+}
+
+#[test]
+fn refusals_fire_an_alert_until_deliveries_are_accepted() {
+    let bridge = Config::new().start();
+    let prometheus = Prometheus::scrape(bridge.admin, &hastened(&read(RULES)));
+    let firing = |alert: &str| prometheus.firing(&format!("SendbirdBridge{alert}"));
+    let refuse = || Request::post("/elsewhere").send(bridge.webhook).status;
+    eventually("the rules were evaluated", || {
+        !prometheus.query("instance:sendbird_bridge_deliveries:rate5m").is_empty()
+    });
+    for alert in ["RefusesEverything", "NeverStored", "DeliveriesRefused"] {
+        assert_eq!(firing(alert), None);
+    }
+
+    // The first day: a wrong path.
+    eventually("both alerts fire", || {
+        assert_eq!(refuse(), 404);
+        firing("RefusesEverything").is_some() && firing("NeverStored").is_some()
+    });
+    let alert = firing("RefusesEverything").unwrap();
+    assert_eq!(alert["labels"]["severity"], "critical");
+    assert!(alert["annotations"]["summary"].as_str().unwrap().starts_with(&bridge.admin.to_string()), "{alert}");
+    assert_eq!(firing("DeliveriesRefused"), None, "nothing passes");
+
+    // Then some are right, and others still are not.
+    let mut n = 0;
+    eventually("only the refused ones are told of", || {
+        assert_eq!(refuse(), 404);
+        bridge.deliver(&dial("a", n)).stored();
+        n += 1;
+        firing("DeliveriesRefused").is_some()
+            && firing("RefusesEverything").is_none()
+            && firing("NeverStored").is_none()
+    });
+    assert_eq!(firing("DeliveriesRefused").unwrap()["labels"]["reason"], "not_found");
+    eventually("all is well", || {
+        bridge.deliver(&dial("a", n)).stored();
+        n += 1;
+        firing("DeliveriesRefused").is_none()
+    });
 }
