@@ -45,6 +45,51 @@ pub enum Denied {
     Application,
 }
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its address: that of the socket, or the one that a trusted proxy has given.
+    pub address: IpAddr,
+    /// Where the address was found, in words.
+    pub found: &'static str,
+}
+
+impl Peer {
+    /// The peer of a socket.
+    pub fn of_socket(address: IpAddr) -> Self {
+        Self { address: address.to_canonical(), found: "peer" }
+    }
+}
+
+/// The proxies that are believed.
+#[derive(Clone, Debug)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl TrustedProxies {
+    /// Those of `access.trusted_proxies`.
+    pub fn new(settings: &Settings) -> Self {
+        Self(settings.trusted_proxies.iter().map(Network::net).collect())
+    }
+
+    /// Whose connection this is, once it has begun with a PROXY protocol header that names `client`.
+    pub fn introduce(&self, peer: Peer, client: Option<IpAddr>) -> Peer {
+        match client {
+            Some(client) if self.contains(peer.address) => {
+                Peer { address: client.to_canonical(), found: "PROXY protocol" }
+            }
+            Some(_) => {
+                let found = "peer; it is not in access.trusted_proxies, so its PROXY protocol header does not count";
+                Peer { found, ..peer }
+            }
+            None => peer,
+        }
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        contains(&self.0, address)
+    }
+}
+
 /// The head of a delivery that passed; proof that the body may be read.
 #[derive(Debug)]
 pub struct Admitted {
@@ -78,7 +123,7 @@ pub struct Access {
     signature_headers: Vec<HeaderName>,
     header: Option<(HeaderName, RotatableSecret)>,
     networks: Vec<IpNet>,
-    trusted_proxies: Vec<IpNet>,
+    trusted_proxies: TrustedProxies,
     applications: Vec<String>,
     rate: Option<RateLimiter>,
 }
@@ -89,7 +134,6 @@ impl Access {
     pub fn new(settings: &Settings) -> Self {
         let unsigned = settings.open && settings.api_tokens.is_empty();
         let parse = |name: &String| HeaderName::from_str(name).ok();
-        let nets = |networks: &[Network]| networks.iter().map(Network::net).collect();
         Self {
             mode: if unsigned { SignatureMode::Off } else { settings.signature },
             keys: ArcSwap::from_pointee(keys(settings)),
@@ -98,8 +142,8 @@ impl Access {
                 .header
                 .as_ref()
                 .and_then(|header| Some((parse(&header.name)?, RotatableSecret::new(header.value.clone())))),
-            networks: nets(&settings.networks),
-            trusted_proxies: nets(&settings.trusted_proxies),
+            networks: settings.networks.iter().map(Network::net).collect(),
+            trusted_proxies: TrustedProxies::new(settings),
             applications: settings.applications.clone(),
             rate: settings.rate_per_source.map(|rate| RateLimiter::new(rate, Instant::now())),
         }
@@ -185,12 +229,14 @@ impl Access {
     }
 
     /// The address that a delivery is judged by, and where it was found, for the log.
-    pub fn describe_source(&self, peer: IpAddr, headers: &HeaderMap) -> (Option<IpAddr>, String) {
-        let (source, hop) = self.source(peer, headers);
+    pub fn describe_source(&self, peer: Peer, headers: &HeaderMap) -> (Option<IpAddr>, String) {
+        let (source, hop) = self.source(peer.address, headers);
         let found = match (source, hop) {
             (None, hop) => format!("{FORWARDED_FOR}: entry {hop} from the end, which is no address"),
-            (Some(_), 0) if !headers.contains_key(FORWARDED_FOR) => "peer".into(),
-            (Some(_), 0) => format!("peer; it is not in access.trusted_proxies, so its {FORWARDED_FOR} does not count"),
+            (Some(address), 0) if headers.contains_key(FORWARDED_FOR) && !self.trusted_proxies.contains(address) => {
+                format!("{}; it is not in access.trusted_proxies, so its {FORWARDED_FOR} does not count", peer.found)
+            }
+            (Some(_), 0) => peer.found.into(),
             (Some(_), hop) => format!("{FORWARDED_FOR}: entry {hop} from the end"),
         };
         (source, found)
@@ -201,16 +247,18 @@ impl Access {
     /// that header it is, counted from the end; 0 for the peer.
     fn source(&self, peer: IpAddr, headers: &HeaderMap) -> (Option<IpAddr>, usize) {
         let (mut source, mut hop) = (peer.to_canonical(), 0);
-        if !contains(&self.trusted_proxies, source) {
+        if !self.trusted_proxies.contains(source) {
             return (Some(source), hop);
         }
         // Several headers are one list in the order in which they stand.
         let lists = headers.get_all(FORWARDED_FOR).iter().rev().map(|value| value.to_str().unwrap_or("?"));
-        for entry in lists.flat_map(|list| list.rsplit(',')) {
+        let entries = lists.flat_map(|list| list.rsplit(',')).map(str::trim);
+        // RFC 9110, 5.6.1: empty elements of a list do not count.
+        for entry in entries.filter(|entry| !entry.is_empty()) {
             hop += 1;
-            let Some(address) = address(entry.trim()) else { return (None, hop) };
+            let Some(address) = address(entry) else { return (None, hop) };
             source = address;
-            if !contains(&self.trusted_proxies, source) {
+            if !self.trusted_proxies.contains(source) {
                 break;
             }
         }

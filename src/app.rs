@@ -6,7 +6,6 @@ mod spans;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -14,7 +13,7 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use self::reload::{Reload, SecretConsumers};
-use crate::access::Access;
+use crate::access::{Access, TrustedProxies};
 use crate::config::{Config, SinkConfig, SinkKind};
 use crate::contracts;
 use crate::domain::clock::Clock;
@@ -22,7 +21,8 @@ use crate::domain::secret::RotatableSecret;
 use crate::http::admin::{self, Admin, SinkEntry};
 use crate::http::documents::Documents;
 use crate::http::feed::Feeds;
-use crate::http::listener::{Bound, Counts, Limits, Listener};
+use crate::http::listener::{Bound, Limits, Listener, Terms};
+use crate::http::readiness::Readiness;
 use crate::http::refusals::Refusals;
 use crate::http::tls::{self, Certificates};
 use crate::http::{descriptors, reply, webhook};
@@ -123,18 +123,25 @@ impl App {
         // Bound first: a second bridge on the same machine then fails on its address, with a clear word.
         let listen = |address: SocketAddr, key| move |source| Error::Listen { address, key, source };
         let server = &config.server;
-        let refusals = Arc::new(Refusals::new("webhook", metrics.rejected.clone()));
-        let counts = Counts { open: metrics.connections.clone(), refusals };
         let mut certificates = Vec::new();
-        let webhook_tls = open_certificates("server", server.tls.as_ref(), &mut certificates)?;
+        let terms = Terms {
+            limits: Limits {
+                connections: descriptors::room_for(server.max_connections),
+                write: webhook::WRITE_LIMIT,
+                idle: server.idle_timeout.0,
+            },
+            tls: open_certificates("server", server.tls.as_ref(), &mut certificates)?,
+            proxies: server.proxy_protocol.then(|| TrustedProxies::new(&config.access)),
+            open: metrics.connections.clone(),
+            refusals: Arc::new(Refusals::new("webhook", metrics.rejected.clone())),
+        };
         let admin_tls = open_certificates("admin", config.admin.tls.as_ref(), &mut certificates)?;
-        let connections = descriptors::room_for(server.max_connections);
-        let limits = Limits { connections, write: webhook::WRITE_LIMIT };
         let webhook_error = listen(server.listen, "server.listen");
-        let webhook = Bound::to(server.listen, limits, counts, webhook_tls).map_err(&webhook_error)?;
-        let (address, counts) = (config.admin.listen, Counts::unregistered("admin")?);
+        let webhook = Bound::to(server.listen, terms).map_err(&webhook_error)?;
+        let address = config.admin.listen;
         let admin_error = listen(address, "admin.listen");
-        let admin_listener = Bound::to(address, admin::LIMITS, counts, admin_tls).map_err(&admin_error)?;
+        let terms = Terms::unregistered("admin", admin::LIMITS, admin_tls)?;
+        let admin_listener = Bound::to(address, terms).map_err(&admin_error)?;
         let (tracer, spans) = spans::set_up(&config, &clock, &metrics)?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
@@ -180,7 +187,7 @@ impl App {
             metrics,
             sinks: entries,
             clock,
-            stopping: Arc::new(AtomicBool::new(false)),
+            readiness: Readiness::new(journal.clone()),
             stop,
             started: Instant::now(),
             documents: Documents::default(),
@@ -225,14 +232,15 @@ impl App {
         let (stop_webhook, stop_sinks, stop_admin) =
             (CancellationToken::new(), CancellationToken::new(), admin.stop.clone());
         let stop_spans = CancellationToken::new();
-        let stopping = Arc::clone(&admin.stopping);
+        let readiness = admin.readiness.clone();
         let mut tasks = Tasks::default();
         for forwarder in forwarders {
             tasks.start(format!("sink {}", forwarder.name), forwarder.forward(stop_sinks.clone()));
         }
         let filter = admin::filter(Arc::new(admin));
         tasks.start("admin".into(), admin_listener.serve(filter, stop_admin.clone()));
-        let filter = webhook::filter(&config.server, path_secret, intake, webhook.refusals());
+        let refusals = webhook.refusals();
+        let filter = webhook::filter(&config.server, path_secret, intake, refusals, readiness.clone());
         tasks.start("webhook".into(), webhook.serve(filter, stop_webhook.clone()));
         tasks.start("reload".into(), reload.run());
         let watched = journal.clone();
@@ -249,7 +257,7 @@ impl App {
         if let Some(task) = &ended {
             tracing::error!(task, "task exited unexpectedly; shutting down");
         }
-        stopping.store(true, Ordering::Relaxed);
+        readiness.begin_stop();
         let deadline = tokio::time::Instant::now() + STOP_LIMIT;
         let in_order = async {
             stop_webhook.cancel();

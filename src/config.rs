@@ -186,7 +186,7 @@ impl Gather<'_> {
             traces: self.section("traces"),
             secret_files: Vec::new(),
         };
-        self.checked("server", config.server.check());
+        self.checked("server", config.server.check(!config.access.trusted_proxies.is_empty()));
         self.checked("admin", config.admin.check());
         self.checked("access", config.access.check());
         self.checked("journal", config.journal.check());

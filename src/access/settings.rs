@@ -53,7 +53,7 @@ pub struct Settings {
     pub header: Option<SecretHeader>,
     /// The networks that deliveries may come from; empty means any.
     pub networks: Vec<Network>,
-    /// The proxies whose X-Forwarded-For is trusted when looking for the source address.
+    /// The proxies whose X-Forwarded-For, and whose PROXY protocol header, is trusted when looking for the source address.
     pub trusted_proxies: Vec<Network>,
     /// The `application_id`s that deliveries may name; empty means any.
     pub applications: Vec<String>,

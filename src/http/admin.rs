@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
@@ -22,6 +21,7 @@ use warp::{Filter, Reply};
 use super::documents::Documents;
 use super::feed::Feeds;
 use super::listener::Limits;
+use super::readiness::Readiness;
 use super::reply::{self, Problem, respond};
 use super::tls;
 use crate::domain::clock::Clock;
@@ -33,7 +33,7 @@ use crate::pipeline::SinkStatus;
 
 /// Of connections to the admin endpoint: how many, one more is answered 503 and closed, and how long one may take
 /// nothing of what is written to it before it is closed. A reader of the feed has its reasons to pause, and can resume.
-pub const LIMITS: Limits = Limits { connections: 256, write: Duration::from_secs(60) };
+pub const LIMITS: Limits = Limits { connections: 256, write: Duration::from_secs(60), idle: Duration::from_secs(90) };
 
 /// `admin.*`: where operators look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -82,8 +82,8 @@ pub struct Admin {
     pub sinks: Vec<SinkEntry>,
     /// For ages.
     pub clock: Clock,
-    /// Set when the bridge begins to stop.
-    pub stopping: Arc<AtomicBool>,
+    /// Whether the bridge is ready.
+    pub readiness: Readiness,
     /// The feeds of what is stored.
     pub feeds: Feeds,
     /// Ends feeds that follow.
@@ -203,12 +203,12 @@ impl Admin {
             return Ok(respond(StatusCode::OK, document.content_type, document.body.to_vec()));
         }
         match path {
-            "/readyz" => self.ready().map(|()| ok()).map_err(|why| Problem::NotReady { why }),
+            "/readyz" => self.readiness.check().map(|()| reply::ok()).map_err(|why| Problem::NotReady { why }),
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
             "/events" => self.feeds.open(query, headers),
             // Alive, and started, because it answers: everything is open before the listener is.
-            _ => Ok(ok()),
+            _ => Ok(reply::ok()),
         }
     }
 
@@ -219,18 +219,6 @@ impl Admin {
         let given = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(SCHEME.len()));
         let right = |(scheme, given): (&[u8], &[u8])| scheme.eq_ignore_ascii_case(SCHEME) && token.equals(given);
         if given.is_some_and(right) { Ok(()) } else { Err(Problem::AdminToken) }
-    }
-
-    fn ready(&self) -> Result<(), &'static str> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err("stopping");
-        }
-        match self.journal.health() {
-            Health::Healthy => Ok(()),
-            Health::Full => Err("the journal is full"),
-            Health::Failed => Err("the journal's disk fails"),
-            Health::Closed => Err("the journal is closed"),
-        }
     }
 
     async fn metrics(self: &Arc<Self>) -> Result<Response, Problem> {
@@ -266,8 +254,8 @@ impl Admin {
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
-            ready: self.ready().is_ok(),
-            stopping: self.stopping.load(Ordering::Relaxed),
+            ready: self.readiness.check().is_ok(),
+            stopping: self.readiness.is_stopping(),
             journal: JournalStatus { stats: self.journal.stats(), max_bytes: self.max_bytes },
             sinks: self.sink_reports().await,
         };
@@ -308,10 +296,6 @@ impl Admin {
             vec![None; count]
         })
     }
-}
-
-fn ok() -> Response {
-    respond(StatusCode::OK, "text/plain; charset=utf-8", b"ok\n".to_vec())
 }
 
 fn gauge(value: u64) -> i64 {

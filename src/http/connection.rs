@@ -10,7 +10,6 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -21,6 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use prometheus::IntGauge;
 use tokio::io::{self as tokio_io, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
@@ -33,6 +33,8 @@ use warp::{Filter, Reply};
 use super::refusals::{Line, Refusals};
 use super::reply::Problem;
 use super::socket::{Activity, Socket, TrackedStream, WriteLimited};
+use super::{proxy_protocol, tls};
+use crate::access::{Peer, TrustedProxies};
 
 /// The size limit of a head, and of each read of a body. Multiplied by the number of connections, it bounds the memory
 /// that unauthenticated senders can occupy.
@@ -40,10 +42,6 @@ const BUFFER: usize = 16 * 1024;
 
 /// From a head's first byte to its end.
 const HEAD_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long a connection may be idle. It is longer than the 60 s after which load balancers usually close idle
-/// connections: if the server closed first, the load balancer could send a request into a closed connection.
-const IDLE_LIMIT: Duration = Duration::from_secs(90);
 
 /// How much of what follows a refused head is read and thrown away, and for how long: closing a socket with unread bytes
 /// resets it, and its peer would lose the answer.
@@ -59,9 +57,41 @@ pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Cl
 
 impl<F> Answers for F where F: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
-/// Who is at the other end of the connection, for filters.
+/// What the connections of a listener may take.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) IpAddr);
+pub struct Limits {
+    /// How many there may be; one more is answered 503 and closed.
+    pub connections: usize,
+    /// How long a peer may take nothing of what is written to it before its connection is closed.
+    pub write: Duration,
+    /// How long a connection may be idle.
+    pub idle: Duration,
+}
+
+/// On what terms the connections of a listener are served.
+pub struct Terms {
+    /// What they may take.
+    pub limits: Limits,
+    /// The certificate; without one they are plain HTTP.
+    pub tls: Option<tls::Current>,
+    /// Where each begins with a PROXY protocol header: whose is believed.
+    pub proxies: Option<TrustedProxies>,
+    /// How many are open.
+    pub open: IntGauge,
+    /// What was refused.
+    pub refusals: Arc<Refusals>,
+}
+
+impl Terms {
+    /// Terms of a listener whose requests are no deliveries and are not counted.
+    ///
+    /// # Errors
+    /// Only if the names were invalid.
+    pub fn unregistered(listener: &'static str, limits: Limits, tls: Option<tls::Current>) -> prometheus::Result<Self> {
+        let open = IntGauge::new("open", "not registered")?;
+        Ok(Self { limits, tls, proxies: None, open, refusals: Arc::new(Refusals::unregistered(listener)?) })
+    }
+}
 
 /// Why a connection has ended without an answer to its last head.
 enum Fault {
@@ -71,33 +101,78 @@ enum Fault {
     Failed(hyper::Error),
 }
 
-/// Serves one connection to its end. Its peer may take nothing of what is written to it for `write_limit`.
+/// Serves one connection to its end.
 pub(super) async fn serve<F: Answers>(
-    stream: TcpStream,
-    write_limit: Duration,
-    tls: Option<TlsAcceptor>,
-    peer: Peer,
+    mut stream: TcpStream,
+    mut peer: Peer,
     filter: F,
-    refusals: &Refusals,
+    terms: &Terms,
     stop: &CancellationToken,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let stream = WriteLimited::new(stream, write_limit);
-    let Some(tls) = tls else { return answer(stream, peer, filter, refusals, stop).await };
-    let stopped = async {
-        stop.cancelled().await;
-        sleep(LINGER).await;
+    // On the heap, as all that most connections do without, so that they need no room for it.
+    if let Some(proxies) = &terms.proxies {
+        match Box::pin(introduced(&mut stream, peer, proxies, terms, stop)).await {
+            Some(introduced) => peer = introduced,
+            None => return,
+        }
+    }
+    let stream = WriteLimited::new(stream, terms.limits.write);
+    match &terms.tls {
+        None => answer(stream, peer, filter, terms, stop).await,
+        Some(tls) => Box::pin(answer_over_tls(stream, tls.acceptor(), peer, filter, terms, stop)).await,
+    }
+}
+
+/// Reads the PROXY protocol header. `None` if there is none, which is answered, or the connection has ended.
+async fn introduced(
+    stream: &mut TcpStream,
+    peer: Peer,
+    proxies: &TrustedProxies,
+    terms: &Terms,
+    stop: &CancellationToken,
+) -> Option<Peer> {
+    let read = async {
+        // A load balancer that looks whether the port is open says nothing and hangs up.
+        let begun = stream.peek(&mut [0]).await? > 0;
+        if begun { proxy_protocol::read(stream).await.map(Some) } else { Ok(None) }
     };
+    let read = tokio::select! {
+        read = timeout(HEAD_LIMIT, read) => read,
+        () = lingered(stop) => return None,
+    };
+    let (problem, detail) = match read {
+        Ok(Ok(client)) => return client.map(|client| proxies.introduce(peer, client)),
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionReset => return None,
+        Ok(Err(error)) => (Problem::ProxyProtocol { expected: "expected a PROXY protocol header" }, error.to_string()),
+        Err(_elapsed) => (Problem::TooSlow, "the PROXY protocol header did not arrive in time".into()),
+    };
+    terms.refusals.note_problem(problem, detail, peer);
+    // Who waits for a handshake would not understand the answer.
+    if terms.tls.is_none() {
+        refuse(stream, problem).await;
+    }
+    None
+}
+
+async fn answer_over_tls<F: Answers, S: Socket>(
+    stream: S,
+    tls: TlsAcceptor,
+    peer: Peer,
+    filter: F,
+    terms: &Terms,
+    stop: &CancellationToken,
+) {
     let shaken = tokio::select! {
         shaken = timeout(HEAD_LIMIT, tls.accept(stream)) => shaken,
-        () = stopped => return,
+        () = lingered(stop) => return,
     };
-    let line = |detail: String| Line::of_connection(None, detail, peer.0);
+    let refusals = &terms.refusals;
+    let line = |detail: String| Line::of_connection(None, detail, peer);
     match shaken {
-        // On the heap, so that connections without TLS need no room for it.
-        Ok(Ok(stream)) => Box::pin(answer(stream, peer, filter, refusals, stop)).await,
+        Ok(Ok(stream)) => answer(stream, peer, filter, terms, stop).await,
         // A load balancer that looks whether the port is open says nothing and hangs up.
         Ok(Err(error)) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
             tracing::debug!(%error, "TLS handshake failed");
@@ -109,13 +184,13 @@ pub(super) async fn serve<F: Answers>(
     }
 }
 
-async fn answer<F: Answers, S: Socket>(
-    stream: S,
-    peer: Peer,
-    filter: F,
-    refusals: &Refusals,
-    stop: &CancellationToken,
-) {
+/// Until the bridge has been stopping for [`LINGER`].
+async fn lingered(stop: &CancellationToken) {
+    stop.cancelled().await;
+    sleep(LINGER).await;
+}
+
+async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, terms: &Terms, stop: &CancellationToken) {
     let activity = Arc::new(Activity::new());
     let warp = TowerToHyperService::new(warp::service(filter));
     let service = hyper::service::service_fn({
@@ -141,15 +216,12 @@ async fn answer<F: Answers, S: Socket>(
         .half_close(true)
         .max_buf_size(BUFFER)
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_LIMIT)
+        .header_read_timeout(terms.limits.idle)
         // So that an answer of hyper's own is one write that can be recognised.
         .writev(false)
         .serve_connection(io, service);
 
-    let mut linger = pin!(async {
-        stop.cancelled().await;
-        sleep(LINGER).await;
-    });
+    let mut linger = pin!(lingered(stop));
     let (mut lingered, mut closing) = (false, false);
     let mut overdue: Option<(Instant, Pin<Box<Sleep>>)> = None;
     let ended = poll_fn(|cx| {
@@ -190,28 +262,32 @@ async fn answer<F: Answers, S: Socket>(
             tracing::debug!(%error, "connection ended");
             if timed_out(&error) {
                 let detail = "the peer read nothing of what was written to it";
-                return refusals.note("write_timeout", || Line::of_connection(None, detail, peer.0));
+                return terms.refusals.note("write_timeout", || Line::of_connection(None, detail, peer));
             }
             // Only a connection that ends within a head: one that breaks off later was answered, or is by its handler.
-            let incomplete = error.is_incomplete_message() && activity.head_since().is_some();
+            let ended = error.is_incomplete_message() || error.is_timeout();
+            let incomplete = ended && activity.head_since().is_some();
             match refused(&error, &parts.read_buf) {
                 Some(problem) => (problem, error.to_string()),
-                None if incomplete => (Problem::TooSlow, "the connection closed within a head".into()),
+                None if incomplete => (Problem::TooSlow, "the connection ended within a head".into()),
                 None => return,
             }
         }
     };
-    refusals.note_problem(problem, detail, peer.0);
+    terms.refusals.note_problem(problem, detail, peer);
     // The other side may have closed only its own half and still wait for an answer.
-    let answered = timeout(DISCARD_LIMIT, refuse(&mut tracked.stream, problem)).await;
-    tracing::debug!(?answered, "head refused");
+    refuse(&mut tracked.stream, problem).await;
 }
 
 /// Writes the answer, and nothing after it; then reads on until the peer has closed its half too.
-async fn refuse<S: Socket>(stream: &mut S, problem: Problem) -> io::Result<u64> {
-    stream.write_all(&problem.raw()).await?;
-    stream.shutdown().await?;
-    tokio_io::copy(&mut stream.take(DISCARD), &mut tokio_io::sink()).await
+async fn refuse<S: Socket>(stream: &mut S, problem: Problem) {
+    let answer = async {
+        stream.write_all(&problem.raw()).await?;
+        stream.shutdown().await?;
+        tokio_io::copy(&mut stream.take(DISCARD), &mut tokio_io::sink()).await
+    };
+    let answered = timeout(DISCARD_LIMIT, answer).await;
+    tracing::debug!(?answered, "refusal written");
 }
 
 fn timed_out(error: &hyper::Error) -> bool {
@@ -232,7 +308,7 @@ fn refused(error: &hyper::Error, rest: &[u8]) -> Option<Problem> {
     } else if rest.starts_with(TLS) {
         Some(Problem::Tls)
     } else if PROXY.iter().any(|begin| rest.starts_with(begin)) {
-        Some(Problem::ProxyProtocol)
+        Some(Problem::ProxyProtocol { expected: "expected an HTTP request, but found a PROXY protocol header" })
     } else {
         Some(Problem::InvalidHead)
     }

@@ -19,10 +19,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{self, Answers, Peer};
+use super::connection::{self, Answers};
+pub use super::connection::{Limits, Terms};
 use super::refusals::Refusals;
 use super::reply::Problem;
-use super::tls;
+use crate::access::Peer;
 
 /// Connections that the system may accept for us before we do; it may have a lower limit of its own. One more would be
 /// tried again after a second, which is all that Sendbird waits, so there is room for a burst.
@@ -43,59 +44,26 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// A bound address that does not listen yet: connections are refused immediately instead of waiting for an answer.
 pub struct Bound {
     socket: TcpSocket,
-    limits: Limits,
-    counts: Counts,
-    tls: Option<tls::Current>,
+    terms: Terms,
 }
 
-/// A listening socket and its limits.
+/// A listening socket and the terms that its connections are served on.
 pub struct Listener {
     socket: TcpListener,
-    limits: Limits,
-    counts: Counts,
-    tls: Option<tls::Current>,
-}
-
-/// What the connections of a listener may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// How many there may be; one more is answered 503 and closed.
-    pub connections: usize,
-    /// How long a peer may take nothing of what is written to it before its connection is closed.
-    pub write: Duration,
-}
-
-/// What a listener counts.
-#[derive(Clone)]
-pub struct Counts {
-    /// Open connections.
-    pub open: IntGauge,
-    /// What was refused.
-    pub refusals: Arc<Refusals>,
-}
-
-impl Counts {
-    /// Counts that nobody sees, for a `listener` whose connections are no deliveries.
-    ///
-    /// # Errors
-    /// Only if the names were invalid.
-    pub fn unregistered(listener: &'static str) -> prometheus::Result<Self> {
-        let refusals = Arc::new(Refusals::unregistered(listener)?);
-        Ok(Self { open: IntGauge::new("open", "not registered")?, refusals })
-    }
+    terms: Terms,
 }
 
 impl Bound {
-    /// Takes `address`, for connections within `limits`, which begin with a TLS handshake if there is a `tls`.
+    /// Takes `address`, for connections on these terms.
     ///
     /// # Errors
     /// When the address can't be had.
-    pub fn to(address: SocketAddr, limits: Limits, counts: Counts, tls: Option<tls::Current>) -> io::Result<Self> {
+    pub fn to(address: SocketAddr, terms: Terms) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Where a bridge has just ended, the next may begin.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket, limits, counts, tls })
+        Ok(Self { socket, terms })
     }
 
     /// Lets the system accept connections, which then wait for [`Listener::serve`].
@@ -103,8 +71,7 @@ impl Bound {
     /// # Errors
     /// When somebody else listens at the address.
     pub fn listen(self) -> io::Result<Listener> {
-        let Self { socket, limits, counts, tls } = self;
-        Ok(Listener { socket: socket.listen(BACKLOG)?, limits, counts, tls })
+        Ok(Listener { socket: self.socket.listen(BACKLOG)?, terms: self.terms })
     }
 }
 
@@ -119,21 +86,21 @@ impl Listener {
 
     /// Where its refusals are counted and logged.
     pub fn refusals(&self) -> Arc<Refusals> {
-        Arc::clone(&self.counts.refusals)
+        Arc::clone(&self.terms.refusals)
     }
 
     /// Serves until `stop`, then until the requests under way are answered.
     pub async fn serve<F: Answers>(self, filter: F, stop: CancellationToken) {
-        let Self { socket, limits, counts, tls } = self;
-        let permits = Arc::new(Semaphore::new(limits.connections));
-        let (write_limit, tasks) = (limits.write, JoinSet::new());
+        let Self { socket, terms } = self;
+        let permits = Arc::new(Semaphore::new(terms.limits.connections));
+        let (terms, tasks) = (Arc::new(terms), JoinSet::new());
         let mut flush = interval(FLUSH);
-        let mut connections = Connections { permits, write_limit, filter, stop: stop.clone(), counts, tls, tasks };
+        let mut connections = Connections { permits, filter, stop: stop.clone(), terms, tasks };
         loop {
             tokio::select! {
                 accepted = socket.accept() => connections.take(accepted).await,
                 Some(_ended) = connections.tasks.join_next() => {}
-                _ = flush.tick() => connections.counts.refusals.flush(),
+                _ = flush.tick() => connections.terms.refusals.flush(),
                 () = stop.cancelled() => break,
             }
         }
@@ -153,11 +120,9 @@ impl Listener {
 /// The open connections of a listener.
 struct Connections<F> {
     permits: Arc<Semaphore>,
-    write_limit: Duration,
     filter: F,
     stop: CancellationToken,
-    counts: Counts,
-    tls: Option<tls::Current>,
+    terms: Arc<Terms>,
     tasks: JoinSet<()>,
 }
 
@@ -173,19 +138,18 @@ impl<F: Answers> Connections<F> {
         };
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             let problem = Problem::TooManyConnections;
-            self.counts.refusals.note_problem(problem, problem.detail(), peer.ip());
+            self.terms.refusals.note_problem(problem, problem.detail(), Peer::of_socket(peer.ip()));
             // Who waits for a handshake would not understand the answer.
-            if self.tls.is_none() {
+            if self.terms.tls.is_none() {
                 refuse(&stream, problem);
             }
             return;
         };
-        let (filter, stop, counts) = (self.filter.clone(), self.stop.clone(), self.counts.clone());
-        let tls = self.tls.as_ref().map(tls::Current::acceptor);
-        let (write_limit, open) = (self.write_limit, Open::new(counts.open));
+        let (filter, stop, terms) = (self.filter.clone(), self.stop.clone(), Arc::clone(&self.terms));
+        let open = Open::new(terms.open.clone());
         self.tasks.spawn(async move {
             let _held = (permit, open);
-            connection::serve(stream, write_limit, tls, Peer(peer.ip()), filter, &counts.refusals, &stop).await;
+            connection::serve(stream, Peer::of_socket(peer.ip()), filter, &terms, &stop).await;
         });
     }
 
@@ -249,9 +213,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_panics_is_no_longer_counted() {
-        let counts = Counts::unregistered("test").unwrap();
-        let limits = Limits { connections: 1, write: Duration::from_secs(1) };
-        let bound = Bound::to(([127, 0, 0, 1], 0).into(), limits, counts.clone(), None).unwrap();
+        let limits = Limits { connections: 1, write: Duration::from_secs(1), idle: Duration::from_secs(1) };
+        let terms = Terms::unregistered("test", limits, None).unwrap();
+        let open = terms.open.clone();
+        let bound = Bound::to(([127, 0, 0, 1], 0).into(), terms).unwrap();
         let listener = bound.listen().unwrap();
         let address = listener.local_addr().unwrap();
         let filter =
@@ -263,7 +228,7 @@ mod tests {
                 stream.write_all(b"GET / HTTP/1.1\r\nhost: bridge\r\n\r\n").await.unwrap();
                 assert_eq!(stream.read_to_end(&mut Vec::new()).await.unwrap(), 0, "an answer");
             }
-            while counts.open.get() != 0 {
+            while open.get() != 0 {
                 sleep(Duration::from_millis(1)).await;
             }
             stop.cancel();

@@ -9,6 +9,8 @@ pub mod documents;
 pub mod feed;
 pub mod listener;
 pub mod openapi;
+mod proxy_protocol;
+pub mod readiness;
 pub mod refusals;
 pub mod reply;
 mod socket;

@@ -11,6 +11,7 @@ use std::time::Instant;
 use prometheus::{IntCounterVec, Opts};
 
 use super::reply::Problem;
+use crate::access::Peer;
 use crate::domain::rate_limit::RateLimit;
 
 /// The refusals of a listener.
@@ -41,9 +42,9 @@ pub(super) struct Line {
 
 impl Line {
     /// For a refusal of a connection as such, or of what it began with.
-    pub(super) fn of_connection(status: Option<u16>, detail: impl Into<String>, peer: IpAddr) -> Self {
-        let (detail, source) = (detail.into(), Some(peer.to_canonical()));
-        Self { status, detail, source, source_from: "peer".into(), ..Self::default() }
+    pub(super) fn of_connection(status: Option<u16>, detail: impl Into<String>, peer: Peer) -> Self {
+        let (detail, source_from) = (detail.into(), peer.found.to_owned());
+        Self { status, detail, source: Some(peer.address), source_from, ..Self::default() }
     }
 }
 
@@ -74,7 +75,7 @@ impl Refusals {
                     reason,
                     status,
                     detail,
-                    setting = setting(reason),
+                    setting = setting(self.listener, reason),
                     source = source.map(tracing::field::display),
                     source_from,
                     method,
@@ -93,7 +94,7 @@ impl Refusals {
     }
 
     /// Counts and logs that a connection was refused with `problem`, because of `detail`.
-    pub(super) fn note_problem(&self, problem: Problem, detail: impl Into<String>, peer: IpAddr) {
+    pub(super) fn note_problem(&self, problem: Problem, detail: impl Into<String>, peer: Peer) {
         let line = || Line::of_connection(Some(problem.status().as_u16()), detail, peer);
         self.note(problem.reason(), line);
     }
@@ -114,8 +115,11 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The setting that a refusal follows from, if there is one.
-fn setting(reason: &str) -> Option<&'static str> {
+/// The setting that a refusal by the webhook's listener follows from, if there is one.
+fn setting(listener: &str, reason: &str) -> Option<&'static str> {
+    if listener != "webhook" {
+        return None;
+    }
     Some(match reason {
         "application" => "access.applications",
         "connections" => "server.max_connections",
@@ -123,7 +127,9 @@ fn setting(reason: &str) -> Option<&'static str> {
         "full" => "journal.max_bytes",
         "header" => "access.header",
         "network" => "access.networks",
+        "handshake" | "tls" => "server.tls",
         "not_found" => "server.path",
+        "proxy_protocol" => "server.proxy_protocol",
         "signature_missing" | "signature_wrong" => "access.api_tokens",
         "too_large" => "server.max_body",
         "too_many" => "access.rate_per_source",

@@ -77,8 +77,11 @@ pub enum Problem {
     HeadTooLarge,
     /// TLS where plain HTTP is spoken.
     Tls,
-    /// A PROXY protocol header where there should be none.
-    ProxyProtocol,
+    /// A PROXY protocol header where there should be none, or none where there should be one.
+    ProxyProtocol {
+        /// What was expected.
+        expected: &'static str,
+    },
     /// As many connections are open as there may be.
     TooManyConnections,
     /// The admin endpoint's token is missing or wrong.
@@ -191,9 +194,7 @@ impl Problem {
                 facts(S::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", "the head of the request is too large")
             }
             Self::Tls => facts(S::BAD_REQUEST, "tls", "expected plain HTTP, but found TLS"),
-            Self::ProxyProtocol => {
-                facts(S::BAD_REQUEST, "proxy_protocol", "expected an HTTP request, but found a PROXY protocol header")
-            }
+            Self::ProxyProtocol { expected } => facts(S::BAD_REQUEST, "proxy_protocol", expected),
             Self::TooManyConnections => facts(S::SERVICE_UNAVAILABLE, "connections", "too many connections; try again"),
             Self::AdminToken => facts(S::UNAUTHORIZED, "admin_token", "expected the admin token as a bearer token"),
             Self::Parameter { expected } => facts(S::BAD_REQUEST, "parameter", expected),
@@ -261,6 +262,11 @@ fn accepted_document(accepted: &Accepted) -> String {
     format!("{{\"id\":\"{}\",\"status\":\"{status}\"}}", accepted.id)
 }
 
+/// The answer to a health check.
+pub fn ok() -> Response {
+    respond(StatusCode::OK, "text/plain; charset=utf-8", b"ok\n".to_vec())
+}
+
 /// An answer with a body.
 pub fn respond(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {
     let mut response = Response::new(body.into());
@@ -292,7 +298,7 @@ mod tests {
             (Problem::InvalidHead, 400),
             (Problem::HeadTooLarge, 431),
             (Problem::Tls, 400),
-            (Problem::ProxyProtocol, 400),
+            (Problem::ProxyProtocol { expected: "one" }, 400),
             (Problem::TooManyConnections, 503),
             (Problem::Refused(Refused::Denied(Denied::Network)), 403),
             (Problem::Refused(Refused::Denied(Denied::Application)), 403),

@@ -3,15 +3,15 @@
 //! A single filter takes every request and decides in one place, so that no chain of alternatives can
 //! turn a 404 into a 405.
 
+mod settings;
+
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use warp::filters::path::FullPath;
@@ -20,14 +20,13 @@ use warp::http::{HeaderMap, Method};
 use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
 
-use super::connection::Peer;
+pub use self::settings::Settings;
+use super::readiness::Readiness;
 use super::refusals::{Line, Refusals};
 use super::reply::{self, Problem};
-use super::tls;
-use crate::access::Denied;
+use crate::access::{Denied, Peer};
 use crate::domain::secret::RotatableSecret;
 use crate::domain::trace::TraceParent;
-use crate::domain::units::{self, Size, Span};
 use crate::journal::AppendError;
 use crate::pipeline::{Accepted, Intake, Refused};
 use crate::sendbird::delivery;
@@ -46,66 +45,12 @@ pub const BODY_BUDGET: usize = 64 * 1024 * 1024;
 /// hold connections indefinitely, and shut everybody else out.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
-/// `server.*`: where deliveries come in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// The address and port of the webhook.
-    #[serde(deserialize_with = "units::address")]
-    pub listen: SocketAddr,
-    /// Its path.
-    pub path: String,
-    /// The largest body taken.
-    pub max_body: Size,
-    /// How many connections may be open; one more is answered 503 and closed. Fewer where there are too few file
-    /// descriptors.
-    pub max_connections: usize,
-    /// From the end of a delivery's head to its answer, at most; Sendbird waits one second.
-    pub answer_deadline: Span,
-    /// The listener's certificate; without one it speaks plain HTTP.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<tls::Settings>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
-            path: "/webhooks/sendbird".into(),
-            max_body: Size::kib(256),
-            max_connections: 4096,
-            answer_deadline: Span::from_millis(800),
-            tls: None,
-        }
-    }
-}
-
-impl Settings {
-    /// Every fault, as key and message.
-    pub fn check(&self) -> Vec<(&'static str, String)> {
-        let mut faults = Vec::new();
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
-        let slashes = self.path.contains("//") || (self.path.len() > 1 && self.path.ends_with('/'));
-        if !self.path.starts_with('/') || slashes || !self.path.bytes().all(plain) {
-            let message = format!("expected a path such as \"/webhooks/sendbird\", but found \"{}\"", self.path);
-            faults.push(("path", message));
-        }
-        if !(Size::kib(1)..=Size::mib(16)).contains(&self.max_body) {
-            faults.push(("max_body", format!("expected 1KiB to 16MiB, but found {}", self.max_body)));
-        }
-        if !(1..=1_000_000).contains(&self.max_connections) {
-            faults.push(("max_connections", format!("expected 1 to 1000000, but found {}", self.max_connections)));
-        }
-        if !(Span::from_millis(50)..=Span::from_secs(10)).contains(&self.answer_deadline) {
-            faults.push(("answer_deadline", format!("expected 50ms to 10s, but found {}", self.answer_deadline)));
-        }
-        faults.extend(self.tls.iter().flat_map(tls::Settings::check));
-        faults
-    }
-}
+/// The answer to a health check while the bridge is not ready.
+pub(super) const NOT_READY: Problem = Problem::NotReady { why: "not ready" };
 
 struct Webhook {
     path: String,
+    health_path: String,
     path_secret: Option<RotatableSecret>,
     max_body: usize,
     deadline: Duration,
@@ -113,6 +58,7 @@ struct Webhook {
     body_budget: Semaphore,
     intake: Arc<Intake>,
     refusals: Arc<Refusals>,
+    readiness: Readiness,
 }
 
 /// Why a delivery is not taken, and, once it is known to be Sendbird's, its body.
@@ -133,15 +79,18 @@ pub fn filter(
     path_secret: Option<RotatableSecret>,
     intake: Arc<Intake>,
     refusals: Arc<Refusals>,
+    readiness: Readiness,
 ) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone + Send + Sync + 'static {
     let webhook = Arc::new(Webhook {
         path: settings.path.clone(),
+        health_path: settings.health_path.clone(),
         path_secret,
         max_body: settings.max_body.as_usize(),
         deadline: settings.answer_deadline.0,
         body_budget: Semaphore::new(BODY_BUDGET),
         intake,
         refusals,
+        readiness,
     });
     warp::method()
         .and(warp::path::full())
@@ -169,6 +118,10 @@ impl Webhook {
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
     ) -> Response {
+        if self.is_health_path(path) && (method == Method::GET || method == Method::HEAD) {
+            // No more than that: anybody may ask.
+            return self.readiness.check().map_or_else(|_why| NOT_READY.into_response(), |()| reply::ok());
+        }
         let begun = Instant::now();
         let mut span = self.intake.tracer.delivery(begun);
         let result = match self.is_for_us(&method, path) {
@@ -200,7 +153,7 @@ impl Webhook {
         body: impl Stream<Item = Result<B, warp::Error>>,
         span: &mut traces::Delivery<'_>,
     ) -> Result<Accepted, Rejected> {
-        let admitted = self.intake.admit(peer.0, headers).map_err(Problem::Refused)?;
+        let admitted = self.intake.admit(peer.address, headers).map_err(Problem::Refused)?;
         let (body, permit) = self.read(deadline, headers, body).await?;
         let accepting = self.intake.accept(admitted, body.clone(), trace(headers), span).map_err(|refused| {
             let verified = (refused == Refused::Denied(Denied::Application)).then_some(body);
@@ -220,7 +173,7 @@ impl Webhook {
         headers: &HeaderMap,
         verified: Option<Bytes>,
     ) -> Line {
-        let (source, source_from) = self.intake.access.describe_source(peer.0, headers);
+        let (source, source_from) = self.intake.access.describe_source(peer, headers);
         let secret = if self.path_secret.is_some() { "/ and the path secret" } else { "" };
         let detail = match problem {
             Problem::NotFound => format!("expected the path {}{secret}", self.path),
@@ -259,12 +212,17 @@ impl Webhook {
 
     fn is_for_us(&self, method: &Method, path: &str) -> Result<(), Problem> {
         if !self.is_ours(path) {
-            return Err(Problem::NotFound);
+            let health = Problem::Method { allow: "GET, HEAD" };
+            return Err(if self.is_health_path(path) { health } else { Problem::NotFound });
         }
         if method != Method::POST {
             return Err(Problem::Method { allow: "POST" });
         }
         Ok(())
+    }
+
+    fn is_health_path(&self, path: &str) -> bool {
+        !self.health_path.is_empty() && path == self.health_path
     }
 
     fn is_ours(&self, path: &str) -> bool {

@@ -6,7 +6,7 @@ use super::{Components, answer, certificate, problems, server};
 use crate::access::{self, Denied, SignatureMode};
 use crate::domain::trace::TraceParent;
 use crate::http::reply::{AcceptedDocument, Problem};
-use crate::http::webhook;
+use crate::http::webhook::{self, NOT_READY};
 use crate::journal::AppendError;
 use crate::pipeline::Refused;
 use crate::sendbird::category::Category;
@@ -19,7 +19,7 @@ const PROBLEMS: [Problem; 23] = [
     Problem::Interrupted,
     Problem::InvalidHead,
     Problem::Tls,
-    Problem::ProxyProtocol,
+    Problem::ProxyProtocol { expected: "expected a PROXY protocol header" },
     Problem::Refused(Refused::Denied(Denied::SignatureMissing)),
     Problem::Refused(Refused::Denied(Denied::SignatureWrong)),
     Problem::Refused(Refused::Denied(Denied::Header)),
@@ -60,7 +60,30 @@ pub(super) fn paths(
             "description": "The secret last segment; a wrong one is answered 404, like any unknown path.",
         }]);
     }
-    Map::from_iter([(path, item)])
+    let mut paths = Map::from_iter([(path, item)]);
+    if !settings.health_path.is_empty() {
+        let item = paths.entry(&settings.health_path).or_insert_with(|| json!({}));
+        item["servers"] = json!([server(settings.listen, settings.tls.as_ref(), "`server.listen`")]);
+        item["get"] = health(settings, components);
+    }
+    paths
+}
+
+/// What a load balancer asks.
+fn health(settings: &webhook::Settings, components: &mut Components) -> Value {
+    let certificate = certificate(settings.tls.as_ref(), components);
+    let security = certificate.map_or_else(|| json!([]), |name| json!([{ name: [] }]));
+    let mut responses = problems([NOT_READY]);
+    let schema = json!({ "type": "string", "const": "ok\n" });
+    responses.insert("200".into(), answer("The bridge is ready.", "text/plain; charset=utf-8", &schema));
+    json!({
+        "operationId": "health",
+        "tags": ["webhook"],
+        "summary": "The journal takes events, and the bridge is not stopping.",
+        "description": "For load balancers: needs no authentication, and counts neither as a delivery nor towards a rate.",
+        "security": security,
+        "responses": responses,
+    })
 }
 
 fn deliver(settings: &webhook::Settings, access: &access::Settings, components: &mut Components) -> Value {

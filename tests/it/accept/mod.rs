@@ -2,6 +2,7 @@
 //! certificate changes about that.
 
 mod answers;
+mod load_balancers;
 mod overload;
 mod refusals;
 mod secret_rotation;

@@ -1,6 +1,6 @@
 //! A TLS client that says why it was refused.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +18,16 @@ pub(crate) type Secure = Connection<StreamOwned<ClientConnection, TcpStream>>;
 /// Connects to a bridge that is to have a certificate for 127.0.0.1 by this authority, and shows one if there is one.
 /// With TLS 1.3 a client learns only with the first answer that its own certificate was refused.
 pub(crate) fn connect(address: SocketAddr, ca_file: &Path, own: Option<&Files>) -> io::Result<Secure> {
+    connect_behind(address, b"", ca_file, own)
+}
+
+/// The same, with what a load balancer writes before the handshake.
+pub(crate) fn connect_behind(
+    address: SocketAddr,
+    header: &[u8],
+    ca_file: &Path,
+    own: Option<&Files>,
+) -> io::Result<Secure> {
     // Whoever comes second finds it installed.
     rustls::crypto::ring::default_provider().install_default().ok();
     let mut roots = RootCertStore::empty();
@@ -34,6 +44,7 @@ pub(crate) fn connect(address: SocketAddr, ca_file: &Path, own: Option<&Files>) 
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(header)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut stream)?;
     }
