@@ -35,7 +35,8 @@ pub fn body(data: &[u8]) {
 
     let redacted = delivery.redacted();
     assert_eq!(redact(redacted).expect("JSON"), redacted, "what is hidden stays as it is");
-    let padded = [b" \n", data, b"\t"].concat();
+    let unmarked = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data);
+    let padded = [b" \n", unmarked, b"\t"].concat();
     assert_eq!(event(&padded).id, id, "white space tells nothing");
     assert_eq!(event(redacted.as_bytes()).id, id, "secrets tell nothing");
 

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 use warp::http::StatusCode;
-use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use warp::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use warp::reply::Response;
 
 use crate::access::Denied;
@@ -67,6 +67,8 @@ pub enum Problem {
     },
     /// The body is larger than `server.max_body`.
     TooLarge,
+    /// The body is compressed, or encoded otherwise.
+    Encoded,
     /// The body did not arrive within the deadline.
     TooSlow,
     /// The body broke off, or its chunks are not well-formed.
@@ -108,6 +110,7 @@ pub const REASONS: &[&str] = &[
     "connections",
     "deadline",
     "disk",
+    "encoding",
     "full",
     "handshake",
     "head_too_large",
@@ -132,7 +135,7 @@ pub const REASONS: &[&str] = &[
 ];
 
 /// The values of the label `status` of `answer_seconds`: 200 and what the reasons are answered with, once there is a head.
-pub const STATUSES: &[&str] = &["200", "400", "401", "403", "404", "405", "408", "413", "429", "503"];
+pub const STATUSES: &[&str] = &["200", "400", "401", "403", "404", "405", "408", "413", "415", "429", "503"];
 
 struct Facts {
     status: StatusCode,
@@ -187,6 +190,7 @@ impl Problem {
                 facts(S::METHOD_NOT_ALLOWED, "method", "this path does not support the method; see the Allow header")
             }
             Self::TooLarge => facts(S::PAYLOAD_TOO_LARGE, "too_large", "the body is too large"),
+            Self::Encoded => facts(S::UNSUPPORTED_MEDIA_TYPE, "encoding", "expected a body without Content-Encoding"),
             Self::TooSlow => facts(S::REQUEST_TIMEOUT, "too_slow", "the request did not arrive in time"),
             Self::Interrupted => facts(S::BAD_REQUEST, "interrupted", "the body is incomplete or not well-formed"),
             Self::InvalidHead => facts(S::BAD_REQUEST, "invalid_head", "expected a valid HTTP/1.1 request"),
@@ -243,6 +247,9 @@ impl warp::Reply for Problem {
         if let Self::Method { allow } = self {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
+        if let Self::Encoded = self {
+            response.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         if let Self::AdminToken = self {
             response
                 .headers_mut()
@@ -293,6 +300,7 @@ mod tests {
             (Problem::NotFound, 404),
             (Problem::Method { allow: "POST" }, 405),
             (Problem::TooLarge, 413),
+            (Problem::Encoded, 415),
             (Problem::TooSlow, 408),
             (Problem::Interrupted, 400),
             (Problem::InvalidHead, 400),

@@ -15,7 +15,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use warp::filters::path::FullPath;
-use warp::http::header::{CONTENT_LENGTH, EXPECT};
+use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT};
 use warp::http::{HeaderMap, Method};
 use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
@@ -42,7 +42,7 @@ const DISCARD: usize = 16 * 1024 * 1024;
 pub const BODY_BUDGET: usize = 64 * 1024 * 1024;
 
 /// How long a sender may take nothing of its answers before its connection is closed: those who read none would otherwise
-/// hold connections indefinitely, and shut everybody else out.
+/// hold connections for ever, and shut everybody else out.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The answer to a health check while the bridge is not ready.
@@ -245,20 +245,23 @@ impl Webhook {
     ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Problem> {
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let too_large = length.is_some_and(|length| length > self.max_body as u64);
-        if too_large && headers.contains_key(EXPECT) {
+        let refused = if is_encoded(headers) { Some(Problem::Encoded) } else { too_large.then_some(Problem::TooLarge) };
+        if let Some(problem) = refused
+            && headers.contains_key(EXPECT)
+        {
             // The sender expects `100 Continue` before it sends the body.
-            return Err(Problem::TooLarge);
+            return Err(problem);
         }
         let mut body = pin!(body);
         let mut received = ReceivedBody::default();
-        let mut problem = too_large.then_some(Problem::TooLarge);
+        let mut problem = refused;
         let mut seen = 0usize;
         while let Some(chunk) =
             timeout_at(deadline, body.next()).await.map_err(|_elapsed| problem.unwrap_or(Problem::TooSlow))?
         {
             let chunk = chunk.map_err(|_broken| Problem::Interrupted)?;
             seen += chunk.remaining();
-            if seen > self.max_body {
+            if seen > self.max_body && problem != Some(Problem::Encoded) {
                 problem = Some(Problem::TooLarge);
             }
             if problem.is_none() && !received.take(chunk, &self.body_budget) {
@@ -273,6 +276,13 @@ impl Webhook {
         }
         problem.map_or_else(|| Ok(received.whole()), Err)
     }
+}
+
+/// Whether the body is anything but itself (docs/adr/0020).
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let codings =
+        headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    codings.map(<[u8]>::trim_ascii).any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
 }
 
 /// The beginning of a text that somebody else chose the length of.

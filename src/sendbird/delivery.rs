@@ -41,6 +41,8 @@ pub struct Delivery {
 /// # Errors
 /// [`Refused`], for which nothing but the body is to blame.
 pub fn parse(body: &[u8]) -> Result<Delivery, Refused> {
+    // RFC 8259, 8.1: a byte order mark may be ignored.
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let redacted = std::str::from_utf8(body).ok().and_then(|body| redact(body).ok()).ok_or(Refused::NotAnObject)?;
     let anomalies = Cell::new(0);
     let top = Object::parse(&redacted, &anomalies).ok_or(Refused::NotAnObject)?;

@@ -13,7 +13,7 @@ use crate::sendbird::category::Category;
 use crate::sendbird::delivery;
 
 /// All that a delivery can be answered with but 200.
-const PROBLEMS: [Problem; 23] = [
+const PROBLEMS: [Problem; 24] = [
     Problem::Refused(Refused::Malformed(delivery::Refused::NotAnObject)),
     Problem::Refused(Refused::Malformed(delivery::Refused::NoCategory)),
     Problem::Interrupted,
@@ -30,6 +30,7 @@ const PROBLEMS: [Problem; 23] = [
     Problem::TooSlow,
     Problem::TooLarge,
     Problem::HeadTooLarge,
+    Problem::Encoded,
     Problem::Refused(Refused::Denied(Denied::TooMany)),
     Problem::Refused(Refused::Unavailable(AppendError::Busy)),
     Problem::Refused(Refused::Unavailable(AppendError::Full)),
@@ -93,7 +94,7 @@ fn deliver(settings: &webhook::Settings, access: &access::Settings, components: 
     let security = security(settings, access, components);
     let body = format!(
         "At most {}, nested at most {} levels deep. Read with tolerance: only what is no JSON object, or has no text as \
-         `category`, is refused. The content type does not matter.",
+         `category`, is refused. A byte order mark is skipped. The content type does not matter; a content encoding is refused.",
         settings.max_body,
         crate::sendbird::redact::DEEPEST,
     );

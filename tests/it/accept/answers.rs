@@ -288,6 +288,49 @@ fn a_body_that_is_too_large_is_answered_413_however_it_comes() {
 }
 
 #[test]
+fn a_body_with_a_byte_order_mark_is_the_same_delivery() {
+    let bridge = Config::new().start();
+    let body = dial("a", 1);
+    let marked = [b"\xef\xbb\xbf", &body[..]].concat();
+    // The signature covers the bytes that came, mark included.
+    let id = bridge.deliver(&marked).stored();
+    assert_eq!(bridge.deliver(&body).duplicate(), id);
+    let wrong = signed(&body).body(&marked);
+    wrong.send(bridge.webhook).problem(401);
+    for body in [&b"\xef\xbb\xbf"[..], b"\xef\xbb{}", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"\xff\xfe{\0}\0"] {
+        bridge.deliver(body).problem(400);
+    }
+    assert_eq!(bridge.events().len(), 1);
+}
+
+#[test]
+fn a_body_with_a_content_encoding_is_answered_415() {
+    let bridge = Config::new().start();
+    let body = dial("canary", 1);
+    for encoding in ["gzip", "GZIP", "br", "deflate", "zstd", "canary", "identity, gzip", "x-gzip,"] {
+        let answer = with_canary(signed(&body).header("content-encoding", encoding)).send(bridge.webhook);
+        assert_eq!(answer.problem(415).header("accept-encoding"), Some("identity"), "{encoding}");
+    }
+    // Also one that would be too large, chunked, or asks first.
+    let large = vec![b'x'; 1024 * 1024];
+    signed(&large).header("content-encoding", "gzip").send(bridge.webhook).problem(415);
+    signed(&[]).chunked(&large, 60_000).header("content-encoding", "gzip").send(bridge.webhook).problem(415);
+    let asking = signed(&body).header("content-encoding", "gzip").header("expect", "100-continue");
+    let mut connection = Connection::open(bridge.webhook);
+    connection.write(&asking.head());
+    connection.response().problem(415);
+    assert_eq!(bridge.metric("sendbird_bridge_rejected_total", &[("reason", "encoding")]), 11.0);
+    assert_eq!(bridge.metric("sendbird_bridge_answer_seconds_count", &[("status", "415")]), 11.0);
+    // Who has no right signature learns nothing of that.
+    Request::post(PATH).header("content-encoding", "gzip").body(&body).send(bridge.webhook).problem(401);
+    assert!(bridge.events().is_empty());
+    // These say that there is none.
+    for (n, encoding) in ["identity", "Identity", "", " , identity,"].iter().enumerate() {
+        signed(&dial("b", n as u64)).header("content-encoding", encoding).send(bridge.webhook).stored();
+    }
+}
+
+#[test]
 fn expect_100_continue_is_answered() {
     let bridge = Config::new().start();
     let request = signed(&dial("a", 1)).header("expect", "100-continue");
