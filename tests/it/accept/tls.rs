@@ -172,7 +172,7 @@ fn certificates_that_cannot_be_used_are_named_before_anything_starts() {
         (path(&one.cert_file), path(&other.key_file), "server.tls.key_file: expected the key of tls.cert_file"),
         (path(&one.cert_file), path(&nothing), "server.tls.key_file: expected a private key (PEM)"),
         (path(&nothing), path(&one.key_file), "server.tls.cert_file: expected certificates (PEM)"),
-        (path(&dir.path().join("gone")), path(&one.key_file), "server.tls.cert_file: expected a readable file"),
+        (path(&dir.path().join("gone")), path(&one.key_file), "server.tls.cert_file: cannot read "),
     ];
     for (cert, key, expected) in cases {
         let config = Config::new().set("server.tls.cert_file", &cert).set("server.tls.key_file", &key);

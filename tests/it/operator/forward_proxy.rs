@@ -32,7 +32,7 @@ fn https_requests_go_through_the_proxy_of_the_environment() {
         let ended = send(&url, &ca, &[(name, &proxy.url())]);
         assert_eq!((ended.code(), seen()), (Some(0), count), "{name}: {}", ended.stderr());
     }
-    for names in ["127.0.0.1", "127.0.0.0/8", "*"] {
+    for names in ["127.0.0.1", "10.0.0.0/8, 127.0.0.0/8"] {
         assert_eq!(send(&url, &ca, &[("HTTPS_PROXY", &proxy.url()), ("NO_PROXY", names)]).code(), Some(0));
         assert_eq!(seen(), 3, "{names}");
     }

@@ -126,7 +126,7 @@ fn a_token_in_a_file_that_is_refused_is_replaced_without_a_restart() {
     let file = config.dir().join("token");
     let bridge = sink(&secured, &place, config, &from_file(&file)).start();
     assert_eq!(bridge.deliver(&dial("token", 1)).status, 200);
-    is_reported(&bridge, "not_authorized", "expected a readable file");
+    is_reported(&bridge, "not_authorized", "cannot read ");
     let mut shown = vec![issuer.renew(&file)];
     bridge.caught_up();
     assert_eq!(place.count(), 1);
