@@ -112,7 +112,7 @@ fn open_whole(path: &Path) -> Result<(Connection, bool), OpenError> {
 
 /// Reads all that a start, a commit and a command depend on, so that damage shows now.
 fn read_all(connection: &Connection) -> rusqlite::Result<()> {
-    for table in NAMES {
+    for table in NAMES.into_iter().chain(["sqlite_schema"]) {
         // There is a row a second in it, and nothing looks them up.
         let check = if table == "progress" { "quick_check" } else { "integrity_check" };
         let found: String = connection.query_row(&format!("PRAGMA {check}('{table}')"), [], |row| row.get(0))?;
