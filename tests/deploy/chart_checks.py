@@ -192,6 +192,39 @@ RENDERED = [
         == [("zone", "ScheduleAnyway", 1), ("kubernetes.io/hostname", "DoNotSchedule", 1)],
     ),
     (
+        "an ALB's subnets reach the port of deliveries alone, and are trusted to name the sender",
+        ["--values", CHART / "ci/alb-values.yaml"],
+        lambda release: release.admitted("webhook") == ["10.0.0.0/24", "10.0.1.0/24"]
+        and release.admitted("admin") == []
+        and release.configuration()["access"]["trusted_proxies"] == ["10.0.0.0/24", "10.0.1.0/24"]
+        and release.health_paths() == {"/healthz"},
+    ),
+    (
+        "Google's health checks reach the port of deliveries alone, and idle connections outlive the load balancer's",
+        ["--values", CHART / "ci/gke-values.yaml"],
+        lambda release: release.admitted("webhook") == ["130.211.0.0/22", "35.191.0.0/16"]
+        and release.admitted("admin") == []
+        and release.configuration()["server"]["idle_timeout"] == "620s",
+    ),
+    (
+        "nginx's pods alone deliver",
+        ["--values", CHART / "ci/nginx-values.yaml"],
+        lambda release: [
+            source["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+            for source in release.sources("webhook")
+            if "namespaceSelector" in source
+        ]
+        == ["ingress-nginx"],
+    ),
+    (
+        "HAProxy sends the header that the bridge expects, and asks for the path that it answers",
+        ["--values", CHART / "ci/haproxy-values.yaml"],
+        lambda release: release.all("Service")[0]["metadata"]["annotations"]["haproxy.org/send-proxy-protocol"] == "proxy-v2"
+        and release.configuration()["server"]["proxy_protocol"] is True
+        and release.health_paths() == {"/healthz"}
+        and release.all("Pod") == [],
+    ),
+    (
         "helm test waits for a policy engine to let its pod in",
         [],
         lambda release: "--connect-within=15s" in release.one("Pod")["spec"]["containers"][0]["args"],
@@ -227,6 +260,7 @@ class Release:
     """The objects that were rendered."""
 
     def __init__(self, text):
+        self.text = text
         self.objects = documents(text)
 
     def all(self, kind):
@@ -263,10 +297,28 @@ class Release:
         """What the two Services are."""
         return [found["spec"] for found in self.all("Service")]
 
+    def configuration(self):
+        """The configuration file, parsed."""
+        return configuration_table(self.text)
+
+    def sources(self, port):
+        """Who may connect to a port."""
+        rules = self.one("NetworkPolicy")["spec"]["ingress"]
+        return [source for rule in rules if rule["ports"][0]["port"] == port for source in rule["from"]]
+
+    def admitted(self, port):
+        """The networks that may connect to a port."""
+        return [source["ipBlock"]["cidr"] for source in self.sources(port) if "ipBlock" in source]
+
+    def health_paths(self):
+        """The paths of health checks: what the load balancer asks, and what the bridge answers."""
+        asked = self.one("Ingress")["metadata"].get("annotations", {}) | self.all("Service")[0]["metadata"].get("annotations", {})
+        paths = [path for key, path in asked.items() if key.endswith(("/healthcheck-path", "/check-http"))]
+        return {*paths, self.configuration()["server"]["health_path"]}
+
     def listens(self):
         """Where the bridge listens."""
-        (text,) = [found["data"]["bridge.toml"] for found in self.all("ConfigMap") if "bridge.toml" in found["data"]]
-        table = tomllib.loads(text)
+        table = self.configuration()
         return [table["server"]["listen"], table["admin"]["listen"]]
 
     def pods(self):
@@ -743,6 +795,9 @@ def live_faults(checks, name, text):
             six = urls["readinessProbe"].replace("127.0.0.1", "[::1]")
             if both and answer(six) != 200:
                 faults.append(f"{six}: found {answer(six)}")
+            if path := configuration_table(text)["server"].get("health_path"):
+                health = urls["readinessProbe"].replace(str(ports["admin"]), str(ports["webhook"])).replace("/readyz", path)
+                faults += [f"{health}: found {answer(health)}"] if answer(health) != 200 else []
             faults += deliver(checks, text, home, ports)
             admin = configuration_table(text)["admin"]["token_file"]
             scheme = gets["readinessProbe"]["scheme"].lower()
@@ -789,7 +844,7 @@ def deliver(checks, text, home, ports):
 
 def check_live(checks, rendered):
     """The pod's program starts with the pod's configuration, is ready, and takes the test pod's delivery."""
-    faults, names = [], ("stdout", "everything", "tls", "mtls", "dualstack")
+    faults, names = [], ("stdout", "everything", "tls", "mtls", "dualstack", "alb")
     for name in names:
         if (name, VERSIONS[-1]) in rendered:
             faults += live_faults(checks, name, rendered[name, VERSIONS[-1]])
@@ -949,6 +1004,7 @@ def check_notes(checks):
         ([], "helm test release --namespace calls --logs"),
         (["--set", "tls.server.secretName=t,tls.server.clientCaKey=ca.crt"], "There is no helm test: senders need"),
         (["--set", "test.enabled=false"], "There is no helm test: test.enabled"),
+        (["--set", "config.server.proxy_protocol=true"], "There is no helm test: with server.proxy_protocol"),
     ]
     faults = []
     for arguments, expected in rows:

@@ -57,9 +57,13 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- define "bridge.adminTlsDir" -}}/run/secrets/sendbird-bridge-admin-tls{{- end -}}
 {{- define "bridge.testTlsDir" -}}/run/secrets/sendbird-bridge-test-tls{{- end -}}
 
-{{/* Whether there is a pod for `helm test`: where senders need a certificate, it must have one. */}}
+{{/*
+Whether there is a pod for `helm test`: where senders need a certificate, it must have one, and it does not write the header of the
+PROXY protocol.
+*/}}
 {{- define "bridge.hasTest" -}}
-{{- if and .Values.test.enabled (or (not .Values.tls.server.clientCaKey) .Values.test.clientCertificate.secretName) -}}
+{{- $certified := or (not .Values.tls.server.clientCaKey) .Values.test.clientCertificate.secretName -}}
+{{- if and .Values.test.enabled $certified (not .Values.config.server.proxy_protocol) -}}
 true
 {{- end -}}
 {{- end -}}
