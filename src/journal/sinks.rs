@@ -171,7 +171,9 @@ impl Sink {
 
     /// `false` if it did not wait.
     pub(super) fn acknowledge(&self, position: u64) -> bool {
-        let removed = self.progress().remove(position);
+        // Together: who sees that it does not wait any more relies on its being written down with the next commit.
+        let mut progress = self.progress();
+        let removed = progress.remove(position);
         self.dirty.fetch_or(removed, Ordering::Release);
         removed
     }
