@@ -11,6 +11,7 @@ from pathlib import Path
 import consumers
 import documents
 import interop
+import kafka_codecs
 import recipes
 from support import Bridge, Checks, Program
 
@@ -51,7 +52,7 @@ def check_brokers(checks):
 
 def main():
     parser = argparse.ArgumentParser()
-    for name in ("bridge", "node", "go", "scratch"):
+    for name in ("bridge", "node", "go", "java", "java-path", "kafka-python-codecs", "scratch"):
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args()
     options.python = sys.executable
@@ -60,6 +61,7 @@ def main():
     try:
         documents.check(checks)
         recipes.check(checks)
+        kafka_codecs.check(checks)
         check_brokers(checks)
     except (AssertionError, TimeoutError) as error:
         checks.report("the checks come to their end", [str(error)], 1)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCUMENT = ROOT / "docs/consumers.md"
 BLOCK = re.compile(r"^<!-- (tests/consumers/\S+) -->\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = ("python/*.py", "javascript/*.mjs", "go/*/*.go", "recipes/*.py")
-NOT_SHOWN = ("interop",)
+NOT_SHOWN = ("interop", "kafka_codecs")
 
 
 def files():

@@ -1,4 +1,5 @@
-"""Owns: what the checks share: the report, a bridge with six sinks, and programs that are started and ended.
+"""Owns: what the checks share: the report, a bridge with six sinks unless a check names others, and programs that are
+started and ended.
 
 Promises: waits for conditions, each with a limit that is named when it is reached; ends every process that it started.
 """
@@ -100,11 +101,17 @@ class Program:
 class Bridge:
     """A bridge with one sink for each broker and content mode, under names that no other run uses."""
 
+    name = "bridge"
+
     def __init__(self, options):
         self.program = options.bridge
         self.run = f"check-{secrets.token_hex(6)}"
-        self.config = Path(options.scratch) / "bridge.toml"
-        self.config.write_text(self.toml(options.scratch), encoding="utf-8")
+        self.config = Path(options.scratch) / f"{self.name}.toml"
+        lines = [
+            "[server]", 'listen = "127.0.0.1:0"', "[admin]", 'listen = "127.0.0.1:0"',
+            "[access]", f'api_tokens = ["{TOKEN}"]', "[journal]", f'dir = "{options.scratch}/{self.name}-journal"',
+        ]
+        self.config.write_text("\n".join(lines + self.sinks()) + "\n", encoding="utf-8")
         self.process = Program([self.program, "--config", self.config, "--log-format", "json", "serve"])
         lines = eventually("the bridge listens", self.listening)
         self.webhook, self.admin = lines["webhook"], re.match(r"https?://[^/]+", lines["admin"])[0]
@@ -120,11 +127,9 @@ class Bridge:
             return [f"{self.run}.{mode}.direct_call", f"{self.run}.{mode}.room"]
         return f"{self.run}-{mode}"
 
-    def toml(self, scratch):
-        lines = [
-            "[server]", 'listen = "127.0.0.1:0"', "[admin]", 'listen = "127.0.0.1:0"',
-            "[access]", f'api_tokens = ["{TOKEN}"]', "[journal]", f'dir = "{scratch}/journal"',
-        ]
+    def sinks(self):
+        """The lines of the configuration that name them."""
+        lines = []
         for mode in MODES:
             queues = ", ".join(f'{{ name = "{self.place("rabbitmq", mode)}-{each}", type = "classic" }}' for each in LANGUAGES)
             stream = self.place("nats", mode)
@@ -141,7 +146,7 @@ class Bridge:
                 # The least that the server allows, so that copies come through.
                 'create_stream = { storage = "memory", duplicate_window = "100ms" }',
             ]
-        return "\n".join(lines) + "\n"
+        return lines
 
     def command(self, *arguments):
         command = [self.program, "--config", self.config, *map(str, arguments)]
