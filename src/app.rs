@@ -117,9 +117,6 @@ impl App {
         let clock = Clock::system();
         let sink_names: Vec<&str> = config.sinks.keys().map(String::as_str).collect();
         let metrics = Arc::new(declare_metrics(&sink_names)?);
-        if !config.access.has_authentication() {
-            tracing::warn!("access.open is set: ANYBODY who can reach this bridge can deliver events");
-        }
         // Bound first: a second bridge on the same machine then fails on its address, with a clear word.
         let listen = |address: SocketAddr, key| move |source| Error::Listen { address, key, source };
         let server = &config.server;
@@ -452,7 +449,7 @@ mod tests {
             ("ADMIN__LISTEN", "127.0.0.1:0".to_owned()),
             ("JOURNAL__DIR", home.path().join("journal").display().to_string()),
         ];
-        let environment = keys.into_iter().map(|(key, value)| (format!("SENDBIRD_BRIDGE_{key}"), value));
+        let environment = keys.into_iter().map(|(key, value)| (format!("SENDBIRD_BRIDGE_{key}").into(), value.into()));
         let app = App::bind(Loaded::load(None, environment).unwrap().config).await.unwrap();
         let (_, admin) = app.addresses().unwrap();
         let journal = app.journal().clone();

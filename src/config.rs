@@ -7,8 +7,10 @@ mod faults;
 mod layers;
 mod show;
 mod sinks;
+mod warnings;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::Path;
 
 use figment::Figment;
@@ -29,6 +31,10 @@ use crate::http::{admin, webhook};
 use crate::journal;
 use crate::sendbird::category::Category;
 use crate::sendbird::{normalize, reconcile};
+
+/// How many topics a sink may need.
+#[cfg(feature = "kafka")]
+const MOST_TOPICS: usize = 1_000;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -63,6 +69,8 @@ pub struct Config {
 pub struct Loaded {
     /// The settings.
     pub config: Config,
+    /// What can be meant so, and most often is not.
+    pub warnings: Vec<Fault>,
     origin: Origin,
 }
 
@@ -77,7 +85,7 @@ impl Loaded {
     ///
     /// # Errors
     /// All faults at once.
-    pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, Faults> {
+    pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Faults> {
         let (loaded, faults) = Self::read(file, environment)?;
         if faults.is_empty() { Ok(loaded) } else { Err(Faults(faults)) }
     }
@@ -88,7 +96,7 @@ impl Loaded {
     /// All faults of what is there, at once.
     pub fn load_to_describe(
         file: Option<&Path>,
-        environment: impl Iterator<Item = (String, String)>,
+        environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Faults> {
         let (loaded, mut faults) = Self::read(file, environment)?;
         faults.retain(|fault| fault.source.is_some());
@@ -98,10 +106,10 @@ impl Loaded {
     /// What could be read, with all that is wrong about it.
     fn read(
         file: Option<&Path>,
-        environment: impl Iterator<Item = (String, String)>,
+        environment: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<(Self, Vec<Fault>), Faults> {
         let mut faults = Vec::new();
-        let figment = layers::figment(file, environment, &mut faults);
+        let figment = layers::figment(file, environment, &mut faults).map_err(|fault| Faults(vec![fault]))?;
         let origin = Origin { figment };
         let mut tree: Dict = match origin.figment.extract() {
             Ok(tree) => tree,
@@ -112,14 +120,17 @@ impl Loaded {
             }
         };
         let mut secret_files = Vec::new();
+        let mut warnings = Vec::new();
         layers::read_secret_files(&mut tree, "", &mut faults, &mut secret_files);
+        layers::check_secrets(&tree, "", &mut faults, &mut warnings);
         let mut gather = Gather { tree, faults, origin: &origin };
         let config = Config { secret_files, ..gather.config() };
         let mut faults = gather.faults;
-        for fault in &mut faults {
+        warnings.extend(warnings::of(&config));
+        for fault in faults.iter_mut().chain(&mut warnings) {
             fault.source = fault.source.take().or_else(|| origin.of(&fault.key));
         }
-        Ok((Self { config, origin }, faults))
+        Ok((Self { config, warnings, origin }, faults))
     }
 
     /// The effective values as lines, each with where it came from; secrets hidden.
@@ -190,6 +201,9 @@ impl Gather<'_> {
         self.checked("admin", config.admin.check());
         self.checked("access", config.access.check());
         self.checked("journal", config.journal.check());
+        self.check_addresses(&config);
+        #[cfg(feature = "kafka")]
+        self.check_topics(&config);
         self.checked("dedup", config.dedup.check());
         self.checked("envelope", config.envelope.check());
         let access::Settings { applications, api_tokens, .. } = &config.access;
@@ -197,6 +211,30 @@ impl Gather<'_> {
         self.checked("reconcile", reconcile.unwrap_or_default());
         self.checked("traces", config.traces.as_ref().map(crate::traces::Settings::check).unwrap_or_default());
         config
+    }
+
+    /// Two listeners cannot have one port, unless their addresses differ and neither is every address.
+    fn check_addresses(&mut self, config: &Config) {
+        let (webhook, admin) = (config.server.listen, config.admin.listen);
+        let (a, b) = (webhook.ip().to_canonical(), admin.ip().to_canonical());
+        if webhook.port() == admin.port() && webhook.port() != 0 && (a == b || a.is_unspecified() || b.is_unspecified())
+        {
+            let message = format!("expected another port than server.listen ({webhook}), but found {admin}");
+            self.fault("admin.listen", message);
+        }
+    }
+
+    /// A topic is a set of files and memory on every broker that has it.
+    #[cfg(feature = "kafka")]
+    fn check_topics(&mut self, config: &Config) {
+        for (name, sink) in &config.sinks {
+            let SinkKind::Kafka(settings) = &sink.kind else { continue };
+            let topics = settings.topics(config.access.applications.len());
+            if topics > MOST_TOPICS {
+                let message = format!("expected a pattern of at most {MOST_TOPICS} topics, but found one of {topics}");
+                self.fault(&format!("sinks.{name}.topic"), message);
+            }
+        }
     }
 
     fn section<T: DeserializeOwned + Default>(&mut self, key: &str) -> T {
@@ -254,7 +292,8 @@ impl Gather<'_> {
         for pattern in categories {
             let known = Category::LABELS.iter().any(|label| crate::domain::glob::matches(pattern, label));
             // A new category of Sendbird's may be named before this program knows it, but only in full.
-            if !known && (pattern.contains('*') || !pattern.contains(':')) {
+            let strange = !pattern.bytes().all(|byte| byte.is_ascii_graphic());
+            if !known && (strange || pattern.contains('*') || !pattern.contains(':')) {
                 let message = format!("expected a pattern that some category matches, but found \"{pattern}\"");
                 self.fault(&format!("{key}.categories"), message);
             }
@@ -296,8 +335,12 @@ impl Gather<'_> {
     }
 
     fn fault(&mut self, key: &str, message: String) {
-        // A value that could not be read was replaced by its default; what that leads to is not news.
-        if self.faults.iter().all(|fault| fault.key != key) {
+        // A value that could not be read was replaced; what that leads to is not news.
+        let is_known = |fault: &Fault| {
+            let list = fault.key.split('[').next().unwrap_or_default();
+            fault.key == key || list == key || list.strip_suffix("_file") == Some(key)
+        };
+        if !self.faults.iter().any(is_known) {
             self.faults.push(Fault { key: key.to_owned(), message, source: None });
         }
     }

@@ -4,6 +4,7 @@
 //! that it has left in `tests/fuzz/corpus`. A broken promise is a panic.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::io::Write as _;
 
 use bytes::Bytes;
@@ -129,7 +130,7 @@ pub fn config(data: &[u8]) {
     }
     let variables = String::from_utf8_lossy(variables).into_owned();
     let variables = variables.lines().filter_map(|line| line.split_once('='));
-    let variables: Vec<_> = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let variables: Vec<(OsString, OsString)> = variables.map(|(name, value)| (name.into(), value.into())).collect();
     FILE.with_borrow_mut(|file| {
         for before in
             ["", "access.api_tokens = [\"canary-4711\"]\n", "access.header = { name = \"x\", value = \"canary-4711\" "]

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use warp::http::HeaderName;
 
 use crate::domain::secret::Secret;
+use crate::domain::text;
+use crate::sendbird::api::ApplicationId;
 
 /// What is done about the signature header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -105,26 +107,51 @@ impl Settings {
         if self.signature != SignatureMode::Off && self.signature_headers.is_empty() {
             faults.push(("signature_headers", "expected at least one header name, but found none".into()));
         }
-        for header in &self.signature_headers {
-            if HeaderName::from_str(header).is_err() {
-                faults.push(("signature_headers", format!("expected a header name, but found \"{header}\"")));
-            }
+        faults.extend(self.signature_headers.iter().filter_map(|name| wrong_name("signature_headers", name)));
+        if self.api_tokens.iter().any(|token| !token.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
+            let message = "expected tokens of visible ASCII characters, but found one with others, such as a space";
+            faults.push(("api_tokens", message.into()));
         }
-        if let Some(header) = &self.header
-            && HeaderName::from_str(&header.name).is_err()
-        {
-            faults.push(("header.name", format!("expected a header name, but found \"{}\"", header.name)));
-        }
-        if let Some(secret) = &self.path_secret
-            && !secret.expose().bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
-        {
-            let message = "expected letters, digits and \"-._~\" only, so that no client encodes it differently";
-            faults.push(("path_secret", message.into()));
+        faults.extend(self.header.iter().flat_map(|header| self.check_header(header)));
+        faults.extend(self.path_secret.iter().filter_map(check_path_secret));
+        faults.extend(self.check_sources());
+        for application in &self.applications {
+            faults.extend(application.parse::<ApplicationId>().err().map(|message| ("applications", message)));
         }
         if self.signature != SignatureMode::Required && !self.has_authentication() && !self.open {
             let message = "expected at least one authentication method, but found none: set access.signature to \"required\" with \
                            api_tokens, or a path_secret, a header or networks (access.open = true starts without)";
             faults.push(("signature", message.into()));
+        }
+        faults
+    }
+
+    fn check_header(&self, header: &SecretHeader) -> Vec<(&'static str, String)> {
+        let mut faults: Vec<_> = wrong_name("header.name", &header.name).into_iter().collect();
+        let of_signatures = |name: &String| name.eq_ignore_ascii_case(&header.name);
+        if self.signature != SignatureMode::Off && self.signature_headers.iter().any(of_signatures) {
+            let message = format!("expected another header than that of signatures, but found \"{}\"", header.name);
+            faults.push(("header.name", message));
+        }
+        if let Some(found) = text::unlike_a_header_value(header.value.expose()) {
+            faults.push(("header.value", format!("expected the value of a header, but found {found}")));
+        }
+        faults
+    }
+
+    /// A network of all addresses authenticates nobody, and with such a proxy everybody chooses a source address.
+    fn check_sources(&self) -> Vec<(&'static str, String)> {
+        let is_whole = |networks: &[Network]| networks.iter().any(|network| network.0.prefix_len() == 0);
+        let mut faults = Vec::new();
+        if is_whole(&self.networks) {
+            let message = "expected networks that leave somebody out, but found one of all addresses; leave the list empty \
+                           for any source, and use another authentication method";
+            faults.push(("networks", message.into()));
+        }
+        if is_whole(&self.trusted_proxies) {
+            let message = "expected the addresses of your proxies, but found a network of all addresses, with which \
+                           every sender chooses its own source address";
+            faults.push(("trusted_proxies", message.into()));
         }
         faults
     }
@@ -138,14 +165,55 @@ impl Settings {
     }
 }
 
+fn wrong_name(key: &'static str, name: &str) -> Option<(&'static str, String)> {
+    if HeaderName::from_str(name).is_err() {
+        return Some((key, format!("expected a header name, but found \"{name}\"")));
+    }
+    let message = "expected a header that clients and proxies pass on as it is, but found";
+    text::is_of_the_connection(name).then(|| (key, format!("{message} \"{name}\"")))
+}
+
+fn check_path_secret(secret: &Secret) -> Option<(&'static str, String)> {
+    let secret = secret.expose();
+    let plain = secret.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b));
+    let message = if !plain {
+        "expected letters, digits and \"-._~\" only, so that no client encodes it differently"
+    } else if matches!(secret, "." | "..") {
+        "expected more than dots, which clients take out of a path"
+    } else {
+        return None;
+    };
+    Some(("path_secret", message.into()))
+}
+
 impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse::<IpNet>()
+        let network = text
+            .parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map(|network| Self(network.trunc()))
-            .map_err(|_no_network| format!("expected a network such as \"10.0.0.0/8\", but found \"{text}\""))
+            .map_err(|_no_network| format!("expected a network such as \"10.0.0.0/8\", but found \"{text}\""))?;
+        let (address, bits) = (network.addr(), network.prefix_len());
+        if let (IpAddr::V6(v6), Some(bits)) = (address, bits.checked_sub(96))
+            && let Some(v4) = v6.to_ipv4_mapped()
+        {
+            return Err(format!(
+                "expected an IPv4 network as IPv4, such as \"{v4}/{bits}\", because source addresses are compared so, but \
+                 found \"{text}\""
+            ));
+        }
+        if network.trunc() != network {
+            let whole = network.trunc();
+            return Err(format!(
+                "expected a network without host bits, such as \"{whole}\", or the address \"{address}\", but found \
+                 \"{text}\""
+            ));
+        }
+        if bits > 0 && (address.is_unspecified() || address.is_multicast()) {
+            return Err(format!("expected addresses that a sender can have, but found \"{text}\""));
+        }
+        Ok(Self(network))
     }
 }
 
@@ -178,6 +246,58 @@ mod tests {
     fn settings(toml: &str) -> Settings {
         use figment::providers::{Format, Toml};
         figment::Figment::from(Toml::string(toml)).extract().unwrap()
+    }
+
+    #[test]
+    fn a_network_that_matches_nobody_or_everybody_is_refused() {
+        for (text, hint) in [
+            ("10.1.2.3/8", "\"10.0.0.0/8\", or the address \"10.1.2.3\""),
+            ("2001:db8::1/32", "\"2001:db8::/32\""),
+            ("10.0.0.0/0", "\"0.0.0.0/0\""),
+            ("::ffff:10.0.0.0/104", "\"10.0.0.0/8\""),
+            ("::ffff:10.1.2.3", "\"10.1.2.3/32\""),
+            ("0.0.0.0", "can have"),
+            ("::", "can have"),
+            ("224.0.0.0/4", "can have"),
+            ("ff02::/16", "can have"),
+            ("10.0.0.0-10.0.0.9", "such as"),
+            ("10.0.0.0/33", "such as"),
+        ] {
+            let message = text.parse::<Network>().expect_err(text);
+            assert!(message.contains(hint) && message.contains("expected"), "{text}: {message}");
+        }
+        for fine in ["10.0.0.0/8", "10.1.2.3", "2001:db8::/32", "::1", "fe80::/10", "0.0.0.0/0", "::/0"] {
+            assert!(fine.parse::<Network>().is_ok(), "{fine}");
+        }
+        let keys = |toml: &str| settings(toml).check().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(keys("api_tokens = ['t']\nnetworks = ['0.0.0.0/0']"), ["networks"]);
+        assert_eq!(keys("api_tokens = ['t']\ntrusted_proxies = ['::/0']"), ["trusted_proxies"]);
+    }
+
+    #[test]
+    fn what_no_delivery_can_carry_is_refused() {
+        let keys = |toml: &str| {
+            let faults = settings(&format!("api_tokens = ['t']\n{toml}")).check();
+            assert!(faults.iter().all(|(_, message)| !message.contains("canary")), "{faults:?}");
+            faults.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        for (toml, key) in [
+            ("header = { name = 'Host', value = 'v' }", "header.name"),
+            ("header = { name = 'transfer-encoding', value = 'v' }", "header.name"),
+            ("header = { name = 'X-Sendbird-Signature', value = 'v' }", "header.name"),
+            ("header = { name = 'x', value = 'canary\u{fc}' }", "header.value"),
+            ("header = { name = 'x', value = ' canary' }", "header.value"),
+            ("header = { name = 'x', value = \"canary\\nx\" }", "header.value"),
+            ("signature_headers = ['content-length']", "signature_headers"),
+            ("path_secret = '..'", "path_secret"),
+            ("applications = ['A-1 ']", "applications"),
+            ("applications = ['']", "applications"),
+        ] {
+            assert_eq!(keys(toml), [key], "{toml}");
+        }
+        assert_eq!(settings("api_tokens = ['Token: t']").check()[0].0, "api_tokens");
+        assert!(keys("header = { name = 'x', value = 'Basic dTpw ' }") == ["header.value"]);
+        assert!(keys("header = { name = 'authorization', value = 'Basic dTpw' }\napplications = ['A-1']").is_empty());
     }
 
     #[test]

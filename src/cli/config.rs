@@ -6,7 +6,7 @@ use clap::Subcommand;
 use tokio::time::timeout;
 
 use super::table::counted;
-use super::{Failure, print};
+use super::{Failure, LogFormat, print};
 use crate::app;
 use crate::config::{Config, Loaded};
 
@@ -29,9 +29,15 @@ pub(super) enum Command {
 }
 
 /// The configuration was found right, or it would not have been loaded.
-pub(super) async fn run(command: Command, loaded: Loaded) -> Result<(), Failure> {
+pub(super) async fn run(command: Command, loaded: Loaded, format: LogFormat) -> Result<(), Failure> {
     match command {
         Command::Check { connect } => {
+            for warning in &loaded.warnings {
+                match format {
+                    LogFormat::Text => eprintln!("warning: {warning}"),
+                    LogFormat::Json => tracing::warn!("{warning}"),
+                }
+            }
             let sinks = loaded.config.sinks.len();
             print(&format!("configuration OK ({})\n", counted(sinks as u64, "sink")))?;
             if connect {

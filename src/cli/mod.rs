@@ -165,7 +165,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     rustls::crypto::ring::default_provider().install_default().map_err(|_other| {
         Failure::Failed("cannot install the TLS provider: another one is installed already".into())
     })?;
-    let load = || Loaded::load(cli.config.as_deref(), std::env::vars());
+    let load = || Loaded::load(cli.config.as_deref(), std::env::vars_os());
     match cli.command {
         Command::Serve => logs::start(cli.log_format, "info"),
         // These only ask over HTTP, or print, and say themselves what is wrong.
@@ -173,7 +173,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         _ => logs::start(cli.log_format, "warn"),
     }
     match cli.command {
-        Command::Serve => block_on(serve::run(load()?.config, cli.config.as_deref())),
+        Command::Serve => block_on(serve::run(load()?, cli.config.as_deref())),
         Command::Demo(args) => block_on(demo::run(args)),
         Command::Send(args) => block_on(send::run(args)),
         Command::Tail(args) => block_on(tail::run(args)),
@@ -182,10 +182,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Stuck(command) => stuck::run(&command, load),
         Command::DeadLetters(command) => dead_letters::run(&command, load),
         Command::Journal(command) => journal::run(&command, load),
-        Command::Config(command) => block_on(config::run(command, load()?)),
+        Command::Config(command) => block_on(config::run(command, load()?, cli.log_format)),
         Command::Webhook(command) => block_on(webhook::run(command, load)),
         Command::Schema(command) => {
-            schema::run(command, || Loaded::load_to_describe(cli.config.as_deref(), std::env::vars()))
+            schema::run(command, || Loaded::load_to_describe(cli.config.as_deref(), std::env::vars_os()))
         }
     }
 }
@@ -202,7 +202,7 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
 /// With logs as JSON all of it is one line.
 fn report(format: LogFormat, failure: &Failure) {
     let faults = match failure {
-        Failure::Config(Faults(faults)) => faults.iter().map(ToString::to_string).collect(),
+        Failure::Config(faults) => faults.lines(),
         Failure::Usage(_) | Failure::Failed(_) | Failure::Other(_) => Vec::new(),
     };
     let causes = std::iter::successors(std::error::Error::source(failure), |cause| cause.source());

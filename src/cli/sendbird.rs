@@ -46,6 +46,8 @@ pub(super) struct Outcome {
 /// The bridge's answer to a delivery that is durable.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Answer {
+    /// The event's id.
+    pub(super) id: String,
     /// `stored` or `duplicate`.
     pub(super) status: String,
 }

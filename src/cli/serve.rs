@@ -9,12 +9,16 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use super::reconcile::timer::Timer;
 use crate::app::App;
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::domain::clock::Clock;
 use crate::shutdown;
 
 /// Runs with a configuration that comes from `file`, where there is one, and from the environment.
-pub(super) async fn run(config: Config, file: Option<&Path>) -> Result<(), Failure> {
+pub(super) async fn run(loaded: Loaded, file: Option<&Path>) -> Result<(), Failure> {
+    let Loaded { config, warnings, .. } = loaded;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     // Before anything is opened, so that a signal at any time leads to a stop in order.
     let stop = CancellationToken::new();
     let signalled = shutdown::on_signal(stop.clone()).map_err(Failure::other)?;
@@ -47,9 +51,7 @@ pub(super) async fn run(config: Config, file: Option<&Path>) -> Result<(), Failu
         config = file.map(|file| file.display().to_string()),
         "listening"
     );
-    if sinks.is_empty() {
-        tracing::warn!("no sinks are configured: events are kept in the journal and can be read from the feed");
-    } else {
+    if !sinks.is_empty() {
         tracing::info!(sinks = sinks.join(", "), "publishing");
     }
     tokio::select! {

@@ -15,8 +15,21 @@ pub struct Fault {
     pub source: Option<String>,
 }
 
+/// The key of a fault of the file as a whole.
+const FILE: &str = "--config";
+
+impl Fault {
+    /// The file itself can't be used. The message says which file, and is a whole sentence.
+    pub(super) fn of_the_file(message: String) -> Self {
+        Self { key: FILE.into(), message, source: None }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key == FILE {
+            return f.write_str(&self.message);
+        }
         write!(f, "{}: {}", self.key, self.message)?;
         self.source.as_ref().map_or(Ok(()), |source| write!(f, " (from {source})"))
     }
@@ -24,8 +37,23 @@ impl fmt::Display for Fault {
 
 /// Everything that is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
-#[error("the configuration has {} fault{}", .0.len(), if .0.len() == 1 { "" } else { "s" })]
+#[error("{}", self.summary())]
 pub struct Faults(pub Vec<Fault>);
+
+impl Faults {
+    fn summary(&self) -> String {
+        match self.0.as_slice() {
+            [one] if one.key == FILE => one.message.clone(),
+            [_] => "the configuration has 1 fault".to_owned(),
+            several => format!("the configuration has {} faults", several.len()),
+        }
+    }
+
+    /// A line for each fault that the summary does not name itself.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.iter().filter(|fault| fault.key != FILE).map(ToString::to_string).collect()
+    }
+}
 
 /// What is wrong, without the value where that may be a secret.
 pub(super) fn message(kind: &Kind, secret: bool) -> String {

@@ -1,5 +1,6 @@
 //! Where values come from: the TOML file, the environment over it, files that hold secrets.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Toml};
@@ -8,6 +9,7 @@ use figment::{Error, Figment, Metadata, Profile, Provider};
 
 use super::Fault;
 use crate::domain::secret::Secret;
+use crate::domain::text;
 
 /// Names the configuration file where the command line does not.
 pub const CONFIG_VARIABLE: &str = "SENDBIRD_BRIDGE_CONFIG";
@@ -55,39 +57,54 @@ pub(super) fn may_hold_secret(part: &str) -> bool {
 }
 
 /// The layers in their order.
+///
+/// # Errors
+/// The file can't be read, or is no TOML: nothing can be said of what it should hold.
 pub(super) fn figment(
     file: Option<&Path>,
-    environment: impl Iterator<Item = (String, String)>,
+    environment: impl Iterator<Item = (OsString, OsString)>,
     faults: &mut Vec<Fault>,
-) -> Figment {
+) -> Result<Figment, Fault> {
     let mut figment = Figment::new();
     if let Some(file) = file {
-        // figment takes a file that isn't there for an empty one.
-        match std::fs::metadata(file) {
-            Ok(found) if found.is_file() => match syntax(file) {
-                Ok(()) => figment = figment.merge(Toml::file_exact(file)),
-                Err(message) => faults.push(file_fault(file, message)),
-            },
-            Ok(_) => faults.push(file_fault(file, "not a regular file".into())),
-            Err(error) => faults.push(file_fault(file, format!("cannot read the file: {error}"))),
-        }
+        let text = read_text(file).map_err(|found| {
+            Fault::of_the_file(format!("cannot read the configuration file {}: {found}", file.display()))
+        })?;
+        // Before figment reads it, whose message shows the line, and with it a secret.
+        check_syntax(&text).map_err(|(line, column, found)| {
+            Fault::of_the_file(format!("{}:{line}:{column}: not valid TOML: {found}", file.display()))
+        })?;
+        figment = figment.merge(Toml::file_exact(file));
     }
-    figment.merge(Variables::read(environment, faults))
+    Ok(figment.merge(Variables::read(environment, faults)))
 }
 
-/// Whether a file is TOML at all. Asked before figment does, whose message shows the line, and with it a secret.
-fn syntax(file: &Path) -> Result<(), String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read the file: {error}"))?;
+/// The text of a file, or what was found instead.
+fn read_text(file: &Path) -> Result<String, String> {
+    let found = std::fs::metadata(file).map_err(|error| without_number(&error))?;
+    if found.is_dir() {
+        return Err("it is a directory".to_owned());
+    }
+    let bytes = std::fs::read(file).map_err(|error| without_number(&error))?;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err("it is UTF-16; save it as UTF-8".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|_not_utf8| "it is not UTF-8".to_owned())
+}
+
+/// What the system says, for people: "no such file or directory".
+fn without_number(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
+/// Line, column and what is wrong there.
+fn check_syntax(text: &str) -> Result<(), (usize, usize, String)> {
     let Err(error) = text.parse::<toml::Table>() else { return Ok(()) };
     let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
     let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
     let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
-    let message = error.message().replace('\n', ", ");
-    Err(format!("not valid TOML: line {line}, column {column}: {message}"))
-}
-
-fn file_fault(file: &Path, message: String) -> Fault {
-    Fault { key: "--config".into(), message, source: Some(file.display().to_string()) }
+    Err((line, column, error.message().replace('\n', ", ")))
 }
 
 /// The variable that sets a key.
@@ -99,11 +116,12 @@ pub(super) fn variable(key: &str) -> String {
 struct Variables(Dict);
 
 impl Variables {
-    fn read(environment: impl Iterator<Item = (String, String)>, faults: &mut Vec<Fault>) -> Self {
+    fn read(environment: impl Iterator<Item = (OsString, OsString)>, faults: &mut Vec<Fault>) -> Self {
         let mut dict = Dict::new();
         for (name, text) in environment {
+            let name = name.to_string_lossy();
             let Some(rest) = name.strip_prefix(PREFIX) else { continue };
-            if name == CONFIG_VARIABLE || is_service_link(rest, &text) {
+            if name == CONFIG_VARIABLE || is_service_link(rest, &text.to_string_lossy()) {
                 continue;
             }
             let path: Vec<String> = rest.to_lowercase().split("__").map(str::to_owned).collect();
@@ -114,7 +132,13 @@ impl Variables {
                 faults.push(Fault { key: path.join("."), message, source: Some(format!("the variable {name}")) });
                 continue;
             }
-            insert(&mut dict, &path, text);
+            match text.into_string() {
+                Ok(text) => insert(&mut dict, &path, text),
+                Err(_not_utf8) => {
+                    let message = "expected UTF-8, but found other bytes".to_owned();
+                    faults.push(Fault { key: path.join("."), message, source: Some(format!("the variable {name}")) });
+                }
+            }
         }
         Self(dict)
     }
@@ -197,15 +221,23 @@ impl SecretFile {
     /// # Errors
     /// The file can't be read, or holds nothing.
     pub fn read(&self) -> Result<Vec<Secret>, String> {
-        let text = std::fs::read_to_string(&self.path)
-            .map_err(|error| format!("cannot read {}: {error}", self.path.display()))?;
+        let text = read_secret(&self.path)?;
         let last = self.key.rsplit('.').next().unwrap_or_default();
         let secrets = secrets(&held(last, &text));
         if secrets.is_empty() {
             return Err(format!("expected a secret, but found an empty file at {}", self.path.display()));
         }
-        Ok(secrets)
+        match secrets.iter().find_map(|secret| suspicion(last, secret.expose()).filter(|suspicion| suspicion.certain)) {
+            Some(Suspicion { found, .. }) => {
+                Err(format!("expected a secret alone, but found {found}, at {}", self.path.display()))
+            }
+            None => Ok(secrets),
+        }
     }
+}
+
+fn read_secret(path: &Path) -> Result<String, String> {
+    read_text(path).map_err(|found| format!("expected a readable file, but found {}: {found}", path.display()))
 }
 
 /// Replaces every `<secret>_file` by what the file holds, without the line break at its end, and notes which they were.
@@ -228,15 +260,62 @@ pub(super) fn read_secret_files(dict: &mut Dict, prefix: &str, faults: &mut Vec<
             faults.push(fault("expected the path of a file as text".into()));
             continue;
         };
-        match std::fs::read_to_string(path) {
+        match read_secret(Path::new(path)) {
             Ok(text) => {
                 let value = held(secret, &text);
                 let key = full.trim_end_matches("_file").to_owned();
                 files.push(SecretFile { key, path: path.into(), held: secrets(&value) });
                 dict.insert(secret.to_owned(), value);
             }
-            Err(error) => faults.push(fault(format!("cannot read {path}: {error}"))),
+            Err(message) => {
+                faults.push(fault(message));
+                // So that nothing else complains that there is none.
+                dict.insert(secret.to_owned(), held(secret, "unreadable"));
+            }
         }
+    }
+}
+
+/// Why a secret is probably not what it should be.
+struct Suspicion {
+    /// What was found in it or around it.
+    found: &'static str,
+    /// A password may begin with a space or a quote. One that has a byte order mark or a second line is none.
+    certain: bool,
+}
+
+fn suspicion(key: &str, text: &str) -> Option<Suspicion> {
+    const OF_ANY_TEXT: [&str; 5] = ["password", "client_secret", "username", "client_id", "value"];
+    // The text of a whole file, which its client reads line by line.
+    let found = text::surroundings(text).filter(|_| key != "creds")?;
+    let never = |c: char| c == '\u{feff}' || c.is_control();
+    Some(Suspicion { found, certain: !OF_ANY_TEXT.contains(&key) || text.contains(never) })
+}
+
+/// Finds what has slipped into secrets unseen, wherever they come from.
+pub(super) fn check_secrets(dict: &Dict, prefix: &str, faults: &mut Vec<Fault>, warnings: &mut Vec<Fault>) {
+    let mut check = |name: &str, full: String, text: &str| {
+        let Some(Suspicion { found, certain }) = suspicion(name, text) else { return };
+        let message = format!("expected a secret alone, but found {found}");
+        let found = Fault { key: full, message, source: None };
+        if certain { faults.push(found) } else { warnings.push(found) }
+    };
+    let mut tables = Vec::new();
+    for (name, value) in dict {
+        let full = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Dict(_, inner) => tables.push((inner, full)),
+            Value::String(_, text) if SECRETS.contains(&name.as_str()) => check(name, full, text),
+            Value::Array(_, items) if SECRETS.contains(&name.as_str()) => {
+                for (index, text) in items.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_str()?))) {
+                    check(name, format!("{full}[{index}]"), text);
+                }
+            }
+            _ => {}
+        }
+    }
+    for (inner, full) in tables {
+        check_secrets(inner, &full, faults, warnings);
     }
 }
 

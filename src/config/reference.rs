@@ -34,7 +34,7 @@ fn load(text: &str, variables: &[(&str, &str)]) -> Config {
     make_files(&tree(&text), dir.path());
     let file = dir.path().join("bridge.toml");
     std::fs::write(&file, &text).unwrap();
-    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
     match Loaded::load(Some(&file), variables) {
         Ok(loaded) => loaded.config,
         Err(faults) => panic!("{:#?}", faults.0.iter().map(ToString::to_string).collect::<Vec<_>>()),
@@ -55,6 +55,12 @@ fn make_files(tree: &Json, dir: &Path) {
                     "url_file" => url.to_owned(),
                     "ca_file" | "cert_file" | "client_ca_file" => PAIR.cert.pem(),
                     "key_file" => PAIR.signing_key.serialize_pem(),
+                    "creds_file" => {
+                        let seed = nkeys::KeyPair::new_user().seed().unwrap();
+                        format!(
+                            "-----BEGIN NATS USER JWT-----\na.b.c\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+                        )
+                    }
                     _ => "a-secret-of-the-test\n".to_owned(),
                 };
                 std::fs::write(path, text).unwrap();

@@ -13,5 +13,6 @@ pub mod identity;
 pub mod rate_limit;
 pub mod secret;
 pub mod template;
+pub mod text;
 pub mod trace;
 pub mod units;

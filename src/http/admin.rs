@@ -64,6 +64,11 @@ impl Settings {
                 format!("expected a token because admin.listen ({}) is not loopback, but found none", self.listen);
             faults.push(("token", message));
         }
+        if self.token.as_ref().is_some_and(|token| !token.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
+            let message =
+                "expected visible ASCII characters, which a header can carry, but found others, such as a space";
+            faults.push(("token", message.into()));
+        }
         faults
     }
 }

@@ -46,7 +46,7 @@ impl Settings {
     pub fn check(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         if self.dir.as_os_str().is_empty() {
-            faults.push(("dir", "expected a directory, but found an empty text".to_owned()));
+            faults.push(("dir", "expected a directory, but it is empty".to_owned()));
         }
         if self.max_bytes < Size::mib(1) {
             faults.push(("max_bytes", format!("expected at least 1MiB, but found {}", self.max_bytes)));

@@ -40,9 +40,13 @@ impl Default for Settings {
 impl Settings {
     /// Every fault, as key and message.
     pub fn check(&self) -> Vec<(&'static str, String)> {
-        // CloudEvents asks for a URI: something, a colon, and no white space.
-        let plain = self.schema_base.bytes().all(|byte| byte.is_ascii_graphic());
-        if plain && self.schema_base.find(':').is_some_and(|scheme| scheme > 0) {
+        // CloudEvents asks for a URI (RFC 3986): a scheme, a colon, and characters that a URI has.
+        let scheme = self.schema_base.split_once(':').map_or("", |(scheme, _)| scheme);
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
+        if scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+            && self.schema_base.bytes().all(plain)
+        {
             return Vec::new();
         }
         let message = format!("expected the beginning of a URI, but found \"{}\"", self.schema_base);

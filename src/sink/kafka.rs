@@ -13,6 +13,7 @@
 mod client;
 mod clock_regression;
 mod contract;
+mod defaults;
 mod destination;
 mod errors;
 mod properties;

@@ -12,6 +12,7 @@
 //! Leaves to others: order, retries and back-off (the pipeline); queues and policies (whoever runs the broker,
 //! unless `declare` is set).
 
+mod bindings;
 mod channels;
 mod contract;
 mod dial;

@@ -7,6 +7,10 @@ use std::io;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use rustls::InconsistentKeys;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -52,18 +56,50 @@ impl Tls {
     pub fn check(&self) -> Faults {
         let mut faults: Faults = self
             .files()
-            .filter(|(_, path)| !path.is_file())
-            .map(|(key, path)| fault(key, format!("expected a file, but found none at {}", path.display())))
+            .filter_map(|(key, path)| Some(fault(key, format!("{} {}", wrong_file(key, path)?, path.display()))))
             .collect();
         match (&self.cert_file, &self.key_file) {
             (Some(_), None) => faults.push(fault("tls.key_file", "expected the key of tls.cert_file, but found none")),
             (None, Some(_)) => {
                 faults.push(fault("tls.cert_file", "expected the chain of tls.key_file, but found none"))
             }
+            (Some(cert_file), Some(key_file)) if faults.is_empty() && !are_a_pair(cert_file, key_file) => {
+                let message = format!("expected the key of tls.cert_file, but found another at {}", key_file.display());
+                faults.push(fault("tls.key_file", message));
+            }
             _ => {}
         }
         faults
     }
+}
+
+/// What is wrong with a PEM file, up to the path of it. Nothing of what it holds is shown.
+fn wrong_file(key: &str, path: &Path) -> Option<&'static str> {
+    let Ok(pem) = std::fs::read(path) else {
+        return Some(if path.is_file() {
+            "expected a file that the bridge may read, but found one that it may not at"
+        } else {
+            "expected a file, but found none at"
+        });
+    };
+    if key == "tls.key_file" {
+        return PrivateKeyDer::from_pem_slice(&pem)
+            .is_err()
+            .then_some("expected a private key (PEM) that is not encrypted, but found none at");
+    }
+    let mut certificates = CertificateDer::pem_slice_iter(&pem).peekable();
+    (certificates.peek().is_none() || certificates.any(|certificate| certificate.is_err()))
+        .then_some("expected certificates (PEM), but found none at")
+}
+
+/// Whether the key is that of the certificate, as far as that can be told: OpenSSL, which the client of Kafka uses, knows
+/// more kinds of keys.
+fn are_a_pair(cert_file: &Path, key_file: &Path) -> bool {
+    let chain: Option<Vec<_>> =
+        CertificateDer::pem_file_iter(cert_file).ok().and_then(|chain| chain.collect::<Result<_, _>>().ok());
+    let (Some(chain), Ok(key)) = (chain, PrivateKeyDer::from_pem_file(key_file)) else { return true };
+    let pair = CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider());
+    !matches!(pair, Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)))
 }
 
 /// Reads a file and says which one it was if that fails.
@@ -189,6 +225,31 @@ mod tests {
         let keys: Vec<_> = tls.check().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["tls.ca_file", "tls.key_file", "tls.cert_file"]);
         assert!(Tls::default().check().is_empty());
+    }
+
+    #[test]
+    fn tls_files_hold_what_their_keys_say() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            Some(path)
+        };
+        let pair = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let (one, other) = (pair(), pair());
+        let (cert_file, key_file) = (file("cert", &one.cert.pem()), file("key", &one.signing_key.serialize_pem()));
+        let faults = |ca_file: &Option<PathBuf>, cert_file: &Option<PathBuf>, key_file: &Option<PathBuf>| {
+            let tls = Tls { ca_file: ca_file.clone(), cert_file: cert_file.clone(), key_file: key_file.clone() };
+            let faults = tls.check();
+            assert!(faults.iter().all(|(_, message)| !message.contains("canary")), "{faults:?}");
+            faults.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        assert!(faults(&cert_file, &cert_file, &key_file).is_empty());
+        let canary = file("nothing", "canary");
+        assert_eq!(faults(&canary, &canary, &canary), ["tls.ca_file", "tls.cert_file", "tls.key_file"]);
+        assert_eq!(faults(&key_file, &key_file, &cert_file), ["tls.ca_file", "tls.cert_file", "tls.key_file"]);
+        let another = file("another", &other.signing_key.serialize_pem());
+        assert_eq!(faults(&None, &cert_file, &another), ["tls.key_file"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use warp::http::uri::{Authority, PathAndQuery, Scheme};
 use warp::http::{HeaderName, HeaderValue, Uri};
 
 use crate::domain::secret::Secret;
+use crate::domain::text;
 use crate::outbound;
 
 /// What OTLP puts behind the address of a collector.
@@ -85,6 +86,10 @@ impl Settings {
     /// What is wrong with `endpoint`, without a password that may stand in it.
     pub(super) fn url(&self) -> Result<Uri, String> {
         let expected = |found: &str| format!("expected a URL such as \"http://collector:4318\", but found {found}");
+        // The parser drops it without a word.
+        if self.endpoint.contains('#') {
+            return Err(expected("one with a \"#\""));
+        }
         let parts = Uri::from_str(&self.endpoint).map_err(|error| expected(&error.to_string()))?.into_parts();
         let (scheme, authority) = match (parts.scheme, parts.authority) {
             (Some(scheme), Some(authority)) if [Scheme::HTTP, Scheme::HTTPS].contains(&scheme) => (scheme, authority),
@@ -109,10 +114,14 @@ impl Settings {
     pub(super) fn header(&self) -> Result<Option<(HeaderName, HeaderValue)>, (&'static str, String)> {
         let Some(header) = &self.header else { return Ok(None) };
         let name = HeaderName::from_str(&header.name)
-            .map_err(|_invalid| ("header.name", format!("expected a header name, but found \"{}\"", header.name)))?;
-        let mut value = HeaderValue::from_str(header.value.expose()).map_err(|_invalid| {
-            ("header.value", "expected visible ASCII and spaces, but found something else".to_owned())
-        })?;
+            .ok()
+            .filter(|name| !text::is_of_the_connection(name.as_str()))
+            .ok_or_else(|| ("header.name", format!("expected a header of your own, but found \"{}\"", header.name)))?;
+        let unlike = |found| ("header.value", format!("expected the value of a header, but found {found}"));
+        if let Some(found) = text::unlike_a_header_value(header.value.expose()) {
+            return Err(unlike(found));
+        }
+        let mut value = HeaderValue::from_str(header.value.expose()).map_err(|_invalid| unlike("something else"))?;
         value.set_sensitive(true);
         Ok(Some((name, value)))
     }
@@ -145,8 +154,15 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_and_no_secret() {
-        for endpoint in ["", "collector:4318", "ftp://collector", "/v1/traces", "http://a/?canary", "http://u:canary@a"]
-        {
+        for endpoint in [
+            "",
+            "collector:4318",
+            "ftp://collector",
+            "/v1/traces",
+            "http://a/?canary",
+            "http://u:canary@a",
+            "http://a/#canary",
+        ] {
             let faults = settings(endpoint).check();
             assert_eq!(faults.iter().map(|(key, _)| *key).collect::<Vec<_>>(), ["endpoint"], "{endpoint}");
             assert!(faults[0].1.contains("expected a URL") && !faults[0].1.contains("canary"), "{faults:?}");
@@ -157,7 +173,9 @@ mod tests {
         };
         assert!(header("authorization", "Bearer k").is_empty());
         assert_eq!(header("a b", "k")[0].0, "header.name");
+        assert_eq!(header("content-length", "1")[0].0, "header.name");
         assert_eq!(header("x", "canary\n")[0].0, "header.value");
+        assert_eq!(header("x", " canary")[0].0, "header.value");
         assert!(!header("x", "canary\n")[0].1.contains("canary"));
         for sample in [-0.1, 1.1, f64::NAN] {
             assert_eq!(Settings { sample, ..settings("http://a") }.check()[0].0, "sample");

@@ -88,5 +88,7 @@ impl Settings {
 fn is_path(path: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-._~".contains(&b);
     let slashes = path.contains("//") || (path.len() > 1 && path.ends_with('/'));
-    path.starts_with('/') && !slashes && path.bytes().all(plain)
+    // Clients take these out of a path before they send it.
+    let dots = path.split('/').any(|segment| matches!(segment, "." | ".."));
+    path.starts_with('/') && !slashes && !dots && path.bytes().all(plain)
 }

@@ -62,7 +62,12 @@ impl Settings {
 
 fn is_http(url: &str) -> bool {
     let rest = ["https://", "http://"].iter().find_map(|scheme| url.strip_prefix(scheme));
-    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && !rest.contains(['?', '#', '@', ' ']))
+    let authority = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let (host, port) =
+        authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((authority, "443"));
+    !host.is_empty()
+        && port.parse::<u16>().is_ok_and(|port| port != 0)
+        && url.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#@\"<>\\^`{|}".contains(&byte))
 }
 
 #[cfg(test)]
@@ -86,7 +91,15 @@ mod tests {
         assert_eq!(ask(&named, &["A"], &["t"]), ["application"]);
         let odd = Settings { application: Some("a/b".into()), every: Span::from_millis(1), ..none.clone() };
         assert_eq!(ask(&odd, &[], &["t"]), ["every", "application"]);
-        let nowhere = Settings { api_url: Some("ftp://x".into()), ..none };
-        assert_eq!(ask(&nowhere, &["A"], &["t"]), ["api_url"]);
+        for wrong in
+            ["ftp://x", "https://", "https://:443", "https://h:0", "https://h:port", "https://h/a b", "https://h/<"]
+        {
+            let nowhere = Settings { api_url: Some(wrong.into()), ..none.clone() };
+            assert_eq!(ask(&nowhere, &["A"], &["t"]), ["api_url"], "{wrong}");
+        }
+        for fine in ["https://h", "http://h:8080/v1", "https://[::1]/", "https://[::1]:8443"] {
+            let there = Settings { api_url: Some(fine.into()), ..none.clone() };
+            assert!(ask(&there, &["A"], &["t"]).is_empty(), "{fine}");
+        }
     }
 }

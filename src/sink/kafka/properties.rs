@@ -6,50 +6,16 @@ use std::path::PathBuf;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use super::defaults;
 use super::settings::Settings;
-
-/// What the bridge sets. An operator may override the second group under `client`.
-const OURS: &[(&str, &str)] = &[
-    // The promises.
-    ("enable.idempotence", "true"),
-    ("acks", "all"),
-    ("max.in.flight", "5"),
-    // The default is not Java's, and two producers of one topic must agree.
-    ("partitioner", "murmur2_random"),
-    // For ever. The default gives up after five minutes and drops the record, although it may have been written.
-    ("message.timeout.ms", "0"),
-    ("allow.auto.create.topics", "false"),
-    // The journal is the queue; this only has to hold the pipeline's window.
-    ("queue.buffering.max.messages", "10000"),
-    ("queue.buffering.max.kbytes", "65536"),
-    // The only way to learn that a broker is back before the next record.
-    ("statistics.interval.ms", "5000"),
-    ("log.connection.close", "false"),
-];
-const DEFAULTS: &[(&str, &str)] = &[
-    // A little patience makes batches, which cost the broker less.
-    ("linger.ms", "2"),
-    // So that the broker and the topic decide how large is too large. Above 100 MiB a broker cuts the
-    // connection without a word.
-    ("message.max.bytes", "67108864"),
-    // A topic that nobody has seen is reported as missing after this, and the pipeline tries again.
-    ("topic.metadata.propagation.max.ms", "2000"),
-    // A broker that neither answers nor hangs up is given up sooner than after the default minute.
-    ("socket.timeout.ms", "20000"),
-    ("request.timeout.ms", "15000"),
-    ("socket.keepalive.enable", "true"),
-    ("reconnect.backoff.ms", "100"),
-    ("reconnect.backoff.max.ms", "2000"),
-];
 
 /// All properties for a sink of this name.
 pub(super) fn all(name: &str, settings: &Settings) -> ClientConfig {
-    let mut config = ClientConfig::new();
+    let mut config = defaults::with(&settings.client);
     config.set_log_level(RDKafkaLogLevel::Info);
-    config.set("client.id", format!("sendbird-bridge-{name}"));
-    config.extend(DEFAULTS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-    config.extend(settings.client.iter().map(|(key, value)| (key.clone(), value.clone())));
-    config.extend(OURS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    if !settings.client.contains_key("client.id") {
+        config.set("client.id", format!("sendbird-bridge-{name}"));
+    }
     config.set("bootstrap.servers", settings.brokers.join(","));
     secure(&mut config, settings);
     config
@@ -97,6 +63,7 @@ fn platform(variable: Option<OsString>) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::kafka::defaults::{DEFAULTS, OURS};
     use crate::sink::kafka::reserved::refusal;
 
     #[test]

@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::secret::Secret;
+use crate::outbound;
 use crate::sink::settings::{Faults, fault};
 
 /// Who the bridge is to the brokers.
@@ -151,9 +152,9 @@ impl Sasl {
                 let client_id = self.client_id.clone().filter(|id| !id.is_empty());
                 faults.extend(client_id.is_none().then(|| wanted("client_id", "a client id")));
                 faults.extend(self.client_secret.is_none().then(|| wanted("client_secret", "a secret")));
-                if let Some(path) = self.ca_file.as_ref().filter(|path| !path.is_file()) {
-                    let message = format!("expected a file, but found none at {}", path.display());
-                    faults.push(fault("sasl.ca_file", message));
+                if self.ca_file.is_some() {
+                    let authorities = outbound::tls_config(self.ca_file.as_deref(), false);
+                    faults.extend(authorities.err().map(|message| fault("sasl.ca_file", message)));
                 }
                 client_id.zip(self.client_secret.clone()).map(|(client_id, client_secret)| {
                     let (scope, ca_file) = (self.scope.clone(), self.ca_file.clone());
@@ -182,6 +183,10 @@ fn place(text: &str) -> Result<EndpointUrl, &'static str> {
         } else {
             Err("no absolute path")
         };
+    }
+    // The parser drops what follows without a word.
+    if text.contains('#') {
+        return Err("a \"#\" in it");
     }
     let url = Uri::from_str(text).map_err(|_no_url| "something else")?;
     let authority = url.authority().ok_or("something else")?;
@@ -245,6 +250,7 @@ mod tests {
             "ftp://canary/",
             "http://canary/",
             "https://canary@id.example.com/token",
+            "https://id.example.com/token#canary",
         ] {
             assert_eq!(from(wrong), Err(vec!["sasl.token_endpoint".to_owned()]), "{wrong}");
         }

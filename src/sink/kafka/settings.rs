@@ -7,6 +7,7 @@ use rdkafka::ClientConfig;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use super::defaults;
 use super::reserved::refusal;
 use super::sasl::{Mechanism, Sasl, TokenEndpoint};
 use crate::domain::template::{AddressKind, Template};
@@ -14,6 +15,9 @@ use crate::sink::settings::{Create, Faults, Tls, fault, template};
 
 /// What Kafka gives a topic's name.
 const LONGEST_TOPIC: usize = 249;
+/// How many categories and objects Sendbird documents.
+const CATEGORIES: usize = 13;
+const OBJECTS: usize = 2;
 
 /// Where and how to publish to Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -69,6 +73,17 @@ impl Settings {
         self.parse().err().unwrap_or_default()
     }
 
+    /// How many topics the known categories lead to, with so many applications (0: not known how many; taken for one).
+    pub fn topics(&self, applications: usize) -> usize {
+        let uses = |placeholder: &str| self.topic.contains(&format!("{{{placeholder}}}"));
+        let categories = match (uses("category") || uses("verb"), uses("object")) {
+            (true, _) => CATEGORIES,
+            (false, true) => OBJECTS,
+            (false, false) => 1,
+        };
+        categories * if uses("application_id") { applications.max(1) } else { 1 }
+    }
+
     /// The parts that need parsing: the topic, and where tokens come from.
     pub(super) fn parse(&self) -> Result<(Template, Option<TokenEndpoint>), Faults> {
         let mut faults = Faults::new();
@@ -78,15 +93,24 @@ impl Settings {
         for (index, broker) in self.brokers.iter().enumerate() {
             if !is_host_and_port(broker) {
                 // Not echoed: somebody may have written a URL with a password.
-                faults.push(fault(
-                    format!("brokers[{index}]"),
-                    "expected host:port without scheme or user, but found something else",
-                ));
+                let found = if broker.contains("://") {
+                    "a URL"
+                } else if broker.contains(':') {
+                    "something else"
+                } else {
+                    "no port"
+                };
+                faults.push(fault(format!("brokers[{index}]"), format!("expected host:port, but found {found}")));
             }
         }
         let topic = template("topic", &self.topic, AddressKind::Topic, LONGEST_TOPIC);
         let topic = topic.map_err(|fault| faults.push(fault)).ok();
-        faults.extend(self.client.iter().filter_map(|(key, value)| property(key, value)));
+        faults.extend(topic.as_ref().and_then(check_topic));
+        let properties: Faults = self.client.iter().filter_map(|(key, value)| property(key, value)).collect();
+        if properties.is_empty() && !self.client.is_empty() {
+            faults.extend(defaults::check(&self.client).into_iter().map(|message| fault("client", message)));
+        }
+        faults.extend(properties);
         faults.extend(self.tls.iter().flat_map(Tls::check));
         let tokens = match self.sasl.as_ref().map(Sasl::parse) {
             None => None,
@@ -125,6 +149,16 @@ impl Settings {
             _ => Err(faults),
         }
     }
+}
+
+/// A topic for each call is more topics than a cluster bears, and none of them exists before the call.
+fn check_topic(topic: &Template) -> Option<(String, String)> {
+    if topic.uses("key") {
+        let message = "expected a topic for many calls, but found {key} in it; it is the record's key already";
+        return Some(fault("topic", message));
+    }
+    let text = topic.to_string();
+    matches!(text.as_str(), "." | "..").then(|| fault("topic", format!("expected a topic, but found \"{text}\"")))
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -279,6 +313,33 @@ mod tests {
             ]
         );
         assert!(faults.iter().all(|(_, message)| message.starts_with("expected") && !message.contains("canary")));
+    }
+
+    #[test]
+    fn what_kafka_would_refuse_or_ignore_is_refused() {
+        let fault_of = |json: serde_json::Value| {
+            let mut whole = serde_json::json!({ "brokers": ["a:1"] });
+            whole.as_object_mut().expect("a table").extend(json.as_object().expect("a table").clone());
+            let faults = settings(whole).check();
+            assert!(faults.len() <= 1, "{faults:?}");
+            faults.into_iter().next().unwrap_or_default()
+        };
+        for topic in ["calls.{key}", "{object}.{key}", ".", ".."] {
+            assert_eq!(fault_of(serde_json::json!({ "topic": topic })).0, "topic", "{topic}");
+        }
+        assert_eq!(fault_of(serde_json::json!({ "topic": "{application_id}.{category}" })).0, "");
+        for (client, word) in [
+            (serde_json::json!({ "group.id": "bridge" }), "consumer property"),
+            (serde_json::json!({ "reconnect.backoff.ms": 5000, "reconnect.backoff.max.ms": 100 }), "reconnect.backoff"),
+        ] {
+            let (key, message) = fault_of(serde_json::json!({ "client": client }));
+            assert!(key == "client" && message.contains(word), "{key}: {message}");
+        }
+        assert_eq!(fault_of(serde_json::json!({ "client": { "linger.ms": 5, "compression.type": "zstd" } })).0, "");
+        for (broker, word) in [("a", "no port"), ("kafka://a:1", "a URL"), ("a:0", "something else")] {
+            let (key, message) = fault_of(serde_json::json!({ "brokers": [broker] }));
+            assert!(key == "brokers[0]" && message.ends_with(word), "{key}: {message}");
+        }
     }
 
     #[test]

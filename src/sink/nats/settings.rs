@@ -1,6 +1,7 @@
 //! The settings of a NATS sink, their check, and what they mean to the client.
 
 use async_nats::{ConnectOptions, ServerAddr};
+use nkeys::{KeyPair, KeyPairType};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::secret::Secret;
@@ -11,6 +12,12 @@ use crate::sink::{Failure, Reason};
 
 /// Far below a server's `max_control_line` (4 KiB), which bounds a subject.
 const LONGEST_SUBJECT: usize = 1024;
+/// What the server gives a stream's name.
+const LONGEST_STREAM: usize = 255;
+/// The server refuses a shorter time, and takes none for its own default.
+const SHORTEST_TIME: Span = Span::from_millis(100);
+/// Below this a stream holds no event.
+const SMALLEST_STREAM: Size = Size::kib(1);
 
 /// Where and how to publish to JetStream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -145,12 +152,22 @@ impl Settings {
             let message =
                 format!("expected a stream's name without dots, wildcards and spaces, but found {:?}", self.stream);
             faults.push(fault("stream", message));
+        } else if self.stream.len() > LONGEST_STREAM {
+            let length = self.stream.len();
+            faults.push(fault("stream", format!("expected at most {LONGEST_STREAM} bytes, but found {length}")));
         }
         let subject = template("subject", &self.subject, AddressKind::Subject, LONGEST_SUBJECT);
         let subject = subject.map_err(|fault| faults.push(fault)).ok();
         faults.extend(self.check_prefixes());
         if let Some(create) = self.create_stream.as_option() {
             faults.extend(create.check());
+            let mut tokens = self.subject.split('.');
+            if tokens.next().is_some_and(|first| first.contains('{')) && tokens.next().is_some() {
+                // Such a stream would also take the subjects of the server and of replies, and the server refuses it.
+                let message =
+                    "expected a first token without a placeholder because create_stream is set, but found one";
+                faults.push(fault("subject", message));
+            }
         }
         faults.extend(self.credentials.iter().flat_map(Credentials::check));
         faults.extend(self.tls.iter().flat_map(Tls::check));
@@ -225,6 +242,14 @@ impl CreateStream {
             let message = format!("expected 1 to 5, but found {}", self.replicas);
             faults.push(fault("create_stream.replicas", message));
         }
+        if self.duplicate_window < SHORTEST_TIME {
+            let message = format!("expected at least {SHORTEST_TIME}, but found {}", self.duplicate_window);
+            faults.push(fault("create_stream.duplicate_window", message));
+        }
+        if let Some(size) = self.max_bytes.filter(|size| *size < SMALLEST_STREAM) {
+            let message = format!("expected at least {SMALLEST_STREAM}, but found {size}");
+            faults.push(fault("create_stream.max_bytes", message));
+        }
         match self.max_age {
             // The server refuses such a stream.
             Some(age) if age < self.duplicate_window => {
@@ -251,6 +276,18 @@ impl Credentials {
                 format!("expected one of username and password, token, nkey_seed or creds, but found {count}");
             faults.push(fault("credentials", message));
         }
+        let is_users =
+            |seed: &str| KeyPair::from_seed(seed).is_ok_and(|pair| pair.key_pair_type() == KeyPairType::User);
+        if self.nkey_seed.as_ref().is_some_and(|seed| !is_users(seed.expose())) {
+            faults.push(fault(
+                "credentials.nkey_seed",
+                "expected the seed of a user's nkey (SU...), but found something else",
+            ));
+        }
+        if self.creds.as_ref().is_some_and(|creds| ConnectOptions::new().credentials(creds.expose()).is_err()) {
+            let message = "expected a user's JWT and seed, as in a credentials file, but found something else";
+            faults.push(fault("credentials.creds", message));
+        }
         faults
     }
 }
@@ -262,7 +299,7 @@ fn printable(text: &str) -> bool {
 /// Never echoes the text: it may hold a password.
 fn server(text: &str) -> Result<ServerAddr, String> {
     const EXPECTED: &str = "expected nats://host:port or tls://host:port, but found";
-    let Some((scheme, _)) = text.split_once("://") else { return Err(format!("{EXPECTED} no scheme")) };
+    let Some((scheme, rest)) = text.split_once("://") else { return Err(format!("{EXPECTED} no scheme")) };
     if !matches!(scheme, "nats" | "tls") {
         return Err(format!("{EXPECTED} another scheme"));
     }
@@ -272,6 +309,13 @@ fn server(text: &str) -> Result<ServerAddr, String> {
     }
     if address.host().is_empty() {
         return Err(format!("{EXPECTED} no host"));
+    }
+    // The client ignores them without a word.
+    if rest.trim_end_matches('/').contains(|c: char| "/?#,\\".contains(c) || c.is_whitespace()) {
+        return Err(format!("{EXPECTED} more than a host and a port"));
+    }
+    if address.port() == 0 {
+        return Err(format!("{EXPECTED} port 0"));
     }
     Ok(address)
 }
@@ -337,6 +381,38 @@ mod tests {
         assert_eq!(faults("domain", "a.b"), ["domain"]);
         let both = serde_json::json!({ "servers": ["nats://a"], "domain": "hub", "api_prefix": "a" });
         assert_eq!(settings(both).check()[0].0, "api_prefix");
+    }
+
+    #[test]
+    fn what_the_server_would_refuse_or_read_differently_is_refused() {
+        let keys = |json: serde_json::Value| {
+            let mut whole = serde_json::json!({ "servers": ["nats://a:4222"] });
+            whole.as_object_mut().expect("a table").extend(json.as_object().expect("a table").clone());
+            let faults = settings(whole).check();
+            assert!(faults.iter().all(|(_, message)| !message.contains("canary")), "{faults:?}");
+            faults.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
+        for wrong in
+            ["nats://a:4222/canary", "nats://a?canary", "nats://a:0", "nats://a#canary", "nats://a,b", "nats:// a"]
+        {
+            assert_eq!(keys(serde_json::json!({ "servers": [wrong] })), ["servers[0]"], "{wrong}");
+        }
+        assert!(keys(serde_json::json!({ "servers": ["nats://a:4222/", "tls://[::1]:4222"] })).is_empty());
+        assert_eq!(keys(serde_json::json!({ "stream": "S".repeat(256) })), ["stream"]);
+        let any = serde_json::json!({ "subject": "{object}.{key}" });
+        assert!(keys(any).is_empty(), "somebody may have made such a stream");
+        let any = serde_json::json!({ "subject": "{object}.{key}", "create_stream": true });
+        assert_eq!(keys(any), ["subject"]);
+        let zeros = serde_json::json!({ "create_stream": { "max_bytes": "0B", "duplicate_window": "0s" } });
+        assert_eq!(keys(zeros), ["create_stream.duplicate_window", "create_stream.max_bytes"]);
+        let seed = |pair: KeyPair| pair.seed().expect("a seed");
+        for (seed, fine) in
+            [(seed(KeyPair::new_user()), true), (seed(KeyPair::new_account()), false), ("canary".into(), false)]
+        {
+            let found = keys(serde_json::json!({ "credentials": { "nkey_seed": seed } }));
+            assert_eq!(found.is_empty(), fine, "{found:?}");
+        }
+        assert_eq!(keys(serde_json::json!({ "credentials": { "creds": "canary" } })), ["credentials.creds"]);
     }
 
     #[test]

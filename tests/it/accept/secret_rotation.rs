@@ -141,6 +141,7 @@ fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
         ("rabbitmq", "url", "'amqps://127.0.0.1:1'", NEXT),
         ("nats", "servers", "['nats://127.0.0.1:1']", NEXT),
     ];
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let mut config = Config::new();
     let mut files = Vec::new();
     for (kind, address, nowhere, when) in sinks {
@@ -149,13 +150,19 @@ fn a_change_of_what_a_sinks_client_reads_says_when_it_is_taken() {
         for part in ["ca_file", "cert_file", "key_file"] {
             let key = format!("sinks.{kind}.tls.{part}");
             let path = file(&config, &key);
-            fs::write(&path, "canary-1").unwrap();
+            let pem = if part == "key_file" { pair.signing_key.serialize_pem() } else { pair.cert.pem() };
+            fs::write(&path, pem).unwrap();
             config = config.set(&key, &format!("'{}'", path.display()));
             files.push((key, when));
         }
     }
     let creds = "sinks.nats.credentials.creds";
-    let it = Rotation::start(config, &[(creds, "canary-1")]);
+    let seed = nkeys::KeyPair::new_user().seed().unwrap();
+    let text = format!(
+        "-----BEGIN NATS USER JWT-----\ncanary-1\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{seed}\n\
+         ------END USER NKEY SEED------\n"
+    );
+    let it = Rotation::start(config, &[(creds, &text)]);
     let said = |key: &str, what: &str| {
         let log = it.bridge.log().so_far();
         log.iter().filter(|line| line.contains(&format!("\"{key}\"")) && line.contains(what)).count()

@@ -10,5 +10,6 @@ mod otlp;
 mod platform_client;
 mod reconcile;
 mod replay_and_dead_letters;
+mod settings;
 mod stuck_and_salvage;
 mod webhook;
