@@ -87,7 +87,12 @@ impl Loaded {
     /// All faults at once.
     pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, Faults> {
         let (loaded, faults) = Self::read(file, environment)?;
-        if faults.is_empty() { Ok(loaded) } else { Err(Faults(faults)) }
+        match faults {
+            faults if faults.is_empty() => Ok(loaded),
+            // Whatever is missing then, a configuration is.
+            _ if file.is_none() && !loaded.origin.has_values() => Err(Faults(vec![Fault::nothing_given()])),
+            faults => Err(Faults(faults)),
+        }
     }
 
     /// The same for documents, which need no token and no broker: what is missing altogether is no fault.
@@ -145,10 +150,16 @@ pub fn schema() -> schemars::Schema {
 }
 
 impl Origin {
+    fn has_values(&self) -> bool {
+        self.figment.extract::<Dict>().is_ok_and(|tree| !tree.is_empty())
+    }
+
     /// The file or variable that a key, or its `_file`, or its nearest parent was set by.
     fn of(&self, key: &str) -> Option<String> {
         // An item of a list comes from where the list does.
         let key = key.split('[').next().unwrap_or(key);
+        let is_index = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        let key = key.rsplit_once('.').filter(|(_, last)| is_index(last)).map_or(key, |(list, _)| list);
         let found = [key.to_owned(), format!("{key}_file")].into_iter().find_map(|key| {
             let metadata = self.figment.find_metadata(&key)?;
             match &metadata.source {
@@ -278,7 +289,10 @@ impl Gather<'_> {
             Some("nats") => SinkKind::Nats(self.read(&key, table)),
             other => {
                 let found = other.map_or_else(|| "none".to_owned(), |other| format!("\"{other}\""));
-                self.fault(&format!("{key}.type"), format!("expected one of {}, but found {found}", TYPES.join(", ")));
+                let hint = other.and_then(|other| nearest(other, TYPES));
+                let hint = hint.map(|nearest| format!("; did you mean \"{nearest}\"?")).unwrap_or_default();
+                let message = format!("expected one of {}, but found {found}{hint}", TYPES.join(", "));
+                self.fault(&format!("{key}.type"), message);
                 return None;
             }
         };

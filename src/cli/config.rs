@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use tokio::time::timeout;
 
+use super::machine;
 use super::table::counted;
 use super::{Failure, LogFormat, print};
 use crate::app;
@@ -32,7 +33,8 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command, loaded: Loaded, format: LogFormat) -> Result<(), Failure> {
     match command {
         Command::Check { connect } => {
-            for warning in &loaded.warnings {
+            let settings = loaded.warnings.iter().map(ToString::to_string);
+            for warning in settings.chain(machine::warnings(&loaded.config)) {
                 match format {
                     LogFormat::Text => eprintln!("warning: {warning}"),
                     LogFormat::Json => tracing::warn!("{warning}"),

@@ -12,6 +12,7 @@ mod demo;
 mod journal;
 mod latency;
 mod logs;
+mod machine;
 mod platform;
 mod reconcile;
 mod replay;
@@ -166,6 +167,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Failure::Failed("cannot install the TLS provider: another one is installed already".into())
     })?;
     let load = || Loaded::load(cli.config.as_deref(), std::env::vars_os());
+    // For commands that do without a configuration, where there is none.
+    let describe = || Loaded::load_to_describe(cli.config.as_deref(), std::env::vars_os());
     match cli.command {
         Command::Serve => logs::start(cli.log_format, "info"),
         // These only ask over HTTP, or print, and say themselves what is wrong.
@@ -184,9 +187,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Journal(command) => journal::run(&command, load),
         Command::Config(command) => block_on(config::run(command, load()?, cli.log_format)),
         Command::Webhook(command) => block_on(webhook::run(command, load)),
-        Command::Schema(command) => {
-            schema::run(command, || Loaded::load_to_describe(cli.config.as_deref(), std::env::vars_os()))
-        }
+        Command::Schema(command) => schema::run(command, describe),
     }
 }
 

@@ -48,7 +48,13 @@ impl JournalArgs {
     pub(super) fn dir(&self, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<PathBuf, Failure> {
         match &self.dir {
             Some(dir) => Ok(dir.clone()),
-            None => Ok(load()?.config.journal.dir),
+            None => match load() {
+                Ok(loaded) => Ok(loaded.config.journal.dir),
+                Err(faults) if faults.is_nothing_given() => {
+                    Err(Failure::Usage("expected --dir, or --config with journal.dir, but found neither".into()))
+                }
+                Err(faults) => Err(faults.into()),
+            },
         }
     }
 

@@ -11,6 +11,7 @@ use super::reconcile::timer::Timer;
 use crate::app::App;
 use crate::config::Loaded;
 use crate::domain::clock::Clock;
+use crate::journal;
 use crate::shutdown;
 
 /// Runs with a configuration that comes from `file`, where there is one, and from the environment.
@@ -18,6 +19,9 @@ pub(super) async fn run(loaded: Loaded, file: Option<&Path>) -> Result<(), Failu
     let Loaded { config, warnings, .. } = loaded;
     for warning in warnings {
         tracing::warn!("{warning}");
+    }
+    for warning in journal::inspect(&config.journal).warnings {
+        tracing::warn!("journal.dir: {warning}");
     }
     // Before anything is opened, so that a signal at any time leads to a stop in order.
     let stop = CancellationToken::new();

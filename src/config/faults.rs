@@ -15,10 +15,18 @@ pub struct Fault {
     pub source: Option<String>,
 }
 
+const NOTHING_GIVEN: &str = "no configuration is given: use --config FILE or the variable SENDBIRD_BRIDGE_CONFIG; to look \
+                             around without one, run: sendbird-bridge demo";
+
 /// The key of a fault of the file as a whole.
 const FILE: &str = "--config";
 
 impl Fault {
+    /// There is no file and no variable.
+    pub(super) fn nothing_given() -> Self {
+        Self::of_the_file(NOTHING_GIVEN.into())
+    }
+
     /// The file itself can't be used. The message says which file, and is a whole sentence.
     pub(super) fn of_the_file(message: String) -> Self {
         Self { key: FILE.into(), message, source: None }
@@ -47,6 +55,11 @@ impl Faults {
             [_] => "the configuration has 1 fault".to_owned(),
             several => format!("the configuration has {} faults", several.len()),
         }
+    }
+
+    /// Whether there is no configuration at all, neither a file nor a variable.
+    pub fn is_nothing_given(&self) -> bool {
+        self.0.iter().any(|fault| fault.message == NOTHING_GIVEN)
     }
 
     /// A line for each fault that the summary does not name itself.

@@ -88,13 +88,19 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
-        for (unit, shift) in UNITS {
-            if self.0 >> shift != 0 && self.0.trailing_zeros() >= shift {
-                return write!(f, "{}{unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{}B", self.0)
+        const UNITS: [(&str, u64); 8] = [
+            ("TiB", 1 << 40),
+            ("TB", 1_000_000_000_000),
+            ("GiB", 1 << 30),
+            ("GB", 1_000_000_000),
+            ("MiB", 1 << 20),
+            ("MB", 1_000_000),
+            ("KiB", 1 << 10),
+            ("kB", 1_000),
+        ];
+        let whole = UNITS.iter().find(|(_, bytes)| self.0 != 0 && self.0.is_multiple_of(*bytes));
+        let (unit, bytes) = whole.unwrap_or(&("B", 1));
+        write!(f, "{}{unit}", self.0 / bytes)
     }
 }
 
@@ -189,7 +195,8 @@ mod tests {
         for span in [Span::from_millis(800), Span::from_secs(3600), Span::from_secs(86_400), Span::from_millis(1500)] {
             assert_eq!(span.to_string().parse(), Ok(span), "{span}");
         }
-        for size in [Size::kib(256), Size::gib(8), Size(1000), Size::kib(1536), Size(0)] {
+        assert_eq!((Size(8_000_000_000).to_string(), Size(1023).to_string()), ("8GB".into(), "1023B".into()));
+        for size in [Size::kib(256), Size::gib(8), Size(1000), Size::kib(1536), Size(0), Size(1_500_000)] {
             assert_eq!(size.to_string().parse(), Ok(size), "{size}");
         }
         assert_eq!((Span::from_secs(86_400).to_string(), Size::gib(8).to_string()), ("24h".into(), "8GiB".into()));

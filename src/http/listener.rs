@@ -53,17 +53,29 @@ pub struct Listener {
     terms: Terms,
 }
 
+/// Tries whether an address can be had. Nobody can connect to it meanwhile, and a bridge that starts still can have it.
+///
+/// # Errors
+/// It cannot be had.
+pub fn try_address(address: SocketAddr) -> io::Result<()> {
+    bind(address).map(drop)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Where a bridge has just ended, the next may begin.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 impl Bound {
     /// Takes `address`, for connections on these terms.
     ///
     /// # Errors
     /// When the address can't be had.
     pub fn to(address: SocketAddr, terms: Terms) -> io::Result<Self> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // Where a bridge has just ended, the next may begin.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        Ok(Self { socket, terms })
+        Ok(Self { socket: bind(address)?, terms })
     }
 
     /// Lets the system accept connections, which then wait for [`Listener::serve`].

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 use super::OpenError;
@@ -22,6 +22,14 @@ pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { dir: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(OpenError::directory(&path)(error)),
     }
+}
+
+/// Whose a file is, and who this process is, where that is why it cannot be used: a volume that another user has made.
+pub(super) fn owners(path: &Path, error: &io::Error) -> String {
+    let existing = path.ancestors().find_map(|path| fs::metadata(path).ok());
+    let (Some(found), true) = (existing, error.kind() == io::ErrorKind::PermissionDenied) else { return String::new() };
+    let (owner, process) = (found.uid(), rustix::process::geteuid().as_raw());
+    if owner == process { String::new() } else { format!("; it belongs to uid {owner}, this process is uid {process}") }
 }
 
 /// Makes the directory's entries durable, which fsyncing the files alone does not.

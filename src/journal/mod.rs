@@ -19,6 +19,7 @@ mod dead_letters;
 mod directory;
 mod handle;
 mod index;
+mod inspect;
 mod keeper;
 mod keeper_signal;
 mod open;
@@ -57,6 +58,7 @@ pub use self::admin::{AdminError, JournalAdmin, SinkSummary, Summary};
 pub use self::backfill::{BackfillCandidate, Hook};
 pub use self::dead_letters::{DeadLetter, StoredDeadLetter};
 pub use self::handle::{Journal, Pending};
+pub use self::inspect::{Inspection, inspect};
 pub use self::reader::{Batch, Filter, Limits, ReadError, Reader};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::record::fuzz_record;
@@ -196,7 +198,10 @@ pub enum OpenError {
 
 impl OpenError {
     fn directory(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
-        move |source| Self::Directory { path: path.to_owned(), source }
+        move |error| {
+            let source = io::Error::new(error.kind(), format!("{error}{}", directory::owners(path, &error)));
+            Self::Directory { path: path.to_owned(), source }
+        }
     }
 
     fn database(path: &Path) -> impl Fn(rusqlite::Error) -> Self + Copy {

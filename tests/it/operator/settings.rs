@@ -101,3 +101,89 @@ fn a_variable_that_is_not_utf8_is_a_fault_and_no_panic() {
     let ended = start("SOMEBODY_ELSES");
     assert!(!ended.stderr().contains("panic"), "{}", ended.stderr());
 }
+
+#[test]
+fn a_configuration_file_that_cannot_be_read_is_one_sentence() {
+    let dir = Config::new();
+    let broken = dir.dir().join("broken.toml");
+    std::fs::write(&broken, "[access]\napi_tokens = [\"canary-4711\" oh]\n").unwrap();
+    let nowhere = dir.dir().join("nope.toml");
+    for (file, said) in [
+        (
+            &nowhere,
+            format!("error: cannot read the configuration file {}: no such file or directory", nowhere.display()),
+        ),
+        (
+            &dir.dir().to_owned(),
+            format!("error: cannot read the configuration file {}: it is a directory", dir.dir().display()),
+        ),
+        (&broken, format!("error: {}:2:29: not valid TOML: ", broken.display())),
+    ] {
+        for arguments in
+            [&["serve"][..], &["config", "check"], &["journal", "stats"], &["send"], &["tail"], &["webhook", "get"]]
+        {
+            let ended = run(&[&["--config", file.to_str().unwrap()], arguments].concat());
+            assert_eq!(ended.code(), Some(64), "{arguments:?}: {}", ended.stderr());
+            let line = ended.stderr.iter().find(|line| line.starts_with("error: ")).unwrap();
+            assert!(line.starts_with(&said) && ended.stderr.last() == Some(line), "{arguments:?}: {}", ended.stderr());
+            assert!(!ended.stderr().contains("canary"), "{}", ended.stderr());
+        }
+    }
+}
+
+#[test]
+fn without_any_configuration_a_command_says_how_to_give_one() {
+    for arguments in [&["serve"][..], &["config", "check"], &["webhook", "get"]] {
+        let ended = run(arguments);
+        assert_eq!(ended.code(), Some(64), "{arguments:?}");
+        let said = ended.stderr();
+        assert!(
+            said.contains("error: no configuration is given: use --config FILE") && !said.contains("api_tokens"),
+            "{said}"
+        );
+    }
+    for arguments in
+        [&["journal", "stats"][..], &["dead-letters", "list"], &["replay", "--sink", "a", "--all"], &["stuck", "list"]]
+    {
+        let ended = run(arguments);
+        assert_eq!(ended.code(), Some(64), "{arguments:?}");
+        assert!(ended.stderr().contains("expected --dir, or --config"), "{}", ended.stderr());
+    }
+}
+
+#[test]
+fn the_check_tries_the_ports_and_the_journal_of_this_machine() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = Config::new()
+        .stdout_sink(Stdout::Read)
+        .set("server.listen", &format!("'{}'", taken.local_addr().unwrap()))
+        .set("journal.dir", "'/proc/no-journal'");
+    let file = config.write();
+    let ended = run(&["config", "check", "--config", file.to_str().unwrap()]);
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    let said = ended.stderr();
+    assert!(said.contains("warning: on this machine: journal.dir: /proc/no-journal cannot be created: "), "{said}");
+    assert!(said.contains("warning: on this machine: server.listen: cannot listen on 127.0.0.1:"), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+#[test]
+fn the_check_beside_a_running_bridge_finds_its_own_ports_in_order() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).fixed_address().start();
+    let ended = bridge.config().process(&["config", "check"]).wait();
+    assert_eq!((ended.code(), ended.stderr()), (Some(0), String::new()));
+    bridge.deliver(&crate::support::samples::dial("a", 1)).stored();
+}
+
+#[test]
+fn a_journal_in_memory_is_warned_of_by_the_check_and_at_the_start() {
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
+    let dir = memory.path().join("journal");
+    let config = Config::new().stdout_sink(Stdout::Read).set("journal.dir", &format!("'{}'", dir.display()));
+    let warned = |line: &String| line.contains("\"WARN\"") && line.contains("journal.dir: it is in memory (tmpfs)");
+    let ended = config.process(&["config", "check"]).wait();
+    assert!(ended.code() == Some(0) && ended.stderr.iter().any(warned), "{}", ended.stderr());
+    assert!(!dir.exists(), "nothing is made");
+    let bridge = config.start();
+    eventually("it is logged", || bridge.log().so_far().iter().any(warned));
+}
