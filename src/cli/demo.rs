@@ -1,6 +1,7 @@
 //! `demo`: a bridge, a day of deliveries and the proof that all of them arrived, with nothing installed.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
@@ -46,6 +47,14 @@ pub(super) struct Args {
     /// Stay up after the day is over, for deliveries of your own
     #[arg(long)]
     keep_running: bool,
+
+    /// In place of the option of all other commands: the demo has a configuration of its own.
+    #[arg(long, hide = true, value_parser = no_configuration)]
+    config: Option<PathBuf>,
+}
+
+fn no_configuration(_: &str) -> Result<PathBuf, &'static str> {
+    Err("the demo has a configuration of its own; to run yours: sendbird-bridge serve")
 }
 
 #[derive(Default)]

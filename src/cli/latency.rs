@@ -20,8 +20,11 @@ impl Latencies {
         self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// A table of two lines.
+    /// A table of two lines; nothing where nothing was answered.
     pub(super) fn table(&self) -> String {
+        if self.0.is_empty() {
+            return String::new();
+        }
         let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1000.0;
         let longest = self.0.max() as f64 / 1000.0;
         format!(

@@ -14,6 +14,7 @@ mod latency;
 mod logs;
 mod machine;
 mod platform;
+mod reach;
 mod reconcile;
 mod replay;
 mod schema;
@@ -178,8 +179,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve => block_on(serve::run(load()?, cli.config.as_deref())),
         Command::Demo(args) => block_on(demo::run(args)),
-        Command::Send(args) => block_on(send::run(args)),
-        Command::Tail(args) => block_on(tail::run(args)),
+        Command::Send(args) => block_on(send::run(args, describe()?)),
+        Command::Tail(args) => block_on(tail::run(args, describe()?)),
         Command::Replay(args) => replay::run(&args, load),
         Command::Reconcile(args) => block_on(reconcile::run(args, load)),
         Command::Stuck(command) => stuck::run(&command, load),

@@ -17,17 +17,21 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::client::{self, TlsArgs};
 use super::latency::Latencies;
 use super::sendbird::{Outcome, Sendbird};
 use super::table::progress_bar;
-use super::{Failure, print};
+use super::{Failure, print, reach};
+use crate::access::SignatureMode;
+use crate::config::{Config, Loaded};
 use crate::domain::clock::Clock;
 use crate::domain::secret::Secret;
 use crate::domain::units::Span;
 use crate::sendbird::category::Category;
 use crate::sendbird::sample::{Sample, Sampler};
+use crate::shutdown;
 
 /// Deliveries that may wait for a sender that is held up.
 const QUEUE: usize = 16;
@@ -35,13 +39,21 @@ const QUEUE: usize = 16;
 /// Between two tries to connect before the first delivery.
 const BETWEEN_CONNECTIONS: Duration = Duration::from_millis(200);
 
+/// So many deliveries are shown one by one.
+const FEW: u64 = 20;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where to deliver
-    #[arg(long, default_value = "http://127.0.0.1:8080/webhooks/sendbird", value_parser = client::url)]
-    url: Uri,
+    /// Where to deliver; by default the configured webhook on this machine, http://127.0.0.1:8080/webhooks/sendbird
+    #[arg(long, value_parser = client::url)]
+    url: Option<Uri>,
 
-    /// The master API token to sign with; without one, deliveries are not signed
+    /// Wait up to this long until the address takes connections, as in "15s"; by default, only the deliveries' own tries
+    #[arg(long, value_name = "TIME")]
+    connect_within: Option<Span>,
+
+    /// The master API token to sign with; by default the first of access.api_tokens of the configuration. Without one,
+    /// deliveries are not signed
     #[arg(long, value_parser = client::secret)]
     token: Option<Secret>,
 
@@ -49,14 +61,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
 
-    /// Wait up to this long until the address takes connections, as in "15s"; by default, only the deliveries' own tries
-    #[arg(long, value_name = "TIME")]
-    connect_within: Option<Span>,
-
     #[command(flatten)]
     tls: TlsArgs,
 
-    /// A header that each delivery carries, as NAME:VALUE (repeatable)
+    /// A header that each delivery carries, as NAME:VALUE (repeatable), beside access.header of the configuration
     #[arg(long, value_name = "NAME:VALUE", value_parser = header)]
     header: Vec<(HeaderName, HeaderValue)>,
 
@@ -105,9 +113,9 @@ struct Tally {
     retried: u64,
 }
 
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let token = client::token(args.token.clone(), args.token_file.as_ref())?;
-    let sendbird = Sendbird::new(args.url.clone(), token, args.header.clone(), &args.tls)?;
+pub(super) async fn run(args: Args, loaded: Loaded) -> Result<(), Failure> {
+    let url = args.url.clone().map_or_else(|| configured_url(&loaded.config), Ok)?;
+    let sendbird = sendbird(&args, url.clone(), &loaded.config)?;
     let (samples, count) = samples(&args)?;
     let tally = Arc::new(Mutex::new(Tally {
         latencies: Latencies::new()?,
@@ -117,19 +125,57 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }));
     if let Some(Span(limit)) = args.connect_within {
         // Whether it was in vain, the first delivery will tell.
-        let _in_time = timeout(limit, await_listener(&args.url)).await;
+        let _in_time = timeout(limit, await_listener(&url)).await;
     }
-    let progress = progress_bar(count, "{bar:40} {pos}/{len} {per_sec} {eta} left");
+    let progress = progress_bar(count, "{bar:40} {human_pos}/{human_len} {per_sec} {eta} left");
     let begun = Instant::now();
-    let sent = send_all(&args, &sendbird, samples, &tally, &progress).await;
+    let stop = CancellationToken::new();
+    let signalled = shutdown::on_signal(stop.clone()).map_err(Failure::other)?;
+    let shown = count <= FEW;
+    let sending = send_all(&args, &sendbird, samples, (&tally, shown), &progress, &stop);
+    let ended = tokio::select! {
+        ended = sending => ended,
+        // After the first signal it comes to its end by itself.
+        () = signalled => Ok(()),
+    };
     progress.finish_and_clear();
-    sent?;
+    ended?;
     let tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-    print(&report(&tally, count, begun.elapsed()))?;
+    let sent = tally.sent();
+    print(&report(&tally, sent, begun.elapsed()))?;
     match tally.not_in_time {
+        0 if sent < count => Err(Failure::Failed(format!("interrupted: {sent} of {count} deliveries were made"))),
         0 => Ok(()),
-        n => Err(Failure::Failed(format!("{n} of {count} deliveries failed: not answered 200 in time"))),
+        n => {
+            let why = tally.most_frequent_failure().unwrap_or("not answered 200");
+            Err(Failure::Failed(format!("{n} of {sent} deliveries failed: {why}")))
+        }
     }
+}
+
+/// Sendbird, with what the arguments leave out as the configuration has it.
+fn sendbird(args: &Args, url: Uri, config: &Config) -> Result<Sendbird, Failure> {
+    let access = &config.access;
+    let signed = access.signature != SignatureMode::Off;
+    let token = client::token(args.token.clone(), args.token_file.as_ref())?;
+    let token = token.or_else(|| access.api_tokens.first().filter(|_| signed).cloned());
+    let mut headers = args.header.clone();
+    if let Some(configured) = &access.header {
+        let (name, value) =
+            header(&format!("{}:{}", configured.name, configured.value.expose())).map_err(Failure::Usage)?;
+        if args.header.iter().all(|(given, _)| *given != name) {
+            headers.push((name, value));
+        }
+    }
+    Sendbird::new(url, token, headers, &args.tls)
+}
+
+fn configured_url(config: &Config) -> Result<Uri, Failure> {
+    let server = &config.server;
+    let base = reach::url("server.listen", server.listen, server.tls.is_some())?.to_string();
+    let secret = config.access.path_secret.as_ref().map_or_else(String::new, |secret| format!("/{}", secret.expose()));
+    let url = format!("{}{}{secret}", base.trim_end_matches('/'), server.path.trim_end_matches('/'));
+    url.parse().map_err(Failure::other)
 }
 
 /// Until the address takes a connection.
@@ -146,38 +192,48 @@ async fn send_all(
     args: &Args,
     sendbird: &Sendbird,
     samples: impl Iterator<Item = Sample>,
-    tally: &Arc<Mutex<Tally>>,
+    (tally, shown): (&Arc<Mutex<Tally>>, bool),
     progress: &ProgressBar,
+    stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let mut senders = JoinSet::new();
     let mut queues = Vec::new();
     for _ in 0..args.concurrency {
         let (queue, mut waiting) = mpsc::channel::<Sample>(QUEUE);
-        let (sendbird, tally, progress) = (sendbird.clone(), Arc::clone(tally), progress.clone());
+        let (sendbird, tally, progress, stop) = (sendbird.clone(), Arc::clone(tally), progress.clone(), stop.clone());
         queues.push(queue);
         senders.spawn(async move {
-            while let Some(sample) = waiting.recv().await {
+            while let Some(sample) = waiting.recv().await.filter(|_| !stop.is_cancelled()) {
                 let outcome = sendbird.deliver(&sample.body).await;
                 tally.lock().unwrap_or_else(PoisonError::into_inner).add(&outcome);
+                if shown {
+                    progress.suspend(|| print(&line(&sample, &outcome)))?;
+                }
                 progress.inc(1);
             }
+            Ok::<(), Failure>(())
         });
     }
     let begun = Instant::now();
     for (index, sample) in samples.enumerate() {
         if let Some(rate) = args.rate {
-            sleep_until(begun + Duration::from_secs_f64(index as f64 / f64::from(rate))).await;
+            let due = begun + Duration::from_secs_f64(index as f64 / f64::from(rate));
+            tokio::select! {
+                () = sleep_until(due) => {}
+                () = stop.cancelled() => break,
+            }
         }
         let mut hasher = DefaultHasher::new();
         sample.key.hash(&mut hasher);
         let queue = &queues[(hasher.finish() % queues.len() as u64) as usize];
-        if queue.send(sample).await.is_err() {
-            break;
+        tokio::select! {
+            sent = queue.send(sample) => if sent.is_err() { break },
+            () = stop.cancelled() => break,
         }
     }
     drop(queues);
     while let Some(ended) = senders.join_next().await {
-        ended.map_err(Failure::other)?;
+        ended.map_err(Failure::other)??;
     }
     Ok(())
 }
@@ -212,19 +268,32 @@ fn samples(args: &Args) -> Result<(Samples, u64), Failure> {
 }
 
 impl Tally {
+    fn sent(&self) -> u64 {
+        self.results.values().sum()
+    }
+
+    /// What most of those that failed were answered, or why they were not.
+    fn most_frequent_failure(&self) -> Option<&str> {
+        let failed = self.results.iter().filter(|(result, _)| !result.starts_with("200"));
+        failed.max_by_key(|(_, count)| **count).map(|(result, _)| result.as_str())
+    }
+
     fn add(&mut self, outcome: &Outcome) {
         if outcome.status.is_some() {
             self.latencies.add(outcome.took);
         }
         self.retried += u64::from(outcome.tries > 1);
         self.not_in_time += u64::from(outcome.status != Some(200));
-        let result = match (outcome.status, &outcome.answer) {
-            (Some(200), Some(answer)) => format!("200 {}", answer.status),
-            (Some(status), _) => status.to_string(),
-            (None, _) => outcome.error.unwrap_or("no answer").to_owned(),
-        };
-        *self.results.entry(result).or_default() += 1;
+        *self.results.entry(outcome.result()).or_default() += 1;
     }
+}
+
+/// One delivery, with what is needed to look for its event.
+fn line(sample: &Sample, outcome: &Outcome) -> String {
+    let ms = outcome.took.as_secs_f64() * 1000.0;
+    let id = outcome.answer.as_ref().map_or("", |answer| answer.id.as_str());
+    let line = format!("{:<28} {:<38} {}  {ms:.2} ms  {id}", sample.category.label(), sample.key, outcome.result());
+    format!("{}\n", line.trim_end())
 }
 
 fn report(tally: &Tally, count: u64, took: Duration) -> String {
@@ -236,8 +305,8 @@ fn report(tally: &Tally, count: u64, took: Duration) -> String {
         text += &format!("{:>7} were retried\n", tally.retried);
     }
     let seconds = took.as_secs_f64();
-    let deliveries = if count == 1 { "delivery" } else { "deliveries" };
-    text + &format!("{count:>7} {deliveries} in {seconds:.1} s, {:.0} a second\n", count as f64 / seconds.max(0.001))
+    let what = if count == 1 { "delivery" } else { "deliveries" };
+    text + &format!("{count:>7} {what} in {seconds:.1} s, {:.0} a second\n", count as f64 / seconds.max(0.001))
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {

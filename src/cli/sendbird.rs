@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Failure;
 use super::client::{self, TlsArgs};
+use super::reach::unreached;
 use crate::domain::secret::Secret;
-use crate::outbound::HttpClient;
+use crate::outbound::{HttpClient, causes};
 use crate::sendbird::signature::sign;
 
 /// How long Sendbird waits for an answer, and how often it tries; documented.
@@ -27,6 +28,9 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 
 /// The largest answer looked at.
 const LARGEST_ANSWER: usize = 64 * 1024;
+
+/// The most that is shown of what a receiver says, in characters.
+const LONGEST_DETAIL: usize = 120;
 
 /// What became of a delivery.
 #[derive(Clone, Debug)]
@@ -40,7 +44,20 @@ pub(super) struct Outcome {
     /// How long the last try took.
     pub(super) took: Duration,
     /// Why there was no answer.
-    pub(super) error: Option<&'static str>,
+    pub(super) error: Option<String>,
+    /// What the receiver said of it, where it did not answer 200.
+    pub(super) detail: Option<String>,
+}
+
+impl Outcome {
+    /// What became of it, in a few words: "200 stored", "401 …", or why there was no answer.
+    pub(super) fn result(&self) -> String {
+        match (self.status, &self.answer) {
+            (Some(200), Some(answer)) => format!("200 {}", answer.status),
+            (Some(status), _) => format!("{status} {}", self.detail.as_deref().unwrap_or_default()).trim().to_owned(),
+            (None, _) => self.error.clone().unwrap_or_else(|| "no answer".to_owned()),
+        }
+    }
 }
 
 /// The bridge's answer to a delivery that is durable.
@@ -79,20 +96,20 @@ impl Sendbird {
             let begun = Instant::now();
             let attempt = timeout(ANSWER_WITHIN, self.attempt(body)).await;
             let took = begun.elapsed();
-            let (status, answer, error) = match attempt {
-                Ok(Ok((status, answer))) => (Some(status), answer, None),
-                Ok(Err(error)) => (None, None, Some(error)),
-                Err(_elapsed) => (None, None, Some("no answer in time")),
+            let (status, answer, detail, error) = match attempt {
+                Ok(Ok((status, body))) => (Some(status), serde_json::from_slice(&body).ok(), detail(&body), None),
+                Ok(Err(error)) => (None, None, None, Some(error)),
+                Err(_elapsed) => (None, None, None, Some(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))),
             };
             let again = status.is_none_or(|status| status >= 500) && tries < TRIES;
             if !again {
-                return Outcome { status, answer, tries, took, error };
+                return Outcome { status, answer, tries, took, error, detail };
             }
             sleep(BETWEEN_TRIES).await;
         }
     }
 
-    async fn attempt(&self, body: &Bytes) -> Result<(u16, Option<Answer>), &'static str> {
+    async fn attempt(&self, body: &Bytes) -> Result<(u16, Bytes), String> {
         let mut request = hyper::Request::post(self.url.clone())
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, "SendBird");
@@ -102,17 +119,26 @@ impl Sendbird {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        let request = request.body(Full::new(body.clone())).map_err(|_invalid| "the request cannot be built")?;
-        let response = self
-            .client
-            .request(request)
-            .await
-            .map_err(|error| if error.is_connect() { "no connection" } else { "the connection was lost" })?;
+        let request =
+            request.body(Full::new(body.clone())).map_err(|error| format!("the request cannot be built: {error}"))?;
+        let response = self.client.request(request).await.map_err(|error| {
+            if error.is_connect() {
+                return unreached(&self.url, &error);
+            }
+            format!("the connection was lost: {}", causes(&error))
+        })?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), LARGEST_ANSWER)
             .collect()
             .await
             .map_err(|_broken| "the connection closed before the end of the response")?;
-        Ok((status, serde_json::from_slice(&body.to_bytes()).ok()))
+        Ok((status, body.to_bytes()))
     }
+}
+
+/// The sentence of a problem document, in one line.
+fn detail(body: &[u8]) -> Option<String> {
+    let problem: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let text = problem.get("detail").or_else(|| problem.get("title"))?.as_str()?;
+    Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_DETAIL).collect())
 }

@@ -12,7 +12,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::sleep;
 
 use super::client::{self, TlsArgs};
-use super::{Failure, print};
+use super::{Failure, print, reach};
+use crate::config::Loaded;
 use crate::domain::secret::Secret;
 use crate::outbound::HttpClient;
 
@@ -21,11 +22,11 @@ const BEFORE_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The bridge's admin address
-    #[arg(long, default_value = "http://127.0.0.1:9090", value_parser = client::url)]
-    url: Uri,
+    /// The bridge's admin address; by default admin.listen of the configuration, or http://127.0.0.1:9090
+    #[arg(long, value_parser = client::url)]
+    url: Option<Uri>,
 
-    /// The admin token, where one is asked for
+    /// The admin token, where one is asked for; by default admin.token of the configuration
     #[arg(long, value_parser = client::secret)]
     token: Option<Secret>,
 
@@ -61,13 +62,15 @@ enum Ended {
     Unread,
 }
 
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: Args, loaded: Loaded) -> Result<(), Failure> {
     let client = client::new(&args.tls)?;
-    let token = client::token(args.token.clone(), args.token_file.as_ref())?;
+    let admin = loaded.config.admin;
+    let url = args.url.clone().map_or_else(|| reach::url("admin.listen", admin.listen, admin.tls.is_some()), Ok)?;
+    let token = client::token(args.token.clone(), args.token_file.as_ref())?.or(admin.token);
     let mut last_id = None;
     let mut connected = false;
     loop {
-        match open(&client, &args, token.as_ref(), last_id.as_deref()).await {
+        match open(&client, &args, &url, token.as_ref(), last_id.as_deref()).await {
             Ok(body) => {
                 connected = true;
                 if let Ended::Unread = copy(body, &mut last_id).await? {
@@ -79,7 +82,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
                 eprintln!("the bridge closed the feed; reconnecting");
             }
             // A bridge that restarts, or has no feed free, is waited for; one that never was there is not.
-            Err(Failure::Other(error)) if connected => eprintln!("still no connection to the bridge: {error}"),
+            Err(Failure::Other(error)) if connected => eprintln!("still {error}"),
             Err(failure) => return Err(failure),
         }
         sleep(BEFORE_AGAIN).await;
@@ -89,6 +92,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 async fn open(
     client: &HttpClient,
     args: &Args,
+    url: &Uri,
     token: Option<&Secret>,
     last_id: Option<&str>,
 ) -> Result<Incoming, Failure> {
@@ -99,7 +103,7 @@ async fn open(
             query += &format!("&{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC));
         }
     }
-    let base = args.url.to_string();
+    let base = url.to_string();
     let mut request = hyper::Request::get(format!("{}/events?{query}", base.trim_end_matches('/')));
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
@@ -108,7 +112,7 @@ async fn open(
         request = request.header("last-event-id", id);
     }
     let request = request.body(Full::<Bytes>::default()).map_err(Failure::other)?;
-    let response = client.request(request).await.map_err(Failure::other)?;
+    let response = client.request(request).await.map_err(|error| Failure::other(reach::unreached(url, &error)))?;
     if response.status().is_success() {
         return Ok(response.into_body());
     }

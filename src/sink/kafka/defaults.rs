@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
+use rdkafka::producer::{BaseProducer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext, message::DeliveryResult};
 
 /// What the bridge sets, and nobody else may.

@@ -135,12 +135,99 @@ fn send_fails_where_not_all_is_answered_200() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let ended = run(&["send", "--url", &format!("http://{nobody}/"), "--token", TOKEN]);
     assert_eq!(ended.code(), Some(1), "{}", ended.stdout());
-    assert!(ended.stdout().contains("no connection"), "{}", ended.stdout());
+    let refused = format!("no connection to {nobody}: connection refused");
+    assert!(ended.stdout().contains(&refused) && ended.stderr().contains(&refused), "{}", ended.stdout());
+    assert!(!ended.stdout().contains("p99"), "{}", ended.stdout());
 
     let bridge = Config::new().start();
     let unsigned = run(&["send", "--url", &bridge.url(), "--count", "3"]);
     assert_eq!(unsigned.code(), Some(1));
-    assert!(unsigned.stdout().contains("3 401"), "{}", unsigned.stdout());
+    assert!(unsigned.stdout().contains("3 401 expected a signature, but found none"), "{}", unsigned.stdout());
+    assert!(unsigned.stderr().contains("3 of 3 deliveries failed: 401 expected a signature"), "{}", unsigned.stderr());
+}
+
+#[test]
+fn send_says_which_of_name_port_and_certificate_it_was() {
+    let said = |url: &str| {
+        let ended = run(&["send", "--token", "t", "--url", url]);
+        assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
+        ended.stdout()
+    };
+    let text = said("http://no-such-host.invalid/webhooks/sendbird");
+    assert!(
+        text.contains("no connection to no-such-host.invalid:80: the name no-such-host.invalid is not known"),
+        "{text}"
+    );
+    let plain = Config::new().start();
+    let text = said(&plain.url().replace("http://", "https://"));
+    assert!(text.contains("does not speak TLS"), "{text}");
+    let (dir, pair) = (Config::new(), rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap());
+    let file = |name: &str, text: &str| {
+        let path = dir.dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        format!("'{}'", path.display())
+    };
+    let (cert, key) = (file("cert.pem", &pair.cert.pem()), file("key.pem", &pair.signing_key.serialize_pem()));
+    let tls = Config::new().set("server.tls.cert_file", &cert).set("server.tls.key_file", &key).start();
+    let text = said(&format!("https://localhost:{}/", tls.webhook.port()));
+    assert!(text.contains("its certificate is not trusted") && text.contains("--ca-file"), "{text}");
+}
+
+#[test]
+fn send_takes_what_is_not_given_from_the_configuration() {
+    let config = Config::new()
+        .fixed_address()
+        .set("server.path", "'/hooks'")
+        .set("access.path_secret", "'p4th'")
+        .set("access.header", "{ name = 'x-key', value = 'k' }");
+    let bridge = config.start();
+    let file = config.write();
+    let ended = run(&["send", "--config", file.to_str().unwrap(), "--count", "3"]);
+    assert_eq!(ended.code(), Some(0), "{}{}", ended.stdout(), ended.stderr());
+    for event in bridge.events() {
+        let id = event.envelope["id"].as_str().unwrap();
+        let key = event.envelope["partitionkey"].as_str().unwrap();
+        let line =
+            ended.stdout.iter().find(|line| line.contains(id)).unwrap_or_else(|| panic!("no {id}: {}", ended.stdout()));
+        assert!(line.starts_with("direct_call:dial") && line.contains(key) && line.contains("200 stored"), "{line}");
+    }
+    let tailed = run(&["tail", "--config", file.to_str().unwrap(), "--no-follow"]);
+    assert_eq!((tailed.code(), tailed.stdout.len()), (Some(0), 3), "{}", tailed.stderr());
+}
+
+#[test]
+fn tail_takes_address_and_token_from_the_configuration() {
+    let config = Config::new().fixed_address().set("admin.token", "'t0ken'");
+    let bridge = config.start();
+    bridge.deliver(&dial("a", 1)).stored();
+    let tailed = config.process(&["tail", "--no-follow"]).wait();
+    assert_eq!((tailed.code(), tailed.stdout.len()), (Some(0), 1), "{}", tailed.stderr());
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let tailed = run(&["tail", "--url", &format!("http://{nobody}")]);
+    let said = format!("no connection to {nobody}: connection refused");
+    assert!(tailed.code() == Some(1) && tailed.stderr().contains(&said), "{}", tailed.stderr());
+}
+
+#[test]
+fn the_demo_offers_no_configuration() {
+    let help = run(&["demo", "--help"]).stdout();
+    assert!(!help.contains("--config"), "{help}");
+    let ended = run(&["demo", "--config", "nope.toml"]);
+    assert!(ended.code() == Some(64) && ended.stderr().contains("a configuration of its own"), "{}", ended.stderr());
+}
+
+#[test]
+fn send_ends_with_its_table_when_it_is_interrupted() {
+    let bridge = Config::new().start();
+    let mut command = program();
+    command.args(["send", "--url", &bridge.url(), "--token", TOKEN, "--count", "100000", "--rate", "200"]);
+    let sending = Process::start(command, Stdout::Read);
+    eventually("some are delivered", || bridge.metric("sendbird_bridge_journal_records", &[]) > 5.0);
+    sending.interrupt();
+    let ended = sending.wait();
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.stdout().contains("p99") && ended.stdout().contains(" 200 stored"), "{}", ended.stdout());
+    assert!(ended.stderr().contains("interrupted: ") && ended.stderr().contains("of 100000"), "{}", ended.stderr());
 }
 
 #[test]

@@ -177,6 +177,11 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::TERM).expect("a process to signal");
     }
 
+    /// Ends it as Ctrl-C does.
+    pub(crate) fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("a process to interrupt");
+    }
+
     /// The most that it had in memory so far, in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
