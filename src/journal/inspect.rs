@@ -29,6 +29,9 @@ pub fn inspect(settings: &Settings) -> Inspection {
     };
     let in_use = is_locked(&dir.join("lock"));
     let fault = if in_use { None } else { try_to_write(dir, &existing).err() };
+    if fault.is_some() {
+        return Inspection { fault, ..Inspection::default() };
+    }
     let mut warnings: Vec<_> = unsuited(&existing).map(str::to_owned).into_iter().collect();
     if let Ok(disk) = rustix::fs::statvfs(&existing) {
         let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);

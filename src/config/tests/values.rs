@@ -122,7 +122,7 @@ fn values_that_can_never_work_are_refused() {
         ("[sinks.a]\ntype = 'stdout'\ncategories = ['room: create']", "sinks.a.categories"),
     ] {
         let found = faults(&format!("{AUTHENTICATED}{toml}"), &[]);
-        assert!(found.len() == 1 && found[0].starts_with(&format!("{key}")), "{toml}: {found:?}");
+        assert!(found.len() == 1 && found[0].starts_with(key), "{toml}: {found:?}");
         assert!(found[0].contains("expected") && found[0].contains("bridge.toml"), "{found:?}");
     }
     for fine in ["admin.listen = '127.0.0.1:0'\nserver.listen = '0.0.0.0:0'", "server.listen = '10.0.0.1:9090'"] {

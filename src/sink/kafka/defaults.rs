@@ -62,7 +62,7 @@ pub(super) fn check(client: &BTreeMap<String, String>) -> Option<String> {
     let warnings = Warnings::default();
     match BaseProducer::from_config_and_context(&config, warnings.clone()) {
         // What it logs waits in a queue.
-        Ok(producer) => producer.poll(Duration::from_millis(1)),
+        Ok(producer) => producer.poll(Duration::from_millis(20)),
         Err(error) => return Some(format!("expected properties that go together, but found: {error}")),
     }
     let warnings = warnings.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -227,7 +227,7 @@ impl Settings {
             }
             Credentials { token: Some(token), .. } => options.token(token.expose().to_owned()),
             Credentials { nkey_seed: Some(seed), .. } => options.nkey(seed.expose().to_owned()),
-            Credentials { creds: Some(creds), .. } => options.credentials(creds.expose()).map_err(|_unechoed| {
+            Credentials { creds: Some(creds), .. } => options.credentials(&lines(creds)).map_err(|_unechoed| {
                 Failure::every_event(Reason::NotAuthorized, "expected a user JWT and a seed in credentials.creds")
             })?,
             _ => options,
@@ -284,12 +284,17 @@ impl Credentials {
                 "expected the seed of a user's nkey (SU...), but found something else",
             ));
         }
-        if self.creds.as_ref().is_some_and(|creds| ConnectOptions::new().credentials(creds.expose()).is_err()) {
+        if self.creds.as_ref().is_some_and(|creds| ConnectOptions::new().credentials(&lines(creds)).is_err()) {
             let message = "expected a user's JWT and seed, as in a credentials file, but found something else";
             faults.push(fault("credentials.creds", message));
         }
         faults
     }
+}
+
+/// The text of a credentials file. The client wants a line break at its end, which a secret from a file has lost.
+fn lines(creds: &Secret) -> String {
+    format!("{}\n", creds.expose())
 }
 
 fn printable(text: &str) -> bool {
@@ -413,6 +418,13 @@ mod tests {
             assert_eq!(found.is_empty(), fine, "{found:?}");
         }
         assert_eq!(keys(serde_json::json!({ "credentials": { "creds": "canary" } })), ["credentials.creds"]);
+        let text = format!(
+            "-----BEGIN NATS USER JWT-----\na.b.c\n------END NATS USER JWT------\n\n-----BEGIN USER NKEY SEED-----\n{}\n\
+             ------END USER NKEY SEED------",
+            seed(KeyPair::new_user())
+        );
+        let found = keys(serde_json::json!({ "credentials": { "creds": text } }));
+        assert!(found.is_empty(), "also without a line break at the end: {found:?}");
     }
 
     #[test]

@@ -91,8 +91,8 @@ fn what_most_often_does_not_work_is_warned_of_by_the_check_and_at_the_start() {
 fn a_variable_that_is_not_utf8_is_a_fault_and_no_panic() {
     let start = |name: &str| {
         let mut command = program();
-        let file = Config::new().stdout_sink(Stdout::Read).write();
-        command.args(["config", "check", "--config"]).arg(file).env(name, OsStr::from_bytes(b"caf\xe9"));
+        let config = Config::new().stdout_sink(Stdout::Read);
+        command.args(["config", "check", "--config"]).arg(config.write()).env(name, OsStr::from_bytes(b"caf\xe9"));
         Process::start(command, Stdout::Read).wait()
     };
     let ended = start("SENDBIRD_BRIDGE_JOURNAL__DIR");
