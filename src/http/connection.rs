@@ -268,7 +268,8 @@ async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, terms: 
             let ended = error.is_incomplete_message() || error.is_timeout();
             let incomplete = ended && activity.head_since().is_some();
             match refused(&error, &parts.read_buf) {
-                Some(problem) => (problem, error.to_string()),
+                Some(Problem::InvalidHead) => (Problem::InvalidHead, error.to_string()),
+                Some(problem) => (problem, problem.detail().to_owned()),
                 None if incomplete => (Problem::TooSlow, "the connection ended within a head".into()),
                 None => return,
             }
