@@ -204,10 +204,10 @@ fn the_admin_endpoint_serves_what_the_program_prints() {
 
 #[test]
 fn documents_ask_for_the_admin_token() {
-    let bridge = Config::new().set("admin.token", "'let me in'").start();
+    let bridge = Config::new().set("admin.token", "'let-me-in'").start();
     for path in ["/schemas", "/schemas/room:v1", "/schemas/config", "/asyncapi.json", "/openapi.json"] {
         assert_eq!(bridge.admin(path).problem(401).header("www-authenticate"), Some("Bearer"), "{path}");
-        let request = Request::get(path).header("authorization", "Bearer let me in");
+        let request = Request::get(path).header("authorization", "Bearer let-me-in");
         assert_eq!(request.send(bridge.admin).status, 200, "{path}");
     }
 }
