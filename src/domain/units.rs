@@ -41,9 +41,13 @@ impl FromStr for Span {
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match jiff::SignedDuration::try_from(self.0) {
-            Ok(span) => write!(f, "{span:#}"),
-            Err(_) => write!(f, "{}s", self.0.as_secs()),
+        // As people write it, in the largest unit that needs no other: "90s", not "1m 30s".
+        match (self.0.as_secs(), jiff::SignedDuration::try_from(self.0)) {
+            (0, Ok(span)) => write!(f, "{span:#}"),
+            (_, Ok(span)) if self.0.subsec_nanos() > 0 => write!(f, "{span:#}"),
+            (seconds, _) if seconds % 3600 == 0 => write!(f, "{}h", seconds / 3600),
+            (seconds, _) if seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
+            (seconds, _) => write!(f, "{seconds}s"),
         }
     }
 }
@@ -200,5 +204,9 @@ mod tests {
             assert_eq!(size.to_string().parse(), Ok(size), "{size}");
         }
         assert_eq!((Span::from_secs(86_400).to_string(), Size::gib(8).to_string()), ("24h".into(), "8GiB".into()));
+        for text in ["0s", "90s", "5m", "90m", "1h", "100s", "1500ms"] {
+            assert_eq!(text.parse(), Ok(text.parse::<Span>().unwrap().to_string().parse::<Span>().unwrap()));
+        }
+        assert_eq!([90, 300, 5400].map(|seconds| Span::from_secs(seconds).to_string()), ["90s", "5m", "90m"]);
     }
 }
