@@ -222,13 +222,14 @@ mod tests {
     #[test]
     fn only_two_things_are_refused() {
         let nested = format!("{{\"category\":\"x\",\"a\":{}{}}}", "[".repeat(DEEPEST), "]".repeat(DEEPEST));
-        for body in ["", "[]", "1", "{", "\u{feff}{}", "null", "\"category\"", &nested] {
+        for body in ["", "[]", "1", "{", "\u{feff}", "\u{feff}\u{feff}{}", "null", "\"category\"", &nested] {
             assert_eq!(parse(body.as_bytes()).err(), Some(Refused::NotAnObject), "{body}");
         }
         assert_eq!(parse(b"{\"category\":\"\xff\"}").err(), Some(Refused::NotAnObject));
         for body in ["{}", r#"{"category":""}"#, r#"{"category":null}"#, r#"{"category":1}"#, r#"{"category":["x"]}"#] {
             assert_eq!(parse(body.as_bytes()).err(), Some(Refused::NoCategory), "{body}");
         }
+        assert!(parse("\u{feff}{\"category\":\"x\"}".as_bytes()).is_ok_and(|delivery| delivery.category_text() == "x"));
         assert!(parse(b" {\"category\" : \"x\"}\n").is_ok_and(|delivery| delivery.category_text() == "x"));
     }
 
