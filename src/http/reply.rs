@@ -3,7 +3,7 @@
 //! Errors are RFC 9457 problem documents made of constants; nothing of a request ever comes back in one.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use warp::http::StatusCode;
 use warp::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use warp::reply::Response;
@@ -17,9 +17,8 @@ use crate::sendbird::delivery;
 pub const PROBLEM: &str = "application/problem+json";
 
 /// A problem document (RFC 9457). Nothing of the request is in it.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[schemars(rename = "Problem")]
-#[allow(dead_code, reason = "the fields are read by the derived schema and by tests")]
 pub(super) struct ProblemDocument {
     /// Always `about:blank`: the status says what kind of problem it is.
     #[schemars(extend("const" = "about:blank"))]
@@ -161,11 +160,10 @@ impl Problem {
     /// The problem document.
     pub fn document(self) -> String {
         let Facts { status, detail, .. } = self.facts();
-        let title = status.canonical_reason().unwrap_or_default();
-        format!(
-            "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{},\"detail\":\"{detail}\"}}",
-            status.as_u16()
-        )
+        let title = status.canonical_reason().unwrap_or_default().to_owned();
+        let (r#type, status, detail) = ("about:blank".to_owned(), status.as_u16(), detail.to_owned());
+        // Texts and a number can always be written as JSON.
+        serde_json::to_string(&ProblemDocument { r#type, title, status, detail }).unwrap_or_default()
     }
 
     /// What is wrong, in words.
