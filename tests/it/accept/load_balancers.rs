@@ -74,9 +74,12 @@ fn a_health_check_is_answered_503_while_the_bridge_is_not_ready() {
     let check = || Request::get("/healthz").send(bridge.webhook);
     assert_eq!(check().status, 200);
     let mut n = 0;
-    while bridge.deliver(&large("a", n, 40_000)).status == 200 {
-        n += 1;
-        assert!(n < 200, "the journal is never full");
+    // First large events, then small ones for what is left.
+    for bytes in [40_000, 1] {
+        while bridge.deliver(&large("a", n, bytes)).status == 200 {
+            n += 1;
+            assert!(n < 200, "the journal is never full");
+        }
     }
     eventually("it is not ready", || check().status == 503);
     let detail = check().problem(503).json()["detail"].clone();

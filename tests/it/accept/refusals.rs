@@ -72,7 +72,7 @@ fn each_refusal_has_a_line_with_its_reason_and_source_and_no_more_than_one() {
         (keyed(signed_by(CANARY, &dial(CANARY, 1))), 401, "signature_wrong", Some("access.api_tokens")),
         (signed(&dial(CANARY, 1)).header("x-key", CANARY), 401, "header", Some("access.header")),
         (
-            keyed(signed(&body(r#""category":"room:create","application_id":"E4F5"#))),
+            keyed(signed(&body(r#""category":"room:create","application_id":"E4F5""#))),
             403,
             "application",
             Some("access.applications"),
