@@ -68,8 +68,14 @@ impl Whole {
         let mut sent = Vec::new();
         let mut deliver_until = |bridge: &Bridge, segments: usize, and_more: usize| {
             let mut more = and_more;
-            while closed_segments(&config).len() < segments || more > 0 {
-                more -= usize::from(closed_segments(&config).len() >= segments);
+            loop {
+                // Looked at once in each turn: a segment may be closed at any moment.
+                if closed_segments(&config).len() >= segments {
+                    if more == 0 {
+                        break;
+                    }
+                    more -= 1;
+                }
                 let at = sent.len() as u64 + 1;
                 let key = format!("key-{}", at % 7);
                 let body = large(&key, at, 4_000);
