@@ -119,7 +119,7 @@ fn a_rabbitmq_alarm_holds_up_nobody_but_the_sink() {
         ("memory alarm", ["set_vm_memory_high_watermark", "0"], ["set_vm_memory_high_watermark", "0.6"]),
         ("disk alarm", ["set_disk_free_limit", "999999GB"], ["set_disk_free_limit", "50MB"]),
     ] {
-        let trial = Trial::longer(2, what, Config::new(), &place, None);
+        let trial = Trial::longer(4, what, Config::new(), &place, None);
         own.ctl(&alarm);
         trial.tells("unavailable");
         let connected = || trial.bridge.metric("sendbird_bridge_sink_connected", &[("sink", SINK)]);
