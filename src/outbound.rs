@@ -40,7 +40,8 @@ pub type HttpClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
 #[derive(Clone)]
 pub struct Connector {
     tcp: HttpConnector,
-    proxies: Arc<Matcher>,
+    /// What is wrong with the variables, if they cannot be used.
+    proxies: Arc<Result<Matcher, String>>,
 }
 
 impl Service<Uri> for Connector {
@@ -54,7 +55,15 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, host: Uri) -> Self::Future {
         let is_https = host.scheme_str() == Some("https");
-        let Some(proxy) = self.proxies.intercept(&host).filter(|_| is_https) else {
+        let proxy = match &*self.proxies {
+            Ok(proxies) if is_https => proxies.intercept(&host),
+            Err(fault) if is_https => {
+                let fault = fault.clone();
+                return async { Err(fault.into()) }.boxed();
+            }
+            _ => None,
+        };
+        let Some(proxy) = proxy else {
             return self.tcp.call(host).map(|connected| connected.map_err(Into::into)).boxed();
         };
         let address = proxy.uri().clone();
@@ -77,16 +86,21 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// The proxies of the environment. A variable that is no URL would be left out in silence, so it is warned of.
-fn proxies() -> Matcher {
+/// The proxies of the environment.
+///
+/// # Errors
+/// A variable that is no URL, which would otherwise be left out in silence.
+fn proxies() -> Result<Matcher, String> {
     let example = Uri::from_static("https://example.com");
-    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
-        let Ok(value) = std::env::var(name) else { continue };
-        if !value.is_empty() && Matcher::builder().https(value).build().intercept(&example).is_none() {
-            tracing::warn!("{name} is not used: expected http://host:port, but found something else");
+    // As the matcher has it: `ALL_PROXY` counts where there is no `HTTPS_PROXY`.
+    let set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+    if let Some(name) = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().find(set) {
+        let value = std::env::var(name).unwrap_or_default();
+        if Matcher::builder().https(value).build().intercept(&example).is_none() {
+            return Err(format!("expected http://host:port in {name}, but found something else"));
         }
     }
-    Matcher::from_env()
+    Ok(Matcher::from_env())
 }
 
 /// A client; nothing is connected yet.

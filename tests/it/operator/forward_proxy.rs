@@ -45,8 +45,14 @@ fn https_requests_go_through_the_proxy_of_the_environment() {
         assert_eq!(ended.code(), Some(1), "{}", ended.stderr());
         assert!(ended.stderr().contains(expected) && !ended.stderr().contains("canary"), "{}", ended.stderr());
     }
-    let ended = send(&url, &ca, &[("HTTPS_PROXY", "socks5://127.0.0.1:1")]);
-    assert!(ended.stderr().contains("expected an http:// URL of a proxy in HTTPS_PROXY"), "{}", ended.stderr());
+    for (value, expected) in [
+        ("socks5://127.0.0.1:1", "expected an http:// URL of a proxy in HTTPS_PROXY"),
+        ("canary proxy", "expected http://host:port in HTTPS_PROXY"),
+    ] {
+        let ended = send(&url, &ca, &[("HTTPS_PROXY", value)]);
+        assert_eq!(ended.code(), Some(1), "never without the proxy");
+        assert!(ended.stderr().contains(expected) && !ended.stderr().contains("canary"), "{}", ended.stderr());
+    }
     assert_eq!(bridge.metric("sendbird_bridge_deliveries_total", &[("outcome", "stored")]), 6.0);
 }
 
