@@ -61,7 +61,7 @@ impl Peer {
     }
 }
 
-/// The proxies that are believed.
+/// The proxies that are trusted.
 #[derive(Clone, Debug)]
 pub struct TrustedProxies(Arc<[IpNet]>);
 

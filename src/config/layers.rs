@@ -237,7 +237,7 @@ impl SecretFile {
 }
 
 fn read_secret(path: &Path) -> Result<String, String> {
-    read_text(path).map_err(|found| format!("expected a readable file, but found {}: {found}", path.display()))
+    read_text(path).map_err(|found| format!("cannot read {}: {found}", path.display()))
 }
 
 /// Replaces every `<secret>_file` by what the file holds, without the line break at its end, and notes which they were.

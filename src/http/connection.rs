@@ -74,7 +74,7 @@ pub struct Terms {
     pub limits: Limits,
     /// The certificate; without one they are plain HTTP.
     pub tls: Option<tls::Current>,
-    /// Where each begins with a PROXY protocol header: whose is believed.
+    /// Where each begins with a PROXY protocol header: whose is trusted.
     pub proxies: Option<TrustedProxies>,
     /// How many are open.
     pub open: IntGauge,

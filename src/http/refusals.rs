@@ -100,7 +100,7 @@ impl Refusals {
     }
 
     /// Logs how many had no line, once there may be one. To be called now and then: the last refusals of many would
-    /// otherwise never be told of.
+    /// otherwise never be logged.
     pub(super) fn flush(&self) {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         for (reason, limit) in &mut *limits {

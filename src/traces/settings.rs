@@ -72,7 +72,7 @@ impl Settings {
         faults
     }
 
-    /// Whom the collector is believed by.
+    /// The certificate authorities that are trusted for the collector.
     ///
     /// # Errors
     /// No authority can be had.

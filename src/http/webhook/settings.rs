@@ -28,7 +28,7 @@ pub struct Settings {
     pub idle_timeout: Span,
     /// A path that answers 200 to GET and HEAD while the bridge is ready, and otherwise 503; empty for none.
     pub health_path: String,
-    /// Whether each connection begins with a PROXY protocol header, which is believed if it comes from one of
+    /// Whether each connection begins with a PROXY protocol header, which is trusted if it comes from one of
     /// `access.trusted_proxies`.
     pub proxy_protocol: bool,
     /// The listener's certificate; without one it speaks plain HTTP.
@@ -77,7 +77,7 @@ impl Settings {
         }
         if self.proxy_protocol && !has_proxies {
             let message = "expected the load balancer's networks in access.trusted_proxies, but found none: \
-                           its PROXY protocol headers would not be believed";
+                           its PROXY protocol headers would not be trusted";
             faults.push(("proxy_protocol", message.into()));
         }
         faults.extend(self.tls.iter().flat_map(tls::Settings::check));

@@ -16,7 +16,7 @@ pub(super) const OURS: &[(&str, &str)] = &[
     ("max.in.flight", "5"),
     // The default is not Java's, and two producers of one topic must agree.
     ("partitioner", "murmur2_random"),
-    // For ever. The default gives up after five minutes and drops the record, although it may have been written.
+    // Without a limit. The default gives up after five minutes and drops the record, although it may have been written.
     ("message.timeout.ms", "0"),
     ("allow.auto.create.topics", "false"),
     // The journal is the queue; this only has to hold the pipeline's window.
