@@ -229,14 +229,19 @@ impl Targets {
 
     /// An event has been sent long ago, `sent` in connected time, and is not answered.
     pub(super) fn fell_silent(&mut self, scope: Scope, head: Head, sent: Duration, now: &Moment) {
-        let scope = self.leave(head.place).unwrap_or(scope);
+        let left = self.leave(head.place);
         let detail = Arc::from("the broker has not answered");
         let parked = self.fail(&scope, Reason::Timeout, detail, sent, now.unix_ms);
         parked.tries = parked.tries.saturating_add(1);
         parked.silent += 1;
         self.schedule(&scope, None);
-        self.silent.insert(head.place, (head, scope.clone()));
         self.record_soon(&scope, head);
+        let other = left.filter(|left| *left != scope);
+        self.silent.insert(head.place, (head, scope));
+        // What it was tried for is not shown by a narrower target that is silent.
+        if let Some(other) = other {
+            self.reschedule(&other, now.at);
+        }
     }
 
     /// What an event without an answer is parked under.

@@ -39,6 +39,8 @@ struct State {
     /// Targets that do not exist, and those that never answer.
     missing: HashSet<&'static str>,
     silent: HashSet<&'static str>,
+    /// Whether its client does not know yet where events go: they all seem to go to one target.
+    is_vague: bool,
     /// Whether it takes no event at all.
     alarm: bool,
     /// How often it was tried to publish something, and what was published alone.
@@ -111,7 +113,13 @@ impl Connection for Broker {
     }
 
     fn target(&self, event: &View<'_>) -> Target {
-        Target::new(target_of(event))
+        let is_vague = self.0.lock().unwrap().is_vague;
+        Target::new(if is_vague { "anywhere" } else { target_of(event) })
+    }
+
+    fn silent_target(&self, event: &View<'_>) -> Option<Target> {
+        let is_vague = self.0.lock().unwrap().is_vague;
+        (!is_vague).then(|| self.target(event))
     }
 
     fn window(&self) -> usize {
@@ -536,6 +544,31 @@ async fn a_missing_target_holds_up_its_own_keys_and_is_tried_rarely() {
     bench.assert_published(&missing);
     assert_eq!((bench.taken().len(), bench.counts().1), (200, 2));
     assert_eq!(bench.status.last_failure(), None);
+}
+
+#[tokio::test]
+async fn a_silent_target_that_is_not_known_yet_holds_up_no_other() {
+    let bench = Bench::new();
+    (bench.broker().window, bench.broker().is_vague) = (Some(8), true);
+    bench.broker().silent.insert("creates");
+    let mut sent = Vec::new();
+    for n in 0..6 {
+        sent.push((format!("silent {n}"), bench.store(n, &format!("silent {n}"), "create").await));
+    }
+    let script = async {
+        for n in 100..400 {
+            sent.push((format!("key {}", n % 5), bench.store(n, &format!("key {}", n % 5), "delete").await));
+            sleep(Duration::from_millis(8)).await;
+            // Later than a publish would be taken out of the window.
+            bench.broker().is_vague = n < 300;
+        }
+        eventually("the others are published", || bench.taken().len() == 300).await;
+        eventually("no place in the window is taken", || bench.status.in_flight() == 0).await;
+        bench.broker().silent.clear();
+        bench.done().await;
+    };
+    bench.forward_while(&[], script).await;
+    bench.assert_published(&sent);
 }
 
 #[tokio::test]

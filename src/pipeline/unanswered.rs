@@ -55,11 +55,14 @@ impl Session<'_> {
         let is_overdue = |session: &Self, attempt: &Attempt| session.is_overdue(attempt, is_tight, now);
         if self.flights.iter().filter_map(Flight::attempt).any(|attempt| is_overdue(self, attempt)) {
             for flight in std::mem::take(&mut self.flights) {
-                match flight.attempt().filter(|attempt| is_overdue(self, attempt)) {
-                    Some(attempt) => {
+                let overdue = flight.attempt().filter(|attempt| is_overdue(self, attempt));
+                let scope = overdue.and_then(|attempt| self.silent_scope(attempt, now));
+                match overdue.zip(scope) {
+                    Some((attempt, scope)) => {
                         let (head, sent, is_alone) = (attempt.head, attempt.sent_connected, attempt.is_alone);
                         self.unanswered.push(flight);
-                        self.park_by_silence(head, sent, now);
+                        self.backlog.queue.park(head);
+                        self.backlog.targets.fell_silent(scope, head, sent, now);
                         if is_alone {
                             self.end_alone();
                         }
@@ -99,14 +102,16 @@ impl Session<'_> {
             || is_tight && overtaken_by.is_some_and(|overtaken_by| overtaken_by >= enough)
     }
 
-    fn park_by_silence(&mut self, head: Head, sent: Duration, now: &Moment) {
-        let event = self.backlog.queue.item(head.place).map(|item| View::parse(&item.record.payload));
-        let scope = match event {
-            Some(Ok(event)) => Scope::Target(self.connection.target(&event)),
-            Some(Err(_)) | None => Scope::Event(head.place),
+    /// What an overdue publish is parked under. `None` while it is not yet known where it went: it keeps its place in the
+    /// window, since a wider target would hold up events that go elsewhere. When it is stuck it is parked alone.
+    fn silent_scope(&self, attempt: &Attempt, now: &Moment) -> Option<Scope> {
+        let place = attempt.head.place;
+        let Some(Ok(event)) = self.backlog.queue.item(place).map(|item| View::parse(&item.record.payload)) else {
+            return Some(Scope::Event(place));
         };
-        self.backlog.queue.park(head);
-        self.backlog.targets.fell_silent(scope, head, sent, now);
+        let target = self.connection.silent_target(&event).map(Scope::Target);
+        let is_stuck = now.connected.saturating_sub(attempt.sent_connected) >= STUCK_AFTER;
+        target.or_else(|| is_stuck.then_some(Scope::Event(place)))
     }
 
     /// Gives up the oldest where there are too many, or the connection where that is not safe.

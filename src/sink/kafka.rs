@@ -179,6 +179,11 @@ impl super::Connection for Connection {
         self.shared.producer.destination(&self.topic.render(&event.values()), event.key()).target()
     }
 
+    fn silent_target(&self, event: &View<'_>) -> Option<Target> {
+        let topic = self.topic.render(&event.values());
+        self.shared.producer.counted_destination(&topic, event.key()).map(|destination| destination.target())
+    }
+
     fn unanswered(&self) -> usize {
         UNANSWERED
     }

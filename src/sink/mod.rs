@@ -54,6 +54,12 @@ pub trait Connection: Send + Sync {
     /// Where this event would go, as far as that is known before it is sent. Waits for nothing.
     fn target(&self, event: &View<'_>) -> Target;
 
+    /// Where this event, which was sent and is still unanswered, went. Other events that go there are held up with it,
+    /// so this is the narrowest place that can be silent by itself; `None` as long as that is unknown. Waits for nothing.
+    fn silent_target(&self, event: &View<'_>) -> Option<Target> {
+        Some(self.target(event))
+    }
+
     /// How many publishes may wait for their acknowledgement at once. What waits inside the client can no
     /// longer be overtaken by an older event, so no more than the client makes use of.
     fn window(&self) -> usize {

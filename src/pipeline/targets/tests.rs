@@ -232,6 +232,22 @@ fn a_silent_target_is_not_tried_until_it_answers() {
 }
 
 #[test]
+fn a_part_of_a_target_that_falls_silent_leaves_the_rest_to_be_tried() {
+    let mut bench = Bench::new();
+    bench.failed(&target(1), 1);
+    bench.park(&target(1), head(2));
+    bench.wait(1_000);
+    assert_eq!(bench.release(), [1]);
+    let now = bench.moment();
+    bench.targets.fell_silent(target(2), head(1), Duration::ZERO, &now);
+    bench.wait(1_000);
+    assert_eq!(bench.release(), [2]);
+    bench.succeeded(2);
+    bench.succeeded(1);
+    assert!(bench.targets.is_empty());
+}
+
+#[test]
 fn of_many_events_that_are_stuck_at_once_some_are_recorded_in_each_tick() {
     let mut bench = Bench::new();
     let mut queue = queue(9);

@@ -153,6 +153,11 @@ impl Producer {
         self.state.partitions.destination(topic, key)
     }
 
+    /// The partition of a record of this topic with this key, as soon as the topic's partitions are counted.
+    pub(super) fn counted_destination<'a>(&self, topic: &'a str, key: &str) -> Option<Destination<'a>> {
+        self.state.partitions.counted_destination(topic, key)
+    }
+
     pub(super) fn reachable(&self) -> bool {
         self.state.reachable.load(Ordering::Relaxed)
     }

@@ -73,8 +73,18 @@ impl Partitions {
 
     /// Where a record of this topic with this key would go.
     pub(super) fn destination<'a>(&self, topic: &'a str, key: &str) -> Destination<'a> {
-        let counted = self.lock().get(topic).copied().filter(|counted| !counted.fails_as_a_whole);
+        let counted = self.counted(topic).filter(|counted| !counted.fails_as_a_whole);
         Destination { topic, partition: counted.map(|counted| partition_of(key.as_bytes(), counted.partitions)) }
+    }
+
+    /// The partition of a record of this topic with this key, if the topic's partitions are counted.
+    pub(super) fn counted_destination<'a>(&self, topic: &'a str, key: &str) -> Option<Destination<'a>> {
+        let counted = self.counted(topic)?;
+        Some(Destination { topic, partition: Some(partition_of(key.as_bytes(), counted.partitions)) })
+    }
+
+    fn counted(&self, topic: &str) -> Option<Counted> {
+        self.lock().get(topic).copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Counted>> {
@@ -162,6 +172,8 @@ mod tests {
         partitions.record_outcome("t", true);
         partitions.update(&statistics(&[("t", &[0])]));
         assert_eq!(partitions.destination("t", "k"), Destination::topic("t"));
+        let counted = Some(Destination { topic: "t", partition: Some(0) });
+        assert_eq!(partitions.counted_destination("t", "k"), counted, "one of its partitions may be silent alone");
         partitions.record_outcome("t", false);
         assert_eq!(partitions.destination("t", "k"), Destination { topic: "t", partition: Some(0) });
         partitions.record_outcome("unknown", true);
