@@ -6,8 +6,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Config;
-use crate::domain::envelope::Format;
-use crate::sendbird::category::event_type;
+use crate::domain::envelope::{Format, object, verb};
+use crate::domain::glob;
+use crate::domain::template::KnownValues;
+use crate::sendbird::category::{Category, event_type};
 use crate::sink::settings::{ReloadPolicy, Tls};
 use crate::sink::stdout;
 use crate::traces::Destination;
@@ -125,7 +127,35 @@ impl Config {
     }
 }
 
+/// Names that stand for the categories of each object that Sendbird does not document.
+const UNDOCUMENTED: [&str; 3] = ["direct_call:undocumented", "room:undocumented", "undocumented"];
+
 impl SinkConfig {
+    /// What is known ahead of the events that it can get, where deliveries of these applications are accepted; none stands
+    /// for all.
+    pub fn known_values(&self, applications: &[String]) -> Vec<KnownValues> {
+        let wanted = |category: &str| {
+            self.categories.is_empty() || self.categories.iter().any(|pattern| glob::matches(pattern, category))
+        };
+        let named = |category: Category| (category.label(), Some((verb(category.label()), category.label())));
+        let documented = Category::ALL.into_iter().map(named);
+        let all = documented.chain(UNDOCUMENTED.map(|name| (name, None)));
+        let applications: Vec<Option<String>> = match applications {
+            [] => vec![None],
+            some => some.iter().cloned().map(Some).collect(),
+        };
+        all.filter(|(name, _)| wanted(name))
+            .flat_map(|(name, category)| {
+                let with = move |application_id: &Option<String>| KnownValues {
+                    object: object(name, None),
+                    category,
+                    application_id: application_id.clone(),
+                };
+                applications.iter().map(with).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
     /// The categories as globs over types of events.
     pub fn types(&self) -> Vec<String> {
         let all = self.categories.iter().any(|pattern| pattern == "*");

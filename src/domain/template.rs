@@ -29,6 +29,18 @@ pub struct Values<'a> {
     pub application_id: &'a str,
 }
 
+/// What is known of the values of events before there are any: those of one category, of one application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownValues {
+    /// `direct_call`, `room` or `other`.
+    pub object: &'static str,
+    /// What follows the colon in the category, and the category; `None` stands for all categories of the object that
+    /// Sendbird does not document.
+    pub category: Option<(&'static str, &'static str)>,
+    /// The application; `None` where it can be any.
+    pub application_id: Option<String>,
+}
+
 /// The kind of address that the text is used as. It decides which characters are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressKind {
@@ -103,6 +115,42 @@ impl Template {
             }
         }
         out
+    }
+
+    /// The text for the events that have these values, and the placeholders whose values are not known, in whose places
+    /// `wildcard` stands.
+    pub fn render_known(&self, known: &KnownValues, wildcard: &str) -> (String, Vec<&'static str>) {
+        let (mut out, mut unknown) = (String::new(), Vec::new());
+        for part in &self.parts {
+            let index = match part {
+                Part::Literal(text) => {
+                    out.push_str(text);
+                    continue;
+                }
+                Part::Placeholder(index) => *index,
+            };
+            let value = match index {
+                0 => Some(known.object),
+                1 => known.category.map(|(verb, _)| verb),
+                2 => None,
+                3 => known.category.map(|(_, category)| category),
+                _ => known.application_id.as_deref(),
+            };
+            match value {
+                Some(value) => encode(&mut out, value, self.kind),
+                None => {
+                    out.push_str(wildcard);
+                    unknown.push(PLACEHOLDERS[index]);
+                }
+            }
+        }
+        (out, unknown)
+    }
+
+    /// The texts for the events that have these values as words between dots; `*` stands for a word that is not known.
+    pub fn pattern(&self, known: &KnownValues) -> String {
+        let (text, _) = self.render_known(known, "*");
+        text.split('.').map(|word| if word.contains('*') { "*" } else { word }).collect::<Vec<_>>().join(".")
     }
 
     /// Whether the text depends on this placeholder.
@@ -193,6 +241,21 @@ mod tests {
         assert_eq!(render(subject, AddressKind::Subject, "7F0E-9"), "sendbird.calls.direct_call.dial.7F0E-9");
         assert_eq!(render("{category}", AddressKind::RoutingKey, ""), "direct_call:dial");
         assert_eq!(render("{category}", AddressKind::Topic, ""), "direct_call_x3Adial");
+    }
+
+    #[test]
+    fn what_is_not_known_ahead_is_named() {
+        let template = |text| Template::parse(text, AddressKind::Topic).expect("pattern");
+        let known = KnownValues {
+            object: "room",
+            category: Some(("create", "room:create")),
+            application_id: Some("A_x".to_owned()),
+        };
+        assert_eq!(template("c.{object}.{verb}").render_known(&known, "*"), ("c.room.create".into(), vec![]));
+        assert_eq!(template("{application_id}.{key}").render_known(&known, "*"), ("A_x5Fx.*".into(), vec!["key"]));
+        let unknown = KnownValues { object: "other", category: None, application_id: None };
+        let (text, names) = template("{object}.{verb}.{category}.{application_id}").render_known(&unknown, "*");
+        assert_eq!((text.as_str(), names), ("other.*.*.*", vec!["verb", "category", "application_id"]));
     }
 
     #[test]
