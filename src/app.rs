@@ -149,7 +149,7 @@ impl App {
             entries.push(SinkEntry { name: name.clone(), kind: sink.kind.label(), status: Arc::clone(&status) });
             forwarders.push(Forwarder {
                 name: name.clone(),
-                sink: make_sink(name, sink)?,
+                sink: make_sink(name, sink, &config)?,
                 types: sink.types(),
                 journal: journal.clone(),
                 metrics: Arc::clone(&metrics),
@@ -389,7 +389,7 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
     }
 }
 
-/// Makes a sink; nothing is connected yet.
+/// Makes one of the sinks of a configuration; nothing is connected yet.
 ///
 /// # Errors
 /// [`Error::Sink`].
@@ -397,26 +397,30 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
     not(any(feature = "kafka", feature = "rabbitmq", feature = "nats")),
     expect(unused_variables, reason = "standard output has no client that a name is for")
 )]
-pub fn make_sink(name: &str, config: &SinkConfig) -> Result<Box<dyn Sink>, Error> {
+pub fn make_sink(name: &str, sink: &SinkConfig, config: &Config) -> Result<Box<dyn Sink>, Error> {
     #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
     let failed = |faults: Vec<(String, String)>| {
         let faults: Vec<String> = faults.into_iter().map(|(key, message)| format!("{key}: {message}")).collect();
         Error::Sink { name: name.to_owned(), detail: faults.join("; ") }
     };
-    match &config.kind {
-        SinkKind::Stdout(stdout::Settings {}) => Ok(Box::new(stdout::Stdout::new(config.format))),
+    #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+    let known = sink.known_values(&config.access.applications);
+    match &sink.kind {
+        SinkKind::Stdout(stdout::Settings {}) => Ok(Box::new(stdout::Stdout::new(sink.format))),
         #[cfg(feature = "kafka")]
         SinkKind::Kafka(settings) => {
-            crate::sink::kafka::Kafka::new(name, settings.clone(), config.format, Clock::system())
+            crate::sink::kafka::Kafka::new(name, settings.clone(), sink.format, known, Clock::system())
                 .map(|sink| Box::new(sink) as Box<dyn Sink>)
                 .map_err(failed)
         }
         #[cfg(feature = "rabbitmq")]
-        SinkKind::Rabbitmq(settings) => crate::sink::rabbitmq::RabbitMq::new(name, settings.clone(), config.format)
-            .map(|sink| Box::new(sink) as Box<dyn Sink>)
-            .map_err(failed),
+        SinkKind::Rabbitmq(settings) => {
+            crate::sink::rabbitmq::RabbitMq::new(name, settings.clone(), sink.format, known)
+                .map(|sink| Box::new(sink) as Box<dyn Sink>)
+                .map_err(failed)
+        }
         #[cfg(feature = "nats")]
-        SinkKind::Nats(settings) => crate::sink::nats::Nats::new(name, settings.clone(), config.format)
+        SinkKind::Nats(settings) => crate::sink::nats::Nats::new(name, settings.clone(), sink.format, known)
             .map(|sink| Box::new(sink) as Box<dyn Sink>)
             .map_err(failed),
     }

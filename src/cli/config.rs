@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Subcommand;
+use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::machine;
@@ -10,20 +11,21 @@ use super::table::counted;
 use super::{Failure, LogFormat, print};
 use crate::app;
 use crate::config::{Config, Loaded};
+use crate::sink::{Finding, Reason};
 
-/// How long one broker may take to answer `check --connect`.
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-
-/// How long its connection may take to be closed again.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+/// How long one broker may take to answer `check --connect`. Each step of a check has a shorter limit of its own.
+const CHECK_LIMIT: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Report every fault with its key and its source; exit code 64 if there is any
     Check {
-        /// Also open a connection to each sink's broker and check its topics, exchange or stream
+        /// Also ask each sink's broker whether every event could be published; changes nothing there
         #[arg(long)]
         connect: bool,
+        /// Create missing topics, exchanges, queues and streams, as far as the configuration lets serve create them
+        #[arg(long, requires = "connect")]
+        create: bool,
     },
     /// Print the effective values and where each comes from; secrets are hidden
     Show,
@@ -32,7 +34,7 @@ pub(super) enum Command {
 /// The configuration was found right, or it would not have been loaded.
 pub(super) async fn run(command: Command, loaded: Loaded, format: LogFormat) -> Result<(), Failure> {
     match command {
-        Command::Check { connect } => {
+        Command::Check { connect, create } => {
             let settings = loaded.warnings.iter().map(ToString::to_string);
             for warning in settings.chain(machine::warnings(&loaded.config)) {
                 match format {
@@ -43,7 +45,7 @@ pub(super) async fn run(command: Command, loaded: Loaded, format: LogFormat) -> 
             let sinks = loaded.config.sinks.len();
             print(&format!("configuration OK ({})\n", counted(sinks as u64, "sink")))?;
             if connect {
-                return reach(&loaded.config).await;
+                return check_sinks(&loaded.config, create).await;
             }
         }
         Command::Show => {
@@ -53,23 +55,35 @@ pub(super) async fn run(command: Command, loaded: Loaded, format: LogFormat) -> 
     Ok(())
 }
 
-async fn reach(config: &Config) -> Result<(), Failure> {
-    let mut unreached = 0;
+/// Asks all brokers at once, and prints what each check has found in the order of the sinks' names.
+async fn check_sinks(config: &Config, create: bool) -> Result<(), Failure> {
+    let mut sinks = Vec::new();
     for (name, sink) in &config.sinks {
-        let made = app::make_sink(name, sink).map_err(Failure::other)?;
-        let found = match timeout(CONNECT_LIMIT, made.connect()).await {
-            Ok(Ok(connection)) => {
-                connection.close(CLOSE_LIMIT).await;
-                "reached".to_owned()
-            }
-            Ok(Err(failure)) => format!("not reached: {}", failure.fault()),
-            Err(_elapsed) => format!("not reached within {} s", CONNECT_LIMIT.as_secs()),
-        };
-        unreached += usize::from(found != "reached");
-        print(&format!("sinks.{name} ({}): {found}\n", sink.kind.label()))?;
+        sinks.push(app::make_sink(name, sink, config).map_err(Failure::other)?);
     }
-    match unreached {
+    let checks = sinks.iter().map(|sink| async {
+        timeout(CHECK_LIMIT, sink.check(create)).await.unwrap_or_else(|_elapsed| {
+            let detail = format!("the check has not ended within {} s", CHECK_LIMIT.as_secs());
+            vec![Finding::fault(Reason::Timeout, detail)]
+        })
+    });
+    let mut faulty = 0;
+    for ((name, sink), findings) in config.sinks.iter().zip(join_all(checks).await) {
+        let prefix = format!("sinks.{name} ({})", sink.kind.label());
+        if findings.iter().any(|finding| matches!(finding, Finding::Fault(_))) {
+            faulty += 1;
+        } else {
+            print(&format!("{prefix}: OK\n"))?;
+        }
+        for finding in findings {
+            print(&format!("{prefix}: {finding}\n"))?;
+        }
+    }
+    match faulty {
         0 => Ok(()),
-        n => Err(Failure::Failed(format!("{n} of {} sinks cannot publish now", config.sinks.len()))),
+        n => Err(Failure::Failed(format!(
+            "{n} of {} cannot publish every event now",
+            counted(config.sinks.len() as u64, "sink")
+        ))),
     }
 }

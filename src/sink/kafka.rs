@@ -10,6 +10,7 @@
 //! Leaves to others: order by key, retries and back-off (the pipeline); topics and their configuration (whoever
 //! runs the cluster, unless `create_topics` is set).
 
+mod check;
 mod client;
 mod clock_regression;
 mod contract;
@@ -38,17 +39,18 @@ pub use sasl::{Mechanism, Sasl};
 pub use settings::{CreateTopics, Settings};
 
 use super::settings::Faults;
-use super::{About, Ack, Failure, Fault, Reason, Sink, Target};
+use super::{About, Ack, Failure, Fault, Finding, Reason, Sink, Target};
 use crate::domain::clock::Clock;
 use crate::domain::envelope::{Format, View};
-use crate::domain::template::Template;
+use crate::domain::template::{KnownValues, Template};
+use check::Check;
 use client::Producer;
 use clock_regression::ClockRegression;
 use errors::of_the_whole_batch;
 use record::Record;
 use sasl::TokenEndpoint;
 use token::Tokens;
-use topics::Topics;
+use topics::{Creating, Topics};
 
 /// How long brokers may refuse a token before the connection is given up: longer than what passes by itself, as where one
 /// token follows another too soon for them.
@@ -67,6 +69,10 @@ pub struct Kafka {
     tokens: Option<TokenEndpoint>,
     create: Option<CreateTopics>,
     format: Format,
+    /// What is known ahead of the events.
+    known: Vec<KnownValues>,
+    /// Who the bridge is to the brokers, in words.
+    user: String,
     clock: Clock,
 }
 
@@ -75,14 +81,20 @@ impl Kafka {
     ///
     /// # Errors
     /// All faults of the settings.
-    pub fn new(name: &str, settings: Settings, format: Format, clock: Clock) -> Result<Self, Faults> {
+    pub fn new(
+        name: &str,
+        settings: Settings,
+        format: Format,
+        known: Vec<KnownValues>,
+        clock: Clock,
+    ) -> Result<Self, Faults> {
         let (topic, tokens) = settings.parse()?;
         // Before the first client: OpenSSL then does not tidy up at exit, while threads of clients may still be in it. Once
         // a bridge with clients in failing handshakes ended by a signal; this is the likely cause, not a proven one.
         openssl_sys::init();
         let config = properties::all(name, &settings);
         let create = settings.create_topics.as_option().cloned();
-        Ok(Self { name: name.to_owned(), config, topic, tokens, create, format, clock })
+        Ok(Self { name: name.to_owned(), config, topic, tokens, create, format, known, user: settings.user(), clock })
     }
 }
 
@@ -101,21 +113,49 @@ impl Sink for Kafka {
                 Ok::<_, Failure>((producer, tokens))
             };
             let (producer, tokens) = tokio::select! {
-                connected = connecting => connected?,
+                connected = connecting => connected.map_err(|failure| self.named(failure))?,
                 () = regression.detected_by_polling() => return Err(Failure::Fatal(set_back())),
             };
             let (topic, clock) = (self.topic.clone(), self.clock.clone());
             let config = self.config.clone();
             let (unbatched_producer, refused_since) = (OnceCell::new(), Mutex::default());
-            let shared = Shared { producer, unbatched_producer, config, tokens, refused_since, topics, regression };
+            let user = self.user.clone();
+            let shared =
+                Shared { producer, unbatched_producer, config, tokens, refused_since, user, topics, regression };
             Ok(Box::new(Connection { shared: Arc::new(shared), topic, format: self.format, clock })
                 as Box<dyn super::Connection>)
+        }
+        .boxed()
+    }
+
+    fn check(&self, create: bool) -> BoxFuture<'_, Vec<Finding>> {
+        async move {
+            let tokens = match self.tokens().await {
+                Ok(tokens) => tokens,
+                Err(failure) => return vec![Finding::Fault(self.named(failure).fault().clone())],
+            };
+            let check = Check {
+                config: &self.config,
+                tokens,
+                user: &self.user,
+                template: &self.topic,
+                known: &self.known,
+                create: self.create.as_ref(),
+                creating: if create { Creating::Really } else { Creating::OnlyAsking },
+            };
+            check.run().await
         }
         .boxed()
     }
 }
 
 impl Kafka {
+    /// The brokers that the settings name, and who the bridge is to them.
+    fn named(&self, failure: Failure) -> Failure {
+        // The client names the broker itself.
+        failure.naming_connection("", &self.user)
+    }
+
     /// Where this connection has its tokens from, if it needs any.
     async fn tokens(&self) -> Result<Option<Arc<Tokens>>, Failure> {
         let Some(source) = &self.tokens else { return Ok(None) };
@@ -145,6 +185,8 @@ struct Shared {
     config: ClientConfig,
     tokens: Option<Arc<Tokens>>,
     refused_since: Mutex<Option<Instant>>,
+    /// Who the bridge is to the brokers, in words.
+    user: String,
     topics: Topics,
     regression: ClockRegression,
 }
@@ -158,7 +200,10 @@ impl Connection {
         shared.regression.check();
         async move {
             tokio::select! {
-                result = shared.publish(&record, unbatched) => result.map(|()| Ack::default()),
+                result = shared.publish(&record, unbatched) => match result {
+                    Ok(()) => Ok(Ack::default()),
+                    Err(failure) => Err(failure.naming_connection("", &shared.user)),
+                },
                 () = shared.regression.detected() => Err(Failure::Fatal(set_back())),
             }
         }
@@ -200,7 +245,8 @@ impl super::Connection for Connection {
             self.shared.refused_since.lock().unwrap_or_else(PoisonError::into_inner).take();
             return Ok(());
         }
-        let fault = self.shared.producer.unreachable();
+        let failure = Failure::Fatal(self.shared.producer.unreachable()).naming_connection("", &self.shared.user);
+        let fault = failure.fault().clone();
         if self.shared.is_refused(&fault) {
             Err(Failure::Fatal(fault))
         } else {

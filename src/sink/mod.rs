@@ -36,6 +36,44 @@ pub trait Sink: Send + Sync + 'static {
     /// Any [`Failure`] means that there is no connection now; the pipeline waits and tries again,
     /// whatever its kind.
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, Failure>>;
+
+    /// Finds out, within seconds, whether each event that the sink can get could be published. Changes nothing at the
+    /// broker, unless `create` says that what is missing and may be created is to be created.
+    fn check(&self, create: bool) -> BoxFuture<'_, Vec<Finding>>;
+}
+
+/// What a check of a sink has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Some event could not be published now, or would not be kept.
+    Fault(Fault),
+    /// Every event can be published; this may lose it later, or publish it twice.
+    Warning(String),
+    /// It is missing, and the bridge creates it when it starts.
+    WillCreate(String),
+    /// It was missing, and is there now.
+    Created(String),
+    /// The broker does not tell this, so somebody else has to.
+    NotChecked(String),
+}
+
+impl Finding {
+    /// A fault.
+    pub fn fault(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self::Fault(Fault { reason, detail: detail.to_string() })
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fault(fault) => write!(f, "fault: {fault}"),
+            Self::Warning(text) => write!(f, "warning: {text}"),
+            Self::WillCreate(what) => write!(f, "will be created: {what}"),
+            Self::Created(what) => write!(f, "created: {what}"),
+            Self::NotChecked(what) => write!(f, "not checked: {what}"),
+        }
+    }
 }
 
 /// An open connection to a broker.
@@ -262,6 +300,23 @@ impl Failure {
         self
     }
 
+    /// The same, with what else is to be known of it: where the broker is, if it is about no target, and who the bridge is
+    /// there, if it lacks a right. What the detail says already is not repeated.
+    #[must_use]
+    pub fn naming_connection(mut self, address: &str, user: &str) -> Self {
+        let is_about_broker = matches!(self, Self::Retry(About::EveryEvent, _) | Self::Fatal(_));
+        let (Self::Retry(_, fault) | Self::Reject(fault) | Self::Fatal(fault)) = &mut self;
+        if is_about_broker && !fault.detail.contains(address) {
+            fault.detail = format!("{address}: {}", fault.detail);
+        }
+        // A broker may quote the name in its own way.
+        let name = user.split('"').nth(1).unwrap_or(user);
+        if fault.reason == Reason::NotAuthorized && !fault.detail.contains(name) {
+            fault.detail = format!("{} ({user})", fault.detail);
+        }
+        self
+    }
+
     /// What went wrong, whatever is to be done about it.
     pub fn fault(&self) -> &Fault {
         match self {
@@ -280,13 +335,6 @@ impl Failure {
             Self::Fatal(_) => "fatal",
         };
         (kind, self.fault().reason)
-    }
-}
-
-impl Fault {
-    /// Nobody answers there.
-    pub fn unreachable() -> Self {
-        Self { reason: Reason::Connection, detail: "the broker cannot be reached".into() }
     }
 }
 
@@ -309,5 +357,15 @@ mod tests {
         assert_eq!(detail(Failure::reject(Reason::TooLarge, "no")), "topic \"t\" partition 2: no");
         assert_eq!(detail(Failure::every_event(Reason::QueueFull, "no")), "no");
         assert_eq!(detail(Failure::fatal(Reason::Connection, "no")), "no");
+    }
+
+    #[test]
+    fn a_failure_names_the_broker_and_the_user_once() {
+        let detail = |failure: Failure| failure.naming_connection("h:1", "user \"u1\"").fault().detail.clone();
+        assert_eq!(detail(Failure::fatal(Reason::Connection, "cut")), "h:1: cut");
+        assert_eq!(detail(Failure::every_event(Reason::Connection, "h:1: cut")), "h:1: cut");
+        assert_eq!(detail(Failure::every_event(Reason::NotAuthorized, "no")), "h:1: no (user \"u1\")");
+        assert_eq!(detail(Failure::retry(About::Event, Reason::NotAuthorized, "not for 'u1'")), "not for 'u1'");
+        assert_eq!(detail(Failure::retry(About::Event, Reason::Other, "no")), "no");
     }
 }

@@ -9,6 +9,7 @@
 //! Leaves to others: order, retries and back-off (the pipeline); the stream's limits and its replicas (whoever
 //! made the stream, unless `create_stream` is set).
 
+mod check;
 mod contract;
 mod headers;
 mod health;
@@ -26,13 +27,14 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
-use health::{Health, Waiting};
+use health::{Health, Waiting, inbox_refused};
 pub use settings::{CreateStream, Credentials, Settings, Storage};
+use stream::Asker;
 
 use super::settings::Faults;
-use super::{About, Ack, Failure, Reason, Sink, Target, tls};
+use super::{About, Ack, Failure, Finding, Reason, Sink, Target, tls};
 use crate::domain::envelope::{Format, View};
-use crate::domain::template::Template;
+use crate::domain::template::{KnownValues, Template};
 
 /// For one server: TCP, TLS, INFO, CONNECT and its answer.
 const DIAL: Duration = Duration::from_secs(5);
@@ -57,6 +59,10 @@ pub struct Nats {
     servers: Vec<ServerAddr>,
     subject: Arc<Template>,
     format: Format,
+    /// What is known ahead of the events.
+    known: Vec<KnownValues>,
+    /// Who the bridge is to the server, in words.
+    user: String,
     /// What the last look at the stream was warned of.
     warned: Mutex<Vec<String>>,
 }
@@ -66,14 +72,16 @@ impl Nats {
     ///
     /// # Errors
     /// All faults of the settings.
-    pub fn new(name: &str, settings: Settings, format: Format) -> Result<Self, Faults> {
+    pub fn new(name: &str, settings: Settings, format: Format, known: Vec<KnownValues>) -> Result<Self, Faults> {
         let (servers, subject) = settings.parse()?;
         Ok(Self {
             name: name.to_owned(),
+            user: settings.user(),
             settings,
             servers,
             subject: Arc::new(subject),
             format,
+            known,
             warned: Mutex::default(),
         })
     }
@@ -89,24 +97,28 @@ impl Nats {
 
     /// One client on the first server that answers. Each server is tried apart, so that the client's limit
     /// of attempts can be one: that is what ends it after the connection was lost.
-    async fn dial(&self, health: &Arc<Health>) -> Result<Client, Failure> {
+    async fn dial(&self, health: &Arc<Health>) -> Result<(Client, String), Failure> {
         let mut last = Failure::every_event(Reason::Connection, "no server to connect to");
         let mut servers = self.servers.clone();
         fastrand::shuffle(&mut servers);
         for server in servers {
-            let address = format!("{}:{}", server.host(), server.port());
-            match self.options(health)?.connect(server).await {
-                Ok(client) => {
-                    client
-                        .set_server_pool(NOWHERE)
-                        .await
-                        .map_err(|error| Failure::every_event(Reason::Connection, format!("{address}: {error}")))?;
-                    return Ok(client);
-                }
-                Err(error) => last = refused(error.kind(), &format!("{address}: {error}")),
+            let address = address(&server);
+            match self.dial_one(server, health).await {
+                Ok(client) => return Ok((client, address)),
+                Err(failure) => last = failure,
             }
         }
         Err(last)
+    }
+
+    async fn dial_one(&self, server: ServerAddr, health: &Arc<Health>) -> Result<Client, Failure> {
+        let address = address(&server);
+        let named = |failure: Failure| failure.naming_connection(&address, &self.user);
+        let client = self.options(health).map_err(named)?.connect(server).await;
+        let client = client.map_err(|error| named(refused(error.kind(), &error.to_string())))?;
+        let pool = client.set_server_pool(NOWHERE).await;
+        pool.map_err(|error| named(Failure::every_event(Reason::Connection, error)))?;
+        Ok(client)
     }
 
     fn options(&self, health: &Arc<Health>) -> Result<ConnectOptions, Failure> {
@@ -132,17 +144,20 @@ impl Sink for Nats {
         async move {
             let health = Arc::new(Health::default());
             let opened = timeout(CONNECT, async {
-                let client = self.dial(&health).await?;
+                let (client, address) = self.dial(&health).await?;
                 let context = ContextBuilder::new()
                     .api_prefix(self.settings.api_prefix())
                     .timeout(ACKNOWLEDGE)
                     .max_ack_inflight(IN_FLIGHT)
                     .build(client.clone());
-                self.warn(stream::open(&context, &self.settings, &self.subject).await?);
+                let asker = Asker { context: &context, health: &health, user: &self.user };
+                let opened = stream::open(&asker, &self.settings, &self.subject).await;
+                self.warn(opened.map_err(|failure| failure.naming_connection(&address, &self.user))?);
                 Ok(Connection {
                     client,
                     context,
                     health,
+                    peer: Arc::new((address, self.user.clone())),
                     subject: Arc::clone(&self.subject),
                     stream: self.settings.stream.clone(),
                     format: self.format,
@@ -156,12 +171,18 @@ impl Sink for Nats {
         }
         .boxed()
     }
+
+    fn check(&self, create: bool) -> BoxFuture<'_, Vec<Finding>> {
+        check::check(self, create).boxed()
+    }
 }
 
 struct Connection {
     client: Client,
     context: Context,
     health: Arc<Health>,
+    /// Where the server is, and who the bridge is there.
+    peer: Arc<(String, String)>,
     subject: Arc<Template>,
     stream: String,
     format: Format,
@@ -173,25 +194,24 @@ impl super::Connection for Connection {
         let message = jetstream::message::PublishMessage::build()
             .headers(headers::of(event, self.format, &self.stream))
             .payload(event.body(self.format));
-        let (context, health) = (self.context.clone(), Arc::clone(&self.health));
+        let (context, health, peer) = (self.context.clone(), Arc::clone(&self.health), Arc::clone(&self.peer));
         async move {
-            if health.broken.is_cancelled() {
-                return Err(lost());
-            }
             let (target, waiting) = (target(&subject), Waiting::new(&health, &subject));
             let acknowledged = async { context.send_publish(subject, message).await?.await };
-            tokio::select! {
+            let failure = tokio::select! {
                 biased;
+                () = health.broken.cancelled() => lost(),
                 result = acknowledged => match result {
                     Ok(ack) => {
                         health.denied.store(false, Ordering::Relaxed);
-                        Ok(Ack { duplicate: ack.duplicate })
+                        return Ok(Ack { duplicate: ack.duplicate });
                     }
-                    Err(error) => Err(failure(&error, &target, health.denied.load(Ordering::Relaxed)).naming(&target)),
+                    Err(error) => failure(&error, &target, health.denied.load(Ordering::Relaxed)),
                 },
-                () = waiting.refused.cancelled() => Err(denied(&target).naming(&target)),
-                () = health.broken.cancelled() => Err(lost()),
-            }
+                () = waiting.refused.cancelled() => denied(&target),
+                () = health.inbox_refused.cancelled() => inbox_refused(&peer.1),
+            };
+            Err(failure.naming(&target).naming_connection(&peer.0, &peer.1))
         }
         .boxed()
     }
@@ -202,7 +222,10 @@ impl super::Connection for Connection {
 
     fn state(&self) -> Result<(), Failure> {
         let connected = self.client.connection_state() == async_nats::connection::State::Connected;
-        if connected && !self.health.broken.is_cancelled() { Ok(()) } else { Err(lost()) }
+        if connected && !self.health.broken.is_cancelled() {
+            return Ok(());
+        }
+        Err(lost().naming_connection(&self.peer.0, &self.peer.1))
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {
@@ -223,6 +246,11 @@ impl Drop for Connection {
     }
 }
 
+/// `host:port`.
+fn address(server: &ServerAddr) -> String {
+    format!("{}:{}", server.host(), server.port())
+}
+
 fn lost() -> Failure {
     Failure::fatal(Reason::Connection, "the connection to the server broke")
 }
@@ -232,7 +260,7 @@ fn target(subject: &str) -> Target {
 }
 
 fn denied(target: &Target) -> Failure {
-    let detail = "no acknowledgement, and the server reports a permissions violation";
+    let detail = "the server does not let the user publish to it (permissions violation)";
     Failure::retry(About::Target(target.clone()), Reason::NotAuthorized, detail)
 }
 

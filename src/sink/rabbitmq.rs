@@ -14,6 +14,7 @@
 
 mod bindings;
 mod channels;
+mod check;
 mod contract;
 mod dial;
 mod errors;
@@ -40,9 +41,9 @@ use settings::AttributePrefix;
 pub use settings::{Declare, Queue, QueueType, Settings};
 
 use super::settings::Faults;
-use super::{About, Ack, Failure, Reason, Sink, Target};
+use super::{About, Ack, Failure, Finding, Reason, Sink, Target};
 use crate::domain::envelope::{Format, View};
-use crate::domain::template::Template;
+use crate::domain::template::{KnownValues, Template};
 
 /// For a whole `connect`: TCP, TLS, the handshake and the look at the exchange.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -66,6 +67,8 @@ pub struct RabbitMq {
     exchange: ShortString,
     routing_key: Template,
     format: Format,
+    /// What is known ahead of the events.
+    known: Vec<KnownValues>,
 }
 
 impl RabbitMq {
@@ -73,12 +76,28 @@ impl RabbitMq {
     ///
     /// # Errors
     /// All faults of the settings.
-    pub fn new(name: &str, settings: Settings, format: Format) -> Result<Self, Faults> {
+    pub fn new(name: &str, settings: Settings, format: Format, known: Vec<KnownValues>) -> Result<Self, Faults> {
         let settings::Parsed { uri, exchange, routing_key } = settings.parse()?;
-        Ok(Self { name: name.to_owned(), settings, uri, exchange, routing_key, format })
+        Ok(Self { name: name.to_owned(), settings, uri, exchange, routing_key, format, known })
     }
 
-    async fn open(&self) -> Result<Connection, Failure> {
+    /// `host:port` of the broker.
+    fn address(&self) -> String {
+        let (host, port) = (&self.uri.authority.host, self.uri.authority.port);
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// Who the bridge is to the broker, in words.
+    fn user(&self) -> String {
+        format!("user \"{}\"", self.uri.authority.userinfo.username)
+    }
+
+    /// What an error means that is about no message.
+    fn unconnected(&self, error: &lapin::Error) -> Failure {
+        Failure::Retry(About::EveryEvent, connecting(error)).naming_connection(&self.address(), &self.user())
+    }
+
+    async fn dial(&self) -> Result<(lapin::Connection, dial::Hangup), Failure> {
         let tls = self.settings.tls.clone();
         let encrypted = self.uri.scheme == lapin::uri::AMQPScheme::AMQPS;
         // Reads files, so not on an async thread; each time, because certificates are rotated.
@@ -86,12 +105,18 @@ impl RabbitMq {
             .await
             .map_err(|error| Failure::every_event(Reason::Other, error))?
             .map_err(|error| Failure::every_event(Reason::Connection, error))?;
-        let unconnected = |error| Failure::Retry(About::EveryEvent, connecting(&error));
-        let (connection, hangup) = dial::dial(&self.uri, tls, &self.name).await.map_err(unconnected)?;
-        topology::check(&connection, &self.exchange, self.settings.declare.as_option()).await.map_err(unconnected)?;
+        let dialed = dial::dial(&self.uri, tls, &self.name).await;
+        dialed.map_err(|error| self.unconnected(&error))
+    }
+
+    async fn open(&self) -> Result<Connection, Failure> {
+        let (connection, hangup) = self.dial().await?;
+        let checked = topology::check(&connection, &self.exchange, self.settings.declare.as_option()).await;
+        checked.map_err(|error| self.unconnected(&error))?;
         Ok(Connection {
             channels: Arc::new(Channels::new(connection)),
             hangup,
+            peer: Arc::new((self.address(), self.user())),
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             format: self.format,
@@ -106,16 +131,25 @@ impl Sink for RabbitMq {
             match timeout(CONNECT, self.open()).await {
                 Ok(Ok(connection)) => Ok(Box::new(connection) as Box<dyn super::Connection>),
                 Ok(Err(failure)) => Err(failure),
-                Err(_) => Err(Failure::every_event(Reason::Timeout, format!("no connection within {CONNECT:?}"))),
+                Err(_) => Err(Failure::every_event(
+                    Reason::Timeout,
+                    format!("{}: no connection within {CONNECT:?}", self.address()),
+                )),
             }
         }
         .boxed()
+    }
+
+    fn check(&self, create: bool) -> BoxFuture<'_, Vec<Finding>> {
+        check::check(self, create).boxed()
     }
 }
 
 struct Connection {
     channels: Arc<Channels>,
     hangup: dial::Hangup,
+    /// Where the broker is, and who the bridge is there.
+    peer: Arc<(String, String)>,
     exchange: ShortString,
     routing_key: Template,
     format: Format,
@@ -129,7 +163,7 @@ impl Connection {
         let properties = message::properties(event, self.format, self.attribute_prefix);
         let body = event.body(self.format);
         let message = Message::build(properties, body, &self.exchange, routing_key, target.clone());
-        let channels = Arc::clone(&self.channels);
+        let (channels, peer) = (Arc::clone(&self.channels), Arc::clone(&self.peer));
         async move {
             let message = message?;
             tokio::select! {
@@ -143,7 +177,7 @@ impl Connection {
                 () = channels.broken.cancelled() => Err(lost()),
             }
         }
-        .map(move |result| result.map_err(|failure| failure.naming(&target)))
+        .map(move |result| result.map_err(|failure| failure.naming(&target).naming_connection(&peer.0, &peer.1)))
         .boxed()
     }
 }
@@ -175,10 +209,8 @@ impl super::Connection for Connection {
     }
 
     fn state(&self) -> Result<(), Failure> {
-        if self.channels.broken.is_cancelled() {
-            return Err(lost());
-        }
-        self.channels.usable()
+        let usable = if self.channels.broken.is_cancelled() { Err(lost()) } else { self.channels.usable() };
+        usable.map_err(|failure| failure.naming_connection(&self.peer.0, &self.peer.1))
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::{Ack, Connection, Failure, Reason, Sink, Target};
+use super::{Ack, Connection, Failure, Finding, Reason, Sink, Target};
 use crate::domain::envelope::{Format, View};
 
 /// Standard output has nothing to configure.
@@ -36,6 +36,10 @@ impl Sink for Stdout {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, Failure>> {
         let format = self.format;
         async move { Ok(Box::new(StdoutConnection { format }) as Box<dyn Connection>) }.boxed()
+    }
+
+    fn check(&self, _create: bool) -> BoxFuture<'_, Vec<Finding>> {
+        async { Vec::new() }.boxed()
     }
 }
 

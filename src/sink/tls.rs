@@ -1,10 +1,10 @@
-//! What a failed TLS handshake means: the clients say it in the words of their libraries.
+//! What a failed TLS handshake means, or another protocol: the clients say it in the words of their libraries.
 //!
 //! OpenSSL (Kafka) does not tell a wrong name from a wrong authority; rustls (RabbitMQ, NATS) does.
 
 use super::{Fault, Reason};
 
-/// What a client's text says about certificates, in words for people; `None` if it is about something else.
+/// What a client's text says about certificates or the protocol, in words for people; `None` if it is about something else.
 pub(super) fn explained(text: &str) -> Option<Fault> {
     let (reason, meaning) = if refused(text) {
         (Reason::NotAuthorized, "the broker does not take the client's certificate: see tls.cert_file")
@@ -20,6 +20,11 @@ pub(super) fn explained(text: &str) -> Option<Fault> {
         (Reason::Connection, "the broker's certificate is not accepted: it is not for this host name")
     } else if text.contains("certificate expired") || text.contains("certificate: Expired") {
         (Reason::Connection, "the broker's certificate is not accepted: it has expired")
+    } else if text.contains("InvalidContentType") {
+        (Reason::Connection, "TLS is not spoken at this port")
+    } else if text.contains("receive.message.max.bytes") {
+        // librdkafka takes the first bytes of the answer for a length, and advises to allow for it.
+        (Reason::Connection, "something else than Kafka is spoken at this port, or TLS is and the sink has no tls")
     } else {
         return None;
     };
@@ -59,6 +64,8 @@ mod tests {
             ("invalid peer certificate: UnknownIssuer", Reason::Connection, "tls.ca_file"),
             ("invalid peer certificate: certificate not valid for name \"a\"", Reason::Connection, "host name"),
             ("invalid peer certificate: certificate expired: verified at", Reason::Connection, "has expired"),
+            ("received corrupt message of type InvalidContentType", Reason::Connection, "not spoken"),
+            ("consider increasing receive.message.max.bytes", Reason::Connection, "something else than Kafka"),
         ] {
             let fault = explained(text).expect(text);
             assert_eq!(fault.reason, reason, "{text}");

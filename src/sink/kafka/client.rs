@@ -1,5 +1,6 @@
 //! The client library's producer, with its callbacks, its waits and its end.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::{ClientConfig, ClientContext};
 
 use super::destination::{Destination, Partitions};
-use super::errors::{authentication_fault, connecting, creating, failure};
+use super::errors::{connecting, creating, failure, unreachable};
 use super::record::Record;
 use super::token::Tokens;
 use crate::sink::{Failure, Fault, Reason};
@@ -35,6 +36,44 @@ pub(super) struct ClientState {
     reachable: AtomicBool,
     partitions: Partitions,
     last_error: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    cluster: Mutex<ClusterState>,
+}
+
+/// What the client knows of the brokers that the cluster has named.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ClusterState {
+    /// Each by its address and number, such as `kafka-1.example.com:9092/1`, and whether it is connected.
+    pub(super) brokers: BTreeMap<String, bool>,
+    /// Whether the brokers have let the producer in: they have given it an id.
+    pub(super) has_producer_id: bool,
+    /// The last error of each broker, by the same name.
+    pub(super) errors: BTreeMap<String, (RDKafkaErrorCode, String)>,
+}
+
+impl ClusterState {
+    /// How many brokers have their last error kept.
+    const ERRORS: usize = 1024;
+
+    fn update(&mut self, statistics: &Statistics) {
+        let named = statistics.brokers.values().filter(|broker| broker.nodeid >= 0);
+        let is_up = |state: &str| matches!(state, "UP" | "UPDATE");
+        self.brokers = named.map(|broker| (without_protocol(&broker.name).into(), is_up(&broker.state))).collect();
+        self.has_producer_id = statistics.eos.as_ref().is_some_and(|eos| eos.idemp_state == "Assigned");
+    }
+
+    /// Errors about a broker begin with its name.
+    fn record_error(&mut self, code: RDKafkaErrorCode, text: &str) {
+        if let Some((broker, _)) = text.split_once(": ")
+            && (self.errors.len() < Self::ERRORS || self.errors.contains_key(broker))
+        {
+            self.errors.insert(without_protocol(broker).into(), (code, text.into()));
+        }
+    }
+}
+
+/// The name of a broker, without the `sasl_ssl://` before it.
+fn without_protocol(broker: &str) -> &str {
+    broker.split_once("://").map_or(broker, |(_, name)| name)
 }
 
 /// The client's callbacks.
@@ -72,6 +111,7 @@ impl ClientContext for Events {
             self.state.reachable.store(true, Ordering::Relaxed);
         }
         self.state.partitions.update(&statistics);
+        self.state.cluster.lock().unwrap_or_else(PoisonError::into_inner).update(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -81,6 +121,7 @@ impl ClientContext for Events {
         } else {
             *self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_owned()));
         }
+        self.state.cluster.lock().unwrap_or_else(PoisonError::into_inner).record_error(code, reason);
         tracing::debug!(target: "librdkafka", ?code, "{reason}");
     }
 }
@@ -104,7 +145,7 @@ impl Producer {
         let answered = producer.client().is_some_and(|client| client.fetch_cluster_id(CONNECT).is_some());
         if !answered {
             let last = producer.state.last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
-            return Err(connecting(last, CONNECT));
+            return Err(connecting(last, config.get("bootstrap.servers").unwrap_or_default(), CONNECT));
         }
         producer.state.reachable.store(true, Ordering::Relaxed);
         Ok(producer)
@@ -162,10 +203,15 @@ impl Producer {
         self.state.reachable.load(Ordering::Relaxed)
     }
 
-    /// Why no broker is reached.
+    /// What is known of the brokers by now.
+    pub(super) fn cluster(&self) -> ClusterState {
+        self.state.cluster.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why no broker is reached; the client's own words have the address.
     pub(super) fn unreachable(&self) -> Fault {
         let last = self.state.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        authentication_fault(last.as_ref()).unwrap_or_else(Fault::unreachable)
+        unreachable(last.as_ref())
     }
 
     /// Why this producer can't produce any more, if it can't.

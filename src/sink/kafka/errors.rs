@@ -33,25 +33,31 @@ pub(super) fn of_the_whole_batch(error: &KafkaError) -> bool {
 }
 
 /// What a cluster that did not answer means, given the client's last error.
-pub(super) fn connecting(last: Option<(Code, String)>, limit: Duration) -> Failure {
+pub(super) fn connecting(last: Option<(Code, String)>, brokers: &str, limit: Duration) -> Failure {
     match last {
         Some((code, text)) => Failure::Retry(About::EveryEvent, said(code, &text)),
-        None => Failure::every_event(Reason::Timeout, format!("no answer of the cluster within {limit:?}")),
+        None => Failure::every_event(Reason::Timeout, format!("{brokers}: no answer of the cluster within {limit:?}")),
     }
 }
 
-/// What the last error says about certificates and passwords, if it is about them; the client tries on by itself.
-pub(super) fn authentication_fault(last: Option<&(Code, String)>) -> Option<Fault> {
-    let (code, text) = last?;
-    let fault = said(*code, text);
-    (*code == Code::SSL || fault.reason == Reason::NotAuthorized).then_some(fault)
+/// What it means that no broker is reached any more, given the client's last error; the client tries on by itself.
+pub(super) fn unreachable(last: Option<&(Code, String)>) -> Fault {
+    let none = || Fault { reason: Reason::Connection, detail: "no broker of the cluster can be reached".into() };
+    let Some((code, text)) = last else { return none() };
+    match said(*code, text) {
+        fault if *code == Code::SSL || fault.reason == Reason::NotAuthorized => fault,
+        Fault { detail, .. } => Fault { reason: Reason::Connection, detail },
+    }
 }
 
-fn said(code: Code, text: &str) -> Fault {
+/// What the client says, in words for people where there are better ones.
+pub(super) fn said(code: Code, text: &str) -> Fault {
     // Why there is no token is already in words for people.
     if let Some(none) = text.strip_prefix("Failed to acquire SASL OAUTHBEARER token: ") {
         return Fault { reason: Reason::NotAuthorized, detail: none.to_owned() };
     }
+    // How long it took is different each time, and makes the same failure look like a new one.
+    let text = text.split(" (after ").next().unwrap_or(text);
     tls::explained(text).unwrap_or_else(|| Fault { reason: reason(code), detail: text.to_owned() })
 }
 
@@ -194,6 +200,7 @@ mod tests {
     #[test]
     fn a_silent_cluster_is_explained_by_the_last_error() {
         let limit = Duration::from_secs(1);
+        let connecting = |last, limit| connecting(last, "h:1", limit);
         let denied = connecting(Some((Code::Authentication, "bad password".into())), limit);
         assert_eq!(denied, Failure::every_event(Reason::NotAuthorized, "bad password"));
         let none = connecting(
@@ -201,6 +208,9 @@ mod tests {
             limit,
         );
         assert_eq!(none, Failure::every_event(Reason::NotAuthorized, "certificate verify failed"), "not the broker's");
-        assert_eq!(connecting(None, limit).fault().reason, Reason::Timeout);
+        let silent = connecting(None, limit);
+        assert_eq!(silent, Failure::every_event(Reason::Timeout, "h:1: no answer of the cluster within 1s"));
+        let resolved = unreachable(Some(&(Code::OperationTimedOut, "h:1/1: timed out (after 3ms in state UP)".into())));
+        assert_eq!(resolved, Fault { reason: Reason::Connection, detail: "h:1/1: timed out".into() });
     }
 }

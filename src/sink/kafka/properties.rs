@@ -28,6 +28,23 @@ pub(super) fn unbatched(config: &ClientConfig) -> ClientConfig {
     config
 }
 
+/// The same for a producer that connects to every broker, not only to those that it needs, and reports soon what it knows.
+pub(super) fn every_broker(config: &ClientConfig) -> ClientConfig {
+    let mut config = config.clone();
+    config.set("enable.sparse.connections", "false").set("statistics.interval.ms", "200");
+    config
+}
+
+/// The same for a producer of which no broker stores a record: with two acknowledgements, which Kafka has refused since 0.9
+/// after it has looked whether the user may write.
+pub(super) fn unstorable(config: &ClientConfig) -> ClientConfig {
+    let mut config = unbatched(config);
+    config.set("enable.idempotence", "false").set("acks", "2").set("retries", "0");
+    // Two records at most are on their way, and each answer is waited for.
+    config.set("request.timeout.ms", "5000").set("message.timeout.ms", "8000");
+    config
+}
+
 fn secure(config: &mut ClientConfig, settings: &Settings) {
     let protocol = match (&settings.tls, &settings.sasl) {
         (None, None) => "plaintext",
@@ -76,7 +93,9 @@ mod tests {
         .expect("settings");
         let config = all("k", &settings);
         config.create_native_config().expect("known properties");
-        unbatched(&config).create_native_config().expect("known properties");
+        for variant in [unbatched(&config), every_broker(&config), unstorable(&config)] {
+            variant.create_native_config().expect("known properties");
+        }
         for (key, value) in [
             ("bootstrap.servers", "a:1,b:2"),
             ("linger.ms", "50"),

@@ -84,6 +84,16 @@ impl Settings {
         categories * if uses("application_id") { applications.max(1) } else { 1 }
     }
 
+    /// Who the bridge is to the brokers, in words.
+    pub(super) fn user(&self) -> String {
+        match (&self.sasl, &self.tls) {
+            (Some(Sasl { username: Some(username), .. }), _) => format!("user \"{username}\""),
+            (Some(_), _) => "the user of the token".into(),
+            (None, Some(Tls { cert_file: Some(file), .. })) => format!("the user of {}", file.display()),
+            (None, _) => "user ANONYMOUS".into(),
+        }
+    }
+
     /// The parts that need parsing: the topic, and where tokens come from.
     pub(super) fn parse(&self) -> Result<(Template, Option<TokenEndpoint>), Faults> {
         let mut faults = Faults::new();

@@ -120,7 +120,7 @@ async fn create_missing(
 ) -> Result<(), Failure> {
     if !exists(producer, &topic).await? {
         let name = topic.clone();
-        run(move || make(&config, &create, &name)).await??;
+        run(move || make(&config, &create, &name, Creating::Really)).await??;
         tracing::info!(topic, "created the topic");
     }
     Ok(())
@@ -130,22 +130,65 @@ async fn exists(producer: Option<FutureProducer<Events>>, topic: &str) -> Result
     let topic = topic.to_owned();
     run(move || {
         let Some(producer) = producer else { return Ok(false) };
-        let metadata = producer
-            .client()
-            .fetch_metadata(Some(&topic), ANSWER)
-            .map_err(|error| failure(&error, None, &Destination::topic(&topic)))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic);
-        match found.and_then(|found| found.error()).map(Code::from) {
-            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(false),
-            // Not to be seen is not the same as missing.
-            _ => Ok(true),
-        }
+        // Not to be seen is not the same as missing.
+        Ok(!matches!(topic_state(&producer, &topic)?, TopicState::Missing))
     })
     .await?
 }
 
+/// What the cluster says of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TopicState {
+    /// There is none of this name.
+    Missing,
+    /// The cluster does not describe it.
+    Hidden(Code),
+    /// It is there.
+    Exists {
+        /// On how many brokers each partition is, at least.
+        replicas: usize,
+        /// A partition without a leader, if there is one.
+        leaderless: Option<i32>,
+    },
+}
+
 /// Blocks for seconds.
-fn make(config: &ClientConfig, create: &CreateTopics, topic: &str) -> Result<(), Failure> {
+pub(super) fn topic_state(producer: &FutureProducer<Events>, topic: &str) -> Result<TopicState, Failure> {
+    let metadata = producer
+        .client()
+        .fetch_metadata(Some(topic), ANSWER)
+        .map_err(|error| failure(&error, None, &Destination::topic(topic)))?;
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        return Ok(TopicState::Missing);
+    };
+    match found.error().map(Code::from) {
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(TopicState::Missing),
+        // Some partition has none; the partitions say which.
+        None | Some(Code::LeaderNotAvailable) => {
+            let partitions = found.partitions();
+            Ok(TopicState::Exists {
+                replicas: partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0),
+                leaderless: partitions.iter().find(|partition| partition.leader() < 0).map(|partition| partition.id()),
+            })
+        }
+        Some(code) => Ok(TopicState::Hidden(code)),
+    }
+}
+
+/// Whether the topic is really to be created, or the cluster is only asked whether it would be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Creating {
+    Really,
+    OnlyAsking,
+}
+
+/// Blocks for seconds.
+pub(super) fn make(
+    config: &ClientConfig,
+    create: &CreateTopics,
+    topic: &str,
+    purpose: Creating,
+) -> Result<(), Failure> {
     let destination = Destination::topic(topic);
     let admin = AdminClient::from_config_and_context(config, Events::default()).map_err(|error| creating(&error))?;
     let new = NewTopic::new(
@@ -153,7 +196,10 @@ fn make(config: &ClientConfig, create: &CreateTopics, topic: &str) -> Result<(),
         create.partitions.map_or(-1, i32::from),
         TopicReplication::Fixed(create.replication_factor.map_or(-1, i32::from)),
     );
-    let options = AdminOptions::new().request_timeout(Some(ANSWER)).operation_timeout(Some(ANSWER));
+    let options = AdminOptions::new()
+        .request_timeout(Some(ANSWER))
+        .operation_timeout(Some(ANSWER))
+        .validate_only(purpose == Creating::OnlyAsking);
     let results = Handle::current().block_on(admin.create_topics([&new], &options));
     for result in results.map_err(|error| failure(&error, None, &destination))? {
         match result {

@@ -7,12 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_nats::{Event, ServerError};
 use tokio_util::sync::CancellationToken;
 
+use crate::sink::{Failure, Reason};
+
 /// What the client's events say about the connection.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     pub(super) broken: CancellationToken,
     /// For what the client's few places for events have dropped.
     pub(super) denied: AtomicBool,
+    /// Cancelled as soon as the server refuses the subscription on which the client gets its answers.
+    pub(super) inbox_refused: CancellationToken,
     /// The publishes that wait, by subject: how many, and what ends them.
     waiting: Mutex<HashMap<String, (usize, CancellationToken)>>,
 }
@@ -25,6 +29,10 @@ impl Health {
             Event::ServerError(ServerError::Other(text)) if text.to_lowercase().contains("permissions violation") => {
                 self.denied.store(true, Ordering::Relaxed);
                 let subject = text.split('"').nth(1).unwrap_or_default();
+                // The client subscribes to nothing but its inbox.
+                if text.to_lowercase().contains("subscription") {
+                    self.inbox_refused.cancel();
+                }
                 if let Some((_, refused)) = self.waiting().get_mut(subject) {
                     std::mem::take(refused).cancel();
                 }
@@ -33,9 +41,34 @@ impl Health {
         }
     }
 
+    /// Waits for the answer to a request on this subject, or for the server's report that it refuses the request, or the
+    /// subscription for its answer; the report says nothing of who is refused, which `user` tells.
+    pub(super) async fn answer<T>(
+        self: &Arc<Self>,
+        subject: &str,
+        user: &str,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let waiting = Waiting::new(self, subject);
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            () = waiting.refused.cancelled() => {
+                Err(Failure::every_event(Reason::NotAuthorized, format!("{user} may not publish to \"{subject}\"")))
+            }
+            () = self.inbox_refused.cancelled() => Err(inbox_refused(user)),
+        }
+    }
+
     fn waiting(&self) -> MutexGuard<'_, HashMap<String, (usize, CancellationToken)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Answers do not arrive on this connection.
+pub(super) fn inbox_refused(user: &str) -> Failure {
+    let detail = format!("{user} may not subscribe to \"_INBOX.>\", where answers and acknowledgements arrive");
+    Failure::fatal(Reason::NotAuthorized, detail)
 }
 
 /// A publish that waits for its acknowledgement, or for the report that the server refuses it.
@@ -87,6 +120,11 @@ mod tests {
         assert!(!Waiting::new(&health, "x").refused.is_cancelled(), "the next try is on its own");
         drop(waiting);
         assert!(health.waiting().is_empty());
+        assert!(!health.inbox_refused.is_cancelled());
+        health.record_event(&Event::ServerError(ServerError::Other(
+            "Permissions Violation for Subscription to \"_INBOX.a.*\"".into(),
+        )));
+        assert!(health.inbox_refused.is_cancelled() && !health.broken.is_cancelled());
         health.record_event(&Event::Disconnected);
         assert!(health.broken.is_cancelled());
     }

@@ -177,6 +177,17 @@ impl Settings {
         }
     }
 
+    /// Who the bridge is to the servers, in words.
+    pub(super) fn user(&self) -> String {
+        match &self.credentials {
+            Some(Credentials { username: Some(name), .. }) => format!("user \"{name}\""),
+            Some(Credentials { token: Some(_), .. }) => "the user of credentials.token".into(),
+            Some(Credentials { nkey_seed: Some(_), .. }) => "the user of credentials.nkey_seed".into(),
+            Some(Credentials { creds: Some(_), .. }) => "the user of credentials.creds".into(),
+            Some(_) | None => "a user without credentials".into(),
+        }
+    }
+
     fn check_prefixes(&self) -> Faults {
         let mut faults = Faults::new();
         let given = [

@@ -1,12 +1,15 @@
 //! The look at the stream when a connection opens: it must exist, acknowledge, be writable and take our
 //! subjects. What would lose events is refused, what may is warned of.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{Context, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 
 use super::answered;
+use super::health::Health;
 use super::settings::{CreateStream, Settings, Storage};
 use crate::domain::template::Template;
 use crate::sink::{About, Failure, Reason};
@@ -15,27 +18,23 @@ use crate::sink::{About, Failure, Reason};
 /// copies through, so the expectation is the bridge's own default for deduplication.
 const EXPECTED_WINDOW: Duration = Duration::from_secs(3600);
 
+/// Who asks, and how it is noticed that the server does not let it.
+pub(super) struct Asker<'a> {
+    pub(super) context: &'a Context,
+    pub(super) health: &'a Arc<Health>,
+    /// Who the bridge is to the server, in words.
+    pub(super) user: &'a str,
+}
+
 /// Finds the stream, or creates it if that is allowed, and checks it. What is returned is worth a warning.
-pub(super) async fn open(context: &Context, settings: &Settings, subject: &Template) -> Result<Vec<String>, Failure> {
+pub(super) async fn open(asker: &Asker<'_>, settings: &Settings, subject: &Template) -> Result<Vec<String>, Failure> {
     let name = &settings.stream;
-    let pattern = pattern(subject);
-    let config = match context.get_stream(name).await {
-        Ok(stream) => stream.cached_info().config.clone(),
-        Err(error) => match (error.kind(), settings.create_stream.as_option()) {
-            (GetStreamErrorKind::JetStream(answer), Some(create)) if answer.code() == 404 => {
-                make(context, config(name, &pattern, create)).await?
-            }
-            (GetStreamErrorKind::JetStream(answer), _) => {
-                let detail = format!("stream {name}: {answer}");
-                return Err(answered(answer.error_code(), answer.code(), &detail, About::EveryEvent));
-            }
-            (
-                GetStreamErrorKind::Request | GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName,
-                _,
-            ) => return Err(Failure::every_event(Reason::Unavailable, format!("stream {name}: {error}"))),
-        },
+    let config = match (find(asker, name).await?, settings.create_stream.as_option()) {
+        (Ok(config), _) => config,
+        (Err(_missing), Some(create)) => make(asker, name, &pattern(subject), create).await?,
+        (Err(missing), None) => return Err(missing),
     };
-    let (refusals, warnings) = judge(&config, &pattern);
+    let (refusals, warnings) = judge(&config, &pattern(subject));
     if refusals.is_empty() {
         Ok(warnings)
     } else {
@@ -43,9 +42,37 @@ pub(super) async fn open(context: &Context, settings: &Settings, subject: &Templ
     }
 }
 
-async fn make(context: &Context, config: Config) -> Result<Config, Failure> {
-    let name = config.name.clone();
-    match context.create_stream(config).await {
+/// The configuration of the stream, or what says that there is no such stream.
+///
+/// # Errors
+/// The server does not answer, or not to this.
+pub(super) async fn find(asker: &Asker<'_>, name: &str) -> Result<Result<Config, Failure>, Failure> {
+    let subject = format!("$JS.API.STREAM.INFO.{name}");
+    let error = match asker.health.answer(&subject, asker.user, asker.context.get_stream(name)).await? {
+        Ok(stream) => return Ok(Ok(stream.cached_info().config.clone())),
+        Err(error) => error,
+    };
+    match error.kind() {
+        GetStreamErrorKind::JetStream(answer) => {
+            let detail = format!("stream {name}: {answer}");
+            let failure = answered(answer.error_code(), answer.code(), &detail, About::EveryEvent);
+            if answer.code() == 404 { Ok(Err(failure)) } else { Err(failure) }
+        }
+        GetStreamErrorKind::Request | GetStreamErrorKind::EmptyName | GetStreamErrorKind::InvalidStreamName => {
+            Err(Failure::every_event(Reason::Unavailable, format!("stream {name}: no answer to {subject}: {error}")))
+        }
+    }
+}
+
+/// Creates the stream.
+pub(super) async fn make(
+    asker: &Asker<'_>,
+    name: &str,
+    pattern: &str,
+    create: &CreateStream,
+) -> Result<Config, Failure> {
+    let (subject, config) = (format!("$JS.API.STREAM.CREATE.{name}"), config(name, pattern, create));
+    match asker.health.answer(&subject, asker.user, asker.context.create_stream(config)).await? {
         Ok(stream) => {
             tracing::info!(stream = name, "created the stream");
             Ok(stream.cached_info().config.clone())
@@ -82,13 +109,13 @@ fn config(name: &str, pattern: &str, create: &CreateStream) -> Config {
 }
 
 /// Our subjects as one pattern: a token with a placeholder can be anything.
-fn pattern(subject: &Template) -> String {
+pub(super) fn pattern(subject: &Template) -> String {
     let tokens = subject.with_wildcards("*");
     tokens.split('.').map(|token| if token.contains('*') { "*" } else { token }).collect::<Vec<_>>().join(".")
 }
 
 /// What speaks against the stream, and what is worth a warning.
-fn judge(config: &Config, pattern: &str) -> (Vec<String>, Vec<String>) {
+pub(super) fn judge(config: &Config, pattern: &str) -> (Vec<String>, Vec<String>) {
     let (mut refusals, mut warnings) = (Vec::new(), Vec::new());
     if config.no_ack {
         refusals.push("expected a stream that acknowledges, but found no_ack".to_owned());
@@ -112,6 +139,12 @@ fn judge(config: &Config, pattern: &str) -> (Vec<String>, Vec<String>) {
             .push(format!("the duplicate window is {window:?}; a longer outage can leave events in the stream twice"));
     }
     (refusals, warnings)
+}
+
+/// Those of our patterns of which the stream does not take every subject.
+pub(super) fn not_taken<'a>(config: &Config, patterns: &'a BTreeSet<String>) -> Vec<&'a str> {
+    let is_taken = |pattern: &str| config.subjects.iter().any(|taken| matches(taken, pattern, Match::All));
+    patterns.iter().map(String::as_str).filter(|pattern| !is_taken(pattern)).collect()
 }
 
 #[derive(Clone, Copy, PartialEq)]

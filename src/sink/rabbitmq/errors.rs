@@ -1,7 +1,5 @@
 //! What the broker's confirmations and the client's errors mean: one table for each.
 
-use std::fmt::Display;
-
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::ShortString;
 use lapin::{Confirmation, ErrorKind};
@@ -58,7 +56,7 @@ pub(super) fn failure(error: &lapin::Error, alive: bool, target: &Target) -> Fai
     match error.kind() {
         ErrorKind::ProtocolError(answer) => match answer.kind() {
             AMQPErrorKind::Soft(kind) => soft(kind, answer.get_message().as_str(), target),
-            AMQPErrorKind::Hard(kind) => hard(kind, answer.get_message()),
+            AMQPErrorKind::Hard(kind) => hard(kind, answer.get_message().as_str()),
         },
         // One channel is gone, or all of them are because the connection is.
         ErrorKind::InvalidChannel(_) | ErrorKind::InvalidChannelState(..) if alive => {
@@ -106,8 +104,10 @@ fn soft(kind: &AMQPSoftError, text: &str, target: &Target) -> Failure {
 }
 
 /// The broker ended the connection.
-fn hard(kind: &AMQPHardError, text: impl Display) -> Failure {
+fn hard(kind: &AMQPHardError, text: &str) -> Failure {
     let reason = match kind {
+        // The virtual host, which the broker reports like one that the user may not use.
+        AMQPHardError::INVALIDPATH | AMQPHardError::NOTALLOWED if text.contains("not found") => Reason::NotFound,
         AMQPHardError::CONNECTIONFORCED => Reason::Connection,
         AMQPHardError::INVALIDPATH | AMQPHardError::NOTALLOWED => Reason::NotAuthorized,
         AMQPHardError::RESOURCEERROR | AMQPHardError::INTERNALERROR => Reason::Unavailable,
@@ -157,6 +157,7 @@ mod tests {
             (505, "", ("fatal", Reason::Other)),
             (506, "", ("fatal", Reason::Unavailable)),
             (530, "", ("fatal", Reason::NotAuthorized)),
+            (530, "NOT_ALLOWED - vhost none not found", ("fatal", Reason::NotFound)),
             (541, "", ("fatal", Reason::Unavailable)),
         ] {
             assert_eq!(answer(code, text).sorted(), expected, "{code}");

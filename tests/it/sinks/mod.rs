@@ -4,6 +4,8 @@
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod authentication;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod connection_check;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod leader_changes;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod messages;
@@ -15,6 +17,8 @@ mod network_faults;
 mod oauth_tokens;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod outages;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod rights;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod stuck;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]

@@ -64,35 +64,69 @@ pub(crate) fn leader(place: &Place) -> u8 {
     leader.unwrap()
 }
 
-/// Whether anybody may write to the topics of this place; a broker with an authorizer takes it to heart.
+/// What a rule is about, by the number that Kafka has for it.
+#[derive(Clone, Copy)]
+pub(crate) enum Operation {
+    Write = 4,
+    Create = 5,
+    Describe = 8,
+}
+
+/// A rule about the topics whose names begin so; a broker with an authorizer takes it to heart.
+pub(crate) struct Acl<'a> {
+    user: &'a str,
+    prefix: &'a str,
+    operation: Operation,
+    allows: bool,
+}
+
+impl<'a> Acl<'a> {
+    pub(crate) fn allow(user: &'a str, prefix: &'a str, operation: Operation) -> Self {
+        Self { user, prefix, operation, allows: true }
+    }
+
+    pub(crate) fn add(&self, place: &Place) {
+        self.send(place, 30);
+    }
+
+    pub(crate) fn remove(&self, place: &Place) {
+        self.send(place, 31);
+    }
+
+    /// What the client library offers for this, its binding leaves out: CreateAcls (30) and DeleteAcls (31), version 1.
+    fn send(&self, place: &Place, key: i16) {
+        let mut body = vec![];
+        let text = |body: &mut Vec<u8>, text: &str| {
+            body.extend(i16::try_from(text.len()).unwrap().to_be_bytes());
+            body.extend(text.as_bytes());
+        };
+        body.extend(1_i32.to_be_bytes());
+        body.push(2); // a topic
+        text(&mut body, self.prefix);
+        body.push(4); // whose name begins so
+        text(&mut body, &format!("User:{}", self.user));
+        text(&mut body, "*");
+        body.extend([self.operation as u8, if self.allows { 3 } else { 2 }]);
+        let mut request: Vec<u8> = [key.to_be_bytes(), 1_i16.to_be_bytes()].concat();
+        request.extend(7_i32.to_be_bytes());
+        text(&mut request, "test");
+        request.extend(body);
+        let mut stream = TcpStream::connect(&place.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&i32::try_from(request.len()).unwrap().to_be_bytes()).unwrap();
+        stream.write_all(&request).unwrap();
+        // Length, correlation, throttle time, the number of results and the first one's error.
+        let mut answer = [0; 18];
+        stream.read_exact(&mut answer).expect("an answer of the broker");
+        assert_eq!(answer[4..8], 7_i32.to_be_bytes());
+        assert_eq!((&answer[12..16], &answer[16..]), (&[0, 0, 0, 1][..], &[0, 0][..]), "the broker refuses the rule");
+    }
+}
+
+/// Whether anybody may write to the topics of this place.
 pub(crate) fn allow_writing(place: &Place, allowed: bool) {
-    // What the client library offers for this, its binding leaves out: CreateAcls and DeleteAcls, version 1.
-    let mut body = vec![];
-    let text = |body: &mut Vec<u8>, text: &str| {
-        body.extend(i16::try_from(text.len()).unwrap().to_be_bytes());
-        body.extend(text.as_bytes());
-    };
-    body.extend(1_i32.to_be_bytes());
-    body.push(2); // a topic
-    text(&mut body, &place.name);
-    body.push(4); // whose name begins so
-    text(&mut body, "User:ANONYMOUS");
-    text(&mut body, "*");
-    body.extend([4, 2]); // to write, denied
-    let key: i16 = if allowed { 31 } else { 30 };
-    let mut request: Vec<u8> = [key.to_be_bytes(), 1_i16.to_be_bytes()].concat();
-    request.extend(7_i32.to_be_bytes());
-    text(&mut request, "test");
-    request.extend(body);
-    let mut stream = TcpStream::connect(&place.address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(&i32::try_from(request.len()).unwrap().to_be_bytes()).unwrap();
-    stream.write_all(&request).unwrap();
-    // Length, correlation, throttle time, the number of results and the first one's error.
-    let mut answer = [0; 18];
-    stream.read_exact(&mut answer).expect("an answer of the broker");
-    assert_eq!(answer[4..8], 7_i32.to_be_bytes());
-    assert_eq!((&answer[12..16], &answer[16..]), (&[0, 0, 0, 1][..], &[0, 0][..]), "the broker refuses the rule");
+    let denial = Acl { user: "ANONYMOUS", prefix: &place.name, operation: Operation::Write, allows: false };
+    if allowed { denial.remove(place) } else { denial.add(place) }
 }
 
 /// Makes the topic of this name behind the prefix.

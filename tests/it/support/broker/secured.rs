@@ -38,6 +38,8 @@ pub(crate) struct SecuredBroker {
     pub(crate) other: Authority,
     pub(crate) server: Files,
     client: Files,
+    /// What else is in the broker's configuration.
+    more: &'static str,
 }
 
 impl SecuredBroker {
@@ -47,21 +49,29 @@ impl SecuredBroker {
 
     /// One that is known by this name.
     pub(crate) fn start_as(kind: Kind, host: &'static str) -> Self {
-        Self::secure(Own::to_be_secured(kind), kind, host)
+        Self::secure(Own::to_be_secured(kind), kind, host, "")
+    }
+
+    /// A Kafka on which the bridge's user may do nothing until a rule allows it; without a password everybody may do
+    /// everything.
+    pub(crate) fn start_with_authorizer() -> Self {
+        let more = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                    super.users=User:ANONYMOUS\n";
+        Self::secure(Own::to_be_secured(Kind::Kafka), Kind::Kafka, "127.0.0.1", more)
     }
 
     /// A Kafka that also accepts tokens of this issuer, and requires a new one every two seconds.
     pub(crate) fn start_with_issuer(issuer: &Issuer) -> Self {
         let broker = Own::to_be_secured(Kind::Kafka);
         std::fs::copy(issuer.keys(), broker.dir().join(KEYS)).unwrap();
-        Self::secure(broker, Kind::Kafka, "127.0.0.1")
+        Self::secure(broker, Kind::Kafka, "127.0.0.1", "")
     }
 
-    fn secure(broker: Own, kind: Kind, host: &'static str) -> Self {
+    fn secure(broker: Own, kind: Kind, host: &'static str, more: &'static str) -> Self {
         let authority = Authority::new(&broker.dir().join("certificates"));
         let other = Authority::new(&broker.dir().join("other"));
         let (server, client) = (authority.issue_for(&["127.0.0.1", host]), authority.issue("bridge"));
-        let secured = Self { kind, broker, host, authority, other, server, client };
+        let secured = Self { kind, broker, host, authority, other, server, client, more };
         if kind == Kind::Kafka {
             let users = ["256", "512"].map(|bits| format!("SCRAM-SHA-{bits}=[name=bridge,password={PASSWORD}]\n"));
             std::fs::write(secured.broker.dir().join("kafka.scram"), users.concat()).unwrap();
@@ -105,12 +115,13 @@ impl SecuredBroker {
              ssl.keystore.key={}\nssl.truststore.certificates={}\nlistener.name.ssl.ssl.client.auth=required\n\
              listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512{}\n{}\
              listener.name.sasl_ssl.plain.sasl.jaas.config={security}.plain.PlainLoginModule required \
-             user_bridge=\"{PASSWORD}\";\n{tokens}",
+             user_bridge=\"{PASSWORD}\";\n{tokens}{}",
             pem(&server.cert_file),
             pem(&server.key_file),
             pem(&self.authority.ca_file),
             if tokens.is_empty() { "" } else { ",OAUTHBEARER" },
             scram.concat(),
+            self.more,
         )
     }
 
