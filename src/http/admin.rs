@@ -165,6 +165,8 @@ struct SinkReport<'a> {
     active_replays: u64,
     /// What went wrong last; null where nothing did since the last success.
     last_failure: Option<String>,
+    /// What may lose events at the broker that it has acknowledged, or leave them there twice, as far as its settings tell.
+    warnings: Vec<String>,
 }
 
 /// The filter that answers every request to the admin listener.
@@ -284,6 +286,7 @@ impl Admin {
             resends_pending: self.journal.resends(&sink.name),
             active_replays: self.journal.active_replays(&sink.name),
             last_failure: sink.status.last_failure(),
+            warnings: sink.status.warnings(),
             name: &sink.name,
             r#type: sink.kind,
         });

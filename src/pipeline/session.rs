@@ -95,6 +95,7 @@ impl<'a> Session<'a> {
         if is_connected {
             self.log.connected();
         }
+        self.report_warnings();
         let ended = self.publish(stop).await;
         self.set_connected(false);
         self.line_up_what_is_open();
@@ -167,6 +168,7 @@ impl<'a> Session<'a> {
     /// Does what is to be done now and then; an error ends the session.
     fn on_tick(&mut self, stopping: bool) -> Result<(), Fault> {
         self.check_connection()?;
+        self.report_warnings();
         self.log.flush(std::time::Instant::now());
         if stopping {
             return Ok(());
@@ -179,6 +181,13 @@ impl<'a> Session<'a> {
         self.backlog.read_requests(self.forwarder);
         self.backlog.carry_out_requests(self.forwarder);
         Ok(())
+    }
+
+    /// Logs a warning once, and not once more on the next connection.
+    fn report_warnings(&self) {
+        for detail in self.forwarder.status.set_warnings(self.connection.warnings()) {
+            tracing::warn!(sink = self.forwarder.name, detail, "the broker's settings put events at risk");
+        }
     }
 
     /// A client that reconnects by itself (Kafka's), and one whose broker takes nothing for now (RabbitMQ's), fail no

@@ -11,6 +11,7 @@ pub struct SinkStatus {
     stuck: AtomicU64,
     waiting_full: AtomicBool,
     last_failure: Mutex<Option<String>>,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl SinkStatus {
@@ -37,6 +38,19 @@ impl SinkStatus {
     /// The last failure, unless everything has worked since.
     pub fn last_failure(&self) -> Option<String> {
         self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What may lose acknowledged events at the broker, as the last connection has found it.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns those that are new.
+    pub(super) fn set_warnings(&self, warnings: Vec<String>) -> Vec<String> {
+        let mut before = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = warnings.iter().filter(|warning| !before.contains(warning)).cloned().collect();
+        *before = warnings;
+        new
     }
 
     pub(super) fn set_connected(&self, connected: bool) {

@@ -125,6 +125,12 @@ pub trait Connection: Send + Sync {
     /// publish, only [`Failure::Fatal`] from here makes the pipeline open another connection.
     fn state(&self) -> Result<(), Failure>;
 
+    /// What may lose events that the broker has acknowledged, or leave them there twice, as far as its settings tell. May
+    /// grow while the connection lasts.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Says goodbye within `limit`. What is unacknowledged then has an unknown outcome.
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()>;
 }
