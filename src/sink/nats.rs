@@ -16,8 +16,8 @@ mod health;
 mod settings;
 mod stream;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::context::{Context, ContextBuilder, PublishError, PublishErrorKind};
@@ -63,8 +63,6 @@ pub struct Nats {
     known: Vec<KnownValues>,
     /// Who the bridge is to the server, in words.
     user: String,
-    /// What the last look at the stream was warned of.
-    warned: Mutex<Vec<String>>,
 }
 
 impl Nats {
@@ -82,17 +80,7 @@ impl Nats {
             subject: Arc::new(subject),
             format,
             known,
-            warned: Mutex::default(),
         })
-    }
-
-    /// Says what is new since the last connection; an unsteady network must not repeat the rest.
-    fn warn(&self, warnings: Vec<String>) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        for warning in warnings.iter().filter(|warning| !warned.contains(warning)) {
-            tracing::warn!(sink = self.name, stream = self.settings.stream, "{warning}");
-        }
-        *warned = warnings;
     }
 
     /// One client on the first server that answers. Each server is tried apart, so that the client's limit
@@ -150,14 +138,16 @@ impl Sink for Nats {
                     .timeout(ACKNOWLEDGE)
                     .max_ack_inflight(IN_FLIGHT)
                     .build(client.clone());
-                let asker = Asker { context: &context, health: &health, user: &self.user };
+                let version = client.server_info().version;
+                let asker = Asker { context: &context, health: &health, user: &self.user, version: &version };
                 let opened = stream::open(&asker, &self.settings, &self.subject).await;
-                self.warn(opened.map_err(|failure| failure.naming_connection(&address, &self.user))?);
+                let warnings = opened.map_err(|failure| failure.naming_connection(&address, &self.user))?;
                 Ok(Connection {
                     client,
                     context,
                     health,
                     peer: Arc::new((address, self.user.clone())),
+                    warnings,
                     subject: Arc::clone(&self.subject),
                     stream: self.settings.stream.clone(),
                     format: self.format,
@@ -183,6 +173,8 @@ struct Connection {
     health: Arc<Health>,
     /// Where the server is, and who the bridge is there.
     peer: Arc<(String, String)>,
+    /// What was found of the server and the stream when the connection was opened.
+    warnings: Vec<String>,
     subject: Arc<Template>,
     stream: String,
     format: Format,
@@ -226,6 +218,10 @@ impl super::Connection for Connection {
             return Ok(());
         }
         Err(lost().naming_connection(&self.peer.0, &self.peer.1))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -45,7 +45,8 @@ pub(super) async fn check(nats: &Nats, create: bool) -> Vec<Finding> {
     let warned = findings.into_iter().map(|fault| Finding::Warning(format!("a server is not reached: {fault}")));
     let mut findings: Vec<Finding> = warned.collect();
     let context = ContextBuilder::new().timeout(ANSWER).build(client.clone());
-    let asker = Asker { context: &context, health: &health, user: &nats.user };
+    let version = client.server_info().version;
+    let asker = Asker { context: &context, health: &health, user: &nats.user, version: &version };
     match stream(nats, &asker, create, &mut findings).await {
         Ok(stream) => findings.extend(subjects(nats, &client, &health, stream).await),
         Err(failure) => {
@@ -80,8 +81,8 @@ async fn stream(
             return Err(Failure::every_event(*reason, format!("{detail}; create it, or set create_stream")));
         }
     };
-    let (refusals, warnings) = judge(&config, &pattern);
-    findings.extend(warnings.into_iter().map(|warning| Finding::Warning(format!("stream {name}: {warning}"))));
+    let (refusals, warnings) = judge(&config, &pattern, asker.version);
+    findings.extend(warnings.into_iter().map(Finding::Warning));
     if !refusals.is_empty() {
         return Err(Failure::every_event(Reason::Invalid, format!("stream {name}: {}", refusals.join("; "))));
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{Context, CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, StorageType};
 
 use super::answered;
 use super::health::Health;
@@ -24,6 +24,8 @@ pub(super) struct Asker<'a> {
     pub(super) health: &'a Arc<Health>,
     /// Who the bridge is to the server, in words.
     pub(super) user: &'a str,
+    /// The server's version.
+    pub(super) version: &'a str,
 }
 
 /// Finds the stream, or creates it if that is allowed, and checks it. What is returned is worth a warning.
@@ -34,7 +36,7 @@ pub(super) async fn open(asker: &Asker<'_>, settings: &Settings, subject: &Templ
         (Err(_missing), Some(create)) => make(asker, name, &pattern(subject), create).await?,
         (Err(missing), None) => return Err(missing),
     };
-    let (refusals, warnings) = judge(&config, &pattern(subject));
+    let (refusals, warnings) = judge(&config, &pattern(subject), asker.version);
     if refusals.is_empty() {
         Ok(warnings)
     } else {
@@ -114,8 +116,8 @@ pub(super) fn pattern(subject: &Template) -> String {
     tokens.split('.').map(|token| if token.contains('*') { "*" } else { token }).collect::<Vec<_>>().join(".")
 }
 
-/// What speaks against the stream, and what is worth a warning.
-pub(super) fn judge(config: &Config, pattern: &str) -> (Vec<String>, Vec<String>) {
+/// What speaks against the stream, and what is worth a warning, on a server of this version.
+pub(super) fn judge(config: &Config, pattern: &str, version: &str) -> (Vec<String>, Vec<String>) {
     let (mut refusals, mut warnings) = (Vec::new(), Vec::new());
     if config.no_ack {
         refusals.push("expected a stream that acknowledges, but found no_ack".to_owned());
@@ -138,7 +140,33 @@ pub(super) fn judge(config: &Config, pattern: &str) -> (Vec<String>, Vec<String>
         warnings
             .push(format!("the duplicate window is {window:?}; a longer outage can leave events in the stream twice"));
     }
-    (refusals, warnings)
+    if config.num_replicas < 3 {
+        let replicas = config.num_replicas;
+        warnings
+            .push(format!("it has {replicas} of the 3 replicas that are advised: the loss of a disk can lose events"));
+    }
+    if config.storage == StorageType::Memory {
+        warnings.push("it is kept in memory: events are lost when its servers stop".to_owned());
+    }
+    if config.persist_mode == Some(PersistenceMode::Async) {
+        warnings.push("persist_mode is async: events are acknowledged before they are written".to_owned());
+    }
+    let named = warnings.into_iter().map(|warning| format!("stream {}: {warning}", config.name));
+    (refusals, named.chain(of_version(version)).collect())
+}
+
+/// What is known of servers as old as this one.
+fn of_version(version: &str) -> Option<String> {
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().ok());
+    let version_numbers = (numbers.next()??, numbers.next()??, numbers.next()??);
+    let told = if version_numbers < (2, 10, 23) {
+        "before 2.10.23 a crash of a server in a cluster can lose acknowledged events, or a whole stream"
+    } else if version_numbers < (2, 11, 0) {
+        "before 2.11 a change of the leader can leave an event in the stream twice"
+    } else {
+        return None;
+    };
+    Some(format!("server {version}: {told}"))
 }
 
 /// Those of our patterns of which the stream does not take every subject.
@@ -218,9 +246,10 @@ mod tests {
     #[test]
     fn what_loses_events_is_refused() {
         let good = stream(&["sendbird.>"]);
-        assert_eq!(judge(&good, OURS), (vec![], vec![]));
+        let good = Config { num_replicas: 3, ..good };
+        assert_eq!(judge(&good, OURS, "2.11.0"), (vec![], vec![]));
         let bad = Config { no_ack: true, sealed: true, ..stream(&["other"]) };
-        assert_eq!(judge(&bad, OURS).0.len(), 3);
+        assert_eq!(judge(&bad, OURS, "2.11.0").0.len(), 3);
     }
 
     #[test]
@@ -231,8 +260,34 @@ mod tests {
             duplicate_window: Duration::from_secs(120),
             ..stream(&["sendbird.calls.room.>"])
         };
-        let (refusals, warnings) = judge(&config, OURS);
+        let (refusals, warnings) = judge(&config, OURS, "2.11.0");
         assert!(refusals.is_empty());
-        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert_eq!(warnings.len(), 4, "{warnings:?}");
+        let config = Config {
+            num_replicas: 3,
+            storage: StorageType::Memory,
+            persist_mode: Some(PersistenceMode::Async),
+            ..stream(&["sendbird.>"])
+        };
+        let (_, warnings) = judge(&config, OURS, "2.11.0");
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+    }
+
+    #[test]
+    fn old_servers_are_warned_of() {
+        for (version, words) in [
+            ("2.9.25", Some("before 2.10.23")),
+            ("2.10.22", Some("before 2.10.23")),
+            ("2.10.23", Some("before 2.11")),
+            ("2.10.29-binary", Some("before 2.11")),
+            ("2.11.0-preview.1", None),
+            ("2.15.1", None),
+            ("3.0.0", None),
+            ("unknown", None),
+        ] {
+            let told = of_version(version);
+            assert_eq!(told.is_some(), words.is_some(), "{version}");
+            assert!(told.unwrap_or_default().contains(words.unwrap_or_default()), "{version}");
+        }
     }
 }
