@@ -117,6 +117,7 @@ impl RabbitMq {
             channels: Arc::new(Channels::new(connection)),
             hangup,
             peer: Arc::new((self.address(), self.user())),
+            warnings: self.settings.warnings(),
             exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
             format: self.format,
@@ -150,6 +151,7 @@ struct Connection {
     hangup: dial::Hangup,
     /// Where the broker is, and who the bridge is there.
     peer: Arc<(String, String)>,
+    warnings: Vec<String>,
     exchange: ShortString,
     routing_key: Template,
     format: Format,
@@ -211,6 +213,10 @@ impl super::Connection for Connection {
     fn state(&self) -> Result<(), Failure> {
         let usable = if self.channels.broken.is_cancelled() { Err(lost()) } else { self.channels.usable() };
         usable.map_err(|failure| failure.naming_connection(&self.peer.0, &self.peer.1))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

@@ -44,6 +44,7 @@ pub(super) async fn check(sink: &RabbitMq, create: bool) -> Vec<Finding> {
         Err(fault) => findings.push(Finding::Fault(fault)),
     }
     findings.extend(checked.bindings());
+    findings.extend(sink.settings.warnings().into_iter().map(Finding::Warning));
     // Only a courtesy: the socket is cut all the same.
     let _best_effort = timeout(ANSWER, connection.close(200, "OK".into())).await;
     findings

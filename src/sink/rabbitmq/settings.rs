@@ -148,6 +148,16 @@ impl Settings {
         self.parse().err().unwrap_or_default()
     }
 
+    /// What may lose acknowledged events; over AMQP a broker tells nothing of its queues.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let queues = self.declare.as_option().into_iter().flat_map(|declare| &declare.queues);
+        let classic = queues.filter(|queue| queue.r#type == QueueType::Classic);
+        let warning = |queue: &Queue| {
+            format!("queue \"{}\" is of the type classic: it is on one node, and lost with its disk", queue.name)
+        };
+        classic.map(warning).collect()
+    }
+
     pub(super) fn parse(&self) -> Result<Parsed, Faults> {
         let mut faults = Faults::new();
         let uri = uri(self.url.expose()).map_err(|message| faults.push(fault("url", message))).ok();
