@@ -389,6 +389,13 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
     }
 }
 
+/// The largest event that a delivery can become, in bytes: the delivery as it was received, what was read from it, and the
+/// envelope's attributes.
+#[cfg(feature = "kafka")]
+fn largest_event(config: &Config) -> u64 {
+    2 * config.server.max_body.0 + 16 * 1024
+}
+
 /// Makes one of the sinks of a configuration; nothing is connected yet.
 ///
 /// # Errors
@@ -408,11 +415,16 @@ pub fn make_sink(name: &str, sink: &SinkConfig, config: &Config) -> Result<Box<d
     match &sink.kind {
         SinkKind::Stdout(stdout::Settings {}) => Ok(Box::new(stdout::Stdout::new(sink.format))),
         #[cfg(feature = "kafka")]
-        SinkKind::Kafka(settings) => {
-            crate::sink::kafka::Kafka::new(name, settings.clone(), sink.format, known, Clock::system())
-                .map(|sink| Box::new(sink) as Box<dyn Sink>)
-                .map_err(failed)
-        }
+        SinkKind::Kafka(settings) => crate::sink::kafka::Kafka::new(
+            name,
+            settings.clone(),
+            sink.format,
+            known,
+            largest_event(config),
+            Clock::system(),
+        )
+        .map(|sink| Box::new(sink) as Box<dyn Sink>)
+        .map_err(failed),
         #[cfg(feature = "rabbitmq")]
         SinkKind::Rabbitmq(settings) => {
             crate::sink::rabbitmq::RabbitMq::new(name, settings.clone(), sink.format, known)

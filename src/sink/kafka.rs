@@ -16,6 +16,7 @@ mod clock_regression;
 mod contract;
 mod defaults;
 mod destination;
+mod durability;
 mod errors;
 mod properties;
 mod record;
@@ -46,6 +47,7 @@ use crate::domain::template::{KnownValues, Template};
 use check::Check;
 use client::Producer;
 use clock_regression::ClockRegression;
+use durability::Expected;
 use errors::of_the_whole_batch;
 use record::Record;
 use sasl::TokenEndpoint;
@@ -68,6 +70,7 @@ pub struct Kafka {
     topic: Template,
     tokens: Option<TokenEndpoint>,
     create: Option<CreateTopics>,
+    expected: Expected,
     format: Format,
     /// What is known ahead of the events.
     known: Vec<KnownValues>,
@@ -77,7 +80,7 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Takes settings that have no faults.
+    /// Takes settings that have no faults. No event has more than `largest` bytes.
     ///
     /// # Errors
     /// All faults of the settings.
@@ -86,6 +89,7 @@ impl Kafka {
         settings: Settings,
         format: Format,
         known: Vec<KnownValues>,
+        largest: u64,
         clock: Clock,
     ) -> Result<Self, Faults> {
         let (topic, tokens) = settings.parse()?;
@@ -94,14 +98,28 @@ impl Kafka {
         openssl_sys::init();
         let config = properties::all(name, &settings);
         let create = settings.create_topics.as_option().cloned();
-        Ok(Self { name: name.to_owned(), config, topic, tokens, create, format, known, user: settings.user(), clock })
+        let expected = Expected { largest, allow_compacted: settings.allow_compacted };
+        Ok(Self {
+            name: name.to_owned(),
+            config,
+            topic,
+            tokens,
+            create,
+            expected,
+            format,
+            known,
+            user: settings.user(),
+            clock,
+        })
     }
 }
 
 impl Sink for Kafka {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn super::Connection>, Failure>> {
         async move {
-            let topics = Topics::new(self.config.clone(), self.create.clone());
+            // The client library asks about topics over a connection of its own, which can use no token.
+            let expected = self.tokens.is_none().then_some(self.expected);
+            let topics = Topics::new(self.config.clone(), self.create.clone(), expected);
             let config = self.config.clone();
             // From before there is a client: its threads wait for times of the clock from the first moment on.
             let regression = ClockRegression::watch(self.clock.clone());
@@ -109,7 +127,7 @@ impl Sink for Kafka {
                 let tokens = self.tokens().await?;
                 let given = tokens.clone();
                 let producer = run(move || Producer::connect(&config, given)).await??;
-                topics.check_topics(&self.name, &producer, &self.topic).await?;
+                topics.check_topics(&self.name, &producer, &self.topic, &self.known).await?;
                 Ok::<_, Failure>((producer, tokens))
             };
             let (producer, tokens) = tokio::select! {
@@ -141,6 +159,7 @@ impl Sink for Kafka {
                 template: &self.topic,
                 known: &self.known,
                 create: self.create.as_ref(),
+                expected: self.expected,
                 creating: if create { Creating::Really } else { Creating::OnlyAsking },
             };
             check.run().await
@@ -252,6 +271,10 @@ impl super::Connection for Connection {
         } else {
             Err(Failure::Retry(About::EveryEvent, fault))
         }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.shared.topics.warnings()
     }
 
     fn close(self: Box<Self>, limit: Duration) -> BoxFuture<'static, ()> {

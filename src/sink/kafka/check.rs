@@ -16,6 +16,7 @@ use rdkafka::message::OwnedHeaders;
 use tokio::time::{Instant, sleep};
 
 use super::client::Producer;
+use super::durability::{Expected, Warnings, describe, refusal, risks};
 use super::errors::reason;
 use super::record::Record;
 use super::settings::CreateTopics;
@@ -39,6 +40,8 @@ pub(super) struct Check<'a> {
     pub(super) template: &'a Template,
     pub(super) known: &'a [KnownValues],
     pub(super) create: Option<&'a CreateTopics>,
+    /// What the settings of topics are compared with.
+    pub(super) expected: Expected,
     /// Whether what is missing is to be created now.
     pub(super) creating: Creating,
 }
@@ -55,7 +58,12 @@ impl Check<'_> {
         findings.extend(self.brokers(&producer).await);
         let probe = self.probe().await;
         let of_topics = topics.iter().map(|topic| self.topic(&producer, probe.as_ref(), topic));
-        findings.extend(join_all(of_topics).await.into_iter().flatten());
+        let mut existing = Vec::new();
+        for (topic, (replicas, found)) in topics.iter().zip(join_all(of_topics).await) {
+            existing.extend(replicas.map(|replicas| (topic.clone(), replicas)));
+            findings.extend(found);
+        }
+        findings.extend(self.durability(existing).await);
         findings.extend(probe.err().map(|failure| self.found(failure)));
         findings
     }
@@ -139,25 +147,71 @@ impl Check<'_> {
         run(move || Producer::new(&config, tokens)).await.and_then(|made| made)
     }
 
-    async fn topic(&self, producer: &Producer, probe: Result<&Producer, &Failure>, topic: &str) -> Vec<Finding> {
+    /// On how many brokers the topic is, if it exists, and what there is to be said of it.
+    async fn topic(
+        &self,
+        producer: &Producer,
+        probe: Result<&Producer, &Failure>,
+        topic: &str,
+    ) -> (Option<usize>, Vec<Finding>) {
         let (handle, name) = (producer.handle(), topic.to_owned());
         let state = run(move || handle.map_or(Ok(TopicState::Missing), |handle| topic_state(&handle, &name))).await;
         match state.and_then(|state| state) {
-            Err(failure) => vec![self.found(failure)],
+            Err(failure) => (None, vec![self.found(failure)]),
             Ok(TopicState::Hidden(code)) => {
                 let detail = format!("topic \"{topic}\": {} may not describe it: {code}", self.user);
-                vec![Finding::fault(reason(code), detail)]
+                (None, vec![Finding::fault(reason(code), detail)])
             }
-            Ok(TopicState::Missing) => vec![self.missing(topic).await],
-            Ok(TopicState::Exists { leaderless: Some(partition), .. }) => {
+            Ok(TopicState::Missing) => (None, vec![self.missing(topic).await]),
+            Ok(TopicState::Exists { replicas, leaderless: Some(partition) }) => {
                 let detail = format!("topic \"{topic}\" partition {partition} has no leader");
-                vec![Finding::fault(Reason::Unavailable, detail)]
+                (Some(replicas), vec![Finding::fault(Reason::Unavailable, detail)])
             }
-            Ok(TopicState::Exists { leaderless: None, .. }) => match probe {
-                Ok(probe) => self.may_write(probe, topic).await.into_iter().collect(),
-                Err(_is_said_once) => Vec::new(),
-            },
+            Ok(TopicState::Exists { replicas, leaderless: None }) => {
+                let found = match probe {
+                    Ok(probe) => self.may_write(probe, topic).await,
+                    Err(_is_said_once) => None,
+                };
+                (Some(replicas), found.into_iter().collect())
+            }
         }
+    }
+
+    /// What the acknowledgements of these topics, each on so many brokers, survive.
+    async fn durability(&self, topics: Vec<(String, usize)>) -> Vec<Finding> {
+        if topics.is_empty() {
+            return Vec::new();
+        }
+        let (names, config): (Vec<String>, _) =
+            (topics.iter().map(|(name, _)| name.clone()).collect(), self.config.clone());
+        let not_checked = |topics: &[String], why: String| {
+            let detail = format!("the settings of topics {}, such as cleanup.policy: {why}", topics.join(", "));
+            Finding::NotChecked(detail)
+        };
+        if self.tokens.is_some() {
+            return vec![not_checked(&names, "the client library asks for them without a token".into())];
+        }
+        let asked = names.clone();
+        let described = run(move || describe(&config, &asked)).await.and_then(|described| described);
+        let described = match described {
+            Ok(described) => described,
+            Err(failure) => return vec![not_checked(&names, failure.fault().to_string())],
+        };
+        let (mut findings, mut warnings, mut hidden) = (Vec::new(), Warnings::default(), Vec::new());
+        for ((topic, replicas), settings) in topics.into_iter().zip(described) {
+            let refused = refusal(&settings, self.expected);
+            findings.extend(refused.map(|why| Finding::fault(Reason::Invalid, format!("topic \"{topic}\": {why}"))));
+            warnings.set(&topic, risks(&settings, replicas, self.expected));
+            if settings.is_empty() {
+                hidden.push(topic);
+            }
+        }
+        findings.extend(warnings.texts().into_iter().map(Finding::Warning));
+        if !hidden.is_empty() {
+            let why = format!("the cluster does not show them to {}; the right DescribeConfigs does", self.user);
+            findings.push(not_checked(&hidden, why));
+        }
+        findings
     }
 
     async fn missing(&self, topic: &str) -> Finding {

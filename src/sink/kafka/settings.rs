@@ -40,6 +40,8 @@ pub struct Settings {
     pub sasl: Option<Sasl>,
     /// Whether to create missing topics: `false`, `true` or a table; default `false`.
     pub create_topics: Create<CreateTopics>,
+    /// Whether to publish to compacted topics, which keep the last event of each call or room alone; default `false`.
+    pub allow_compacted: bool,
 }
 
 impl Default for Settings {
@@ -51,6 +53,7 @@ impl Default for Settings {
             tls: None,
             sasl: None,
             create_topics: Create::Never,
+            allow_compacted: false,
         }
     }
 }

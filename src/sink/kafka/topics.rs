@@ -1,7 +1,7 @@
-//! Topics: the look at those that are known ahead, and their creation, if that is allowed.
+//! Topics: whether they exist and keep what is published, and their creation, if that is allowed.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -15,125 +15,198 @@ use tokio::runtime::Handle;
 
 use super::client::{Events, Producer};
 use super::destination::Destination;
+use super::durability::{Expected, TopicSettings, Warnings, describe, refusal, risks};
 use super::errors::{creating, failure, reason};
 use super::run;
 use super::settings::CreateTopics;
-use crate::domain::template::{Template, Values};
-use crate::sink::{About, Failure};
+use crate::domain::template::{KnownValues, Template};
+use crate::sink::{About, Failure, Reason};
 
 /// For one answer about topics.
 const ANSWER: Duration = Duration::from_secs(5);
-/// What `{object}` is for everything that Sendbird documents.
-const DOCUMENTED: [&str; 2] = ["direct_call", "room"];
-/// What `{object}` is for the rest.
-const REST: &str = "other";
 
-/// What ends when a topic exists; all who publish to it wait for the same.
-type Creation = Shared<BoxFuture<'static, Result<(), Failure>>>;
+/// What ends when a topic is ready to be published to; all who publish to it wait for the same.
+type Preparation = Shared<BoxFuture<'static, Result<(), Failure>>>;
 
 pub(super) struct Topics {
+    cluster: Cluster,
+    /// What this connection has found fit, or is looking at or creating.
+    ready: Mutex<HashMap<String, Preparation>>,
+}
+
+/// How topics are looked at and created.
+#[derive(Clone)]
+struct Cluster {
     config: ClientConfig,
     create: Option<CreateTopics>,
-    /// What this connection has created, found, or is creating.
-    existing: Mutex<HashMap<String, Creation>>,
+    /// What the settings of topics are compared with; `None` if they are not asked for.
+    expected: Option<Expected>,
+    warnings: Arc<Mutex<Warnings>>,
 }
 
 impl Topics {
-    pub(super) fn new(config: ClientConfig, create: Option<CreateTopics>) -> Self {
-        Self { config, create, existing: Mutex::default() }
+    pub(super) fn new(config: ClientConfig, create: Option<CreateTopics>, expected: Option<Expected>) -> Self {
+        let cluster = Cluster { config, create, expected, warnings: Arc::default() };
+        Self { cluster, ready: Mutex::default() }
     }
 
-    /// Creates what is missing, or says once that it is, as far as the topics are known ahead.
+    /// What may lose events of the topics that were looked at.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.cluster.warnings().texts()
+    }
+
+    /// Looks at the topics that are known ahead, and creates those that are missing or says once that they are.
     pub(super) async fn check_topics(
         &self,
         sink: &str,
         producer: &Producer,
         template: &Template,
+        known: &[KnownValues],
     ) -> Result<(), Failure> {
-        // A topic for the rest may never be needed, so its absence is no news.
-        let rest = self.create.as_ref().map(|_| REST);
-        for topic in known(template, DOCUMENTED.into_iter().chain(rest)) {
-            if self.create.is_some() {
-                match self.ensure(producer, &topic).await {
-                    Err(Failure::Retry(About::Target(_), fault)) => {
-                        tracing::warn!(sink, detail = fault.detail, "cannot create a topic; its events wait");
-                    }
-                    result => result?,
+        // Each with whether events of a documented category go there.
+        let mut topics: BTreeMap<String, bool> = BTreeMap::new();
+        for known in known {
+            let (topic, unknown) = template.render_known(known, "*");
+            if unknown.is_empty() {
+                *topics.entry(topic).or_default() |= known.category.is_some();
+            }
+        }
+        let (cluster, handle) = (self.cluster.clone(), producer.handle());
+        let (topics, is_needed): (Vec<String>, Vec<bool>) = topics.into_iter().unzip();
+        let prepared = run(move || {
+            let prepared = cluster.prepare(handle.as_ref(), &topics);
+            topics.into_iter().zip(prepared).collect::<Vec<_>>()
+        });
+        for ((topic, prepared), is_needed) in prepared.await?.into_iter().zip(is_needed) {
+            match prepared {
+                Ok(Prepared::Fit) => {
+                    self.ready().insert(topic, async { Ok(()) }.boxed().shared());
                 }
-            } else if !exists(producer.handle(), &topic).await? {
-                tracing::warn!(sink, topic, "topic does not exist; its events wait until it is created");
+                Ok(Prepared::Missing) if is_needed => {
+                    tracing::warn!(sink, topic, "topic does not exist; its events wait until it is created");
+                }
+                // A topic for what is not documented may never be needed, so its absence is no news.
+                Ok(Prepared::Missing) => {}
+                Err(Failure::Retry(About::Target(_), fault)) => {
+                    tracing::warn!(sink, detail = fault.detail, "topic cannot be published to; its events wait");
+                }
+                Err(failure) => return Err(failure),
             }
         }
         Ok(())
     }
 
-    /// Creates a topic that this connection has not seen yet, if that is allowed. Holds up nobody but those who publish
-    /// to this topic.
+    /// Looks at a topic that this connection has not seen yet, and creates it if that is allowed. Holds up nobody but those
+    /// who publish to this topic.
     pub(super) async fn ensure(&self, producer: &Producer, topic: &str) -> Result<(), Failure> {
-        let Some(create) = &self.create else { return Ok(()) };
-        let creation = self
-            .existing()
+        let preparation = self
+            .ready()
             .entry(topic.to_owned())
-            .or_insert_with(|| {
-                create_missing(producer.handle(), self.config.clone(), create.clone(), topic.to_owned())
-                    .boxed()
-                    .shared()
-            })
+            .or_insert_with(|| self.cluster.clone().prepare_one(producer.handle(), topic.to_owned()).boxed().shared())
             .clone();
-        let created = creation.clone().await;
-        if created.is_err() {
-            // Unless somebody has begun to recreate it.
-            let mut existing = self.existing();
-            if existing.get(topic).is_some_and(|other| other.ptr_eq(&creation)) {
-                existing.remove(topic);
+        // Most have been looked at long ago.
+        let prepared = match preparation.peek() {
+            Some(prepared) => prepared.clone(),
+            None => preparation.clone().await,
+        };
+        if prepared.is_err() {
+            // Unless somebody has begun to look at it again.
+            let mut ready = self.ready();
+            if ready.get(topic).is_some_and(|other| other.ptr_eq(&preparation)) {
+                ready.remove(topic);
             }
         }
-        created
+        prepared
     }
 
-    /// The topic is gone, and may be created when somebody publishes to it.
+    /// The topic is gone, and is looked at when somebody publishes to it.
     pub(super) fn forget(&self, topic: &str) {
-        self.existing().remove(topic);
+        self.ready().remove(topic);
     }
 
-    fn existing(&self) -> MutexGuard<'_, HashMap<String, Creation>> {
-        self.existing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ready(&self) -> MutexGuard<'_, HashMap<String, Preparation>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The topics that the template can give, where it depends on nothing but the object.
-fn known<'a>(template: &Template, objects: impl Iterator<Item = &'a str>) -> Vec<String> {
-    if ["verb", "key", "category", "application_id"].into_iter().any(|name| template.uses(name)) {
-        return Vec::new();
-    }
-    let render = |object| template.render(&Values { object, verb: "", key: "", category: "", application_id: "" });
-    let mut topics: Vec<_> = objects.map(render).collect();
-    topics.dedup();
-    topics
+/// What became of a topic that was looked at.
+#[derive(Clone, Copy)]
+enum Prepared {
+    /// It exists, and nothing speaks against it.
+    Fit,
+    /// It does not exist, and is not to be created.
+    Missing,
 }
 
-async fn create_missing(
-    producer: Option<FutureProducer<Events>>,
-    config: ClientConfig,
-    create: CreateTopics,
-    topic: String,
-) -> Result<(), Failure> {
-    if !exists(producer, &topic).await? {
-        let name = topic.clone();
-        run(move || make(&config, &create, &name, Creating::Really)).await??;
-        tracing::info!(topic, "created the topic");
+impl Cluster {
+    fn warnings(&self) -> MutexGuard<'_, Warnings> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    Ok(())
-}
 
-async fn exists(producer: Option<FutureProducer<Events>>, topic: &str) -> Result<bool, Failure> {
-    let topic = topic.to_owned();
-    run(move || {
-        let Some(producer) = producer else { return Ok(false) };
-        // Not to be seen is not the same as missing.
-        Ok(!matches!(topic_state(&producer, &topic)?, TopicState::Missing))
-    })
-    .await?
+    async fn prepare_one(self, producer: Option<FutureProducer<Events>>, topic: String) -> Result<(), Failure> {
+        let prepared = run(move || self.prepare(producer.as_ref(), &[topic])).await?;
+        // What is missing the broker says of the record.
+        prepared.into_iter().next().map_or(Ok(()), |prepared| prepared.map(|_| ()))
+    }
+
+    /// Looks at topics, creates what is missing if that is allowed, and compares their settings. Blocks for seconds.
+    fn prepare(&self, producer: Option<&FutureProducer<Events>>, topics: &[String]) -> Vec<Result<Prepared, Failure>> {
+        let Some(producer) = producer else { return Vec::new() };
+        let states: Vec<_> = topics.iter().map(|topic| self.exists(producer, topic)).collect();
+        let existing: Vec<String> = topics
+            .iter()
+            .zip(&states)
+            .filter(|(_, state)| matches!(state, Ok(Some(_))))
+            .map(|(topic, _)| topic.clone())
+            .collect();
+        let settings = self.settings(&existing);
+        let outcomes = topics.iter().zip(states).map(|(topic, state)| {
+            let Some(replicas) = state? else { return Ok(Prepared::Missing) };
+            let (Some(expected), Some(settings)) = (self.expected, settings.get(topic)) else {
+                return Ok(Prepared::Fit);
+            };
+            self.warnings().set(topic, risks(settings, replicas, expected));
+            match refusal(settings, expected) {
+                None => Ok(Prepared::Fit),
+                Some(why) => {
+                    let destination = Destination::topic(topic);
+                    let refused = Failure::retry(destination.about_topic(), Reason::Invalid, why);
+                    Err(refused.naming(&destination.target()))
+                }
+            }
+        });
+        outcomes.collect()
+    }
+
+    /// On how many brokers each partition of the topic is, or nothing if it does not exist.
+    fn exists(&self, producer: &FutureProducer<Events>, topic: &str) -> Result<Option<usize>, Failure> {
+        let mut state = topic_state(producer, topic)?;
+        if state == TopicState::Missing {
+            let Some(create) = &self.create else { return Ok(None) };
+            make(&self.config, create, topic, Creating::Really)?;
+            tracing::info!(topic, "created the topic");
+            state = topic_state(producer, topic)?;
+        }
+        match state {
+            TopicState::Exists { replicas, .. } => Ok(Some(replicas)),
+            // Not to be seen, or not yet, is not the same as missing; and nothing speaks against it.
+            TopicState::Hidden(_) | TopicState::Missing => Ok(Some(usize::MAX)),
+        }
+    }
+
+    /// The settings of these topics, as far as the cluster tells them.
+    fn settings(&self, topics: &[String]) -> HashMap<String, TopicSettings> {
+        if self.expected.is_none() || topics.is_empty() {
+            return HashMap::new();
+        }
+        match describe(&self.config, topics) {
+            Ok(described) => topics.iter().cloned().zip(described).collect(),
+            Err(failure) => {
+                tracing::debug!(detail = failure.fault().detail, "cannot read the settings of topics");
+                HashMap::new()
+            }
+        }
+    }
 }
 
 /// What the cluster says of a topic.
@@ -212,18 +285,4 @@ pub(super) fn make(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::template::AddressKind;
-
-    #[test]
-    fn topics_are_known_when_only_the_object_varies() {
-        let known = |text| known(&Template::parse(text, AddressKind::Topic).expect("template"), DOCUMENTED.into_iter());
-        assert_eq!(known("c.{object}"), ["c.direct_call", "c.room"]);
-        assert_eq!(known("c"), ["c"]);
-        assert!(known("c.{object}.{verb}").is_empty());
-    }
 }

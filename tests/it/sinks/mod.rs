@@ -5,6 +5,8 @@
 mod authentication;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod connection_check;
+#[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod durability;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod leader_changes;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]

@@ -56,8 +56,16 @@ fn kafka_needs_write_and_to_create_topics_create() {
     assert_not_authorized(&config, &[&topic, &user]);
     topics(Operation::Write).add(&place);
     topics(Operation::Describe).remove(&place);
-    assert_passes(&config, "it");
+    let found = assert_passes(&config, "it");
+    let hidden = format!("not checked: the settings of topics {}.direct_call", place.name);
+    assert!(
+        found.iter().any(|finding| finding.starts_with(&hidden) && finding.contains("DescribeConfigs")),
+        "{found:?}"
+    );
     assert_publishes(&config);
+    topics(Operation::DescribeConfigs).add(&place);
+    let found = assert_passes(&config, "it");
+    assert!(found.iter().any(|finding| finding.contains("the replication factor is 1")), "{found:?}");
     topics(Operation::Write).remove(&place);
     // Somewhere else it may write, and so has a producer's id.
     Acl::allow(USER, "another", Operation::Write).add(&place);

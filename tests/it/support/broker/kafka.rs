@@ -26,12 +26,22 @@ fn client(place: &Place) -> ClientConfig {
 }
 
 pub(crate) fn make(place: &Place, limits: Limits) {
+    let bytes = limits.bytes.map(|bytes| bytes.to_string());
+    let settings = bytes.as_deref().map(|bytes| ("max.message.bytes", bytes));
+    make_topics(place, settings.as_slice(), |name| !limits.no_rooms || !name.ends_with(".room"));
+}
+
+/// The same with these settings for each topic.
+pub(crate) fn make_with(place: &Place, settings: &[(&str, &str)]) {
+    make_topics(place, settings, |_| true);
+}
+
+fn make_topics(place: &Place, settings: &[(&str, &str)], is_wanted: impl Fn(&str) -> bool) {
     let admin: AdminClient<DefaultClientContext> = client(place).create().unwrap();
     let names = OBJECTS.map(|object| place.destination(object));
-    let bytes = limits.bytes.map(|bytes| bytes.to_string());
-    let topics = names.iter().filter(|name| !limits.no_rooms || !name.ends_with(".room")).map(|name| {
+    let topics = names.iter().filter(|name| is_wanted(name)).map(|name| {
         let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(place.replicas.into()));
-        bytes.iter().fold(topic, |topic, bytes| topic.set("max.message.bytes", bytes))
+        settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
     });
     let topics: Vec<_> = topics.collect();
     let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
@@ -70,6 +80,7 @@ pub(crate) enum Operation {
     Write = 4,
     Create = 5,
     Describe = 8,
+    DescribeConfigs = 10,
 }
 
 /// A rule about the topics whose names begin so; a broker with an authorizer takes it to heart.
