@@ -5,7 +5,7 @@ use crate::sinks::authentication::last_failure;
 use crate::sinks::connection_check::{assert_fails, assert_passes};
 use crate::support::bridge::Config;
 use crate::support::broker::kafka::{Acl, Operation};
-use crate::support::broker::locked::{Fault, Locked};
+use crate::support::broker::secured::{Fault, SecuredBroker};
 use crate::support::broker::{Kind, Own, Place};
 use crate::support::eventually;
 use crate::support::samples::dial;
@@ -45,10 +45,10 @@ fn assert_publishes(config: &Config) {
 
 #[test]
 fn kafka_needs_write_and_to_create_topics_create() {
-    let locked = Locked::start_with_authorizer();
-    let place = locked.broker.place().made();
+    let secured = SecuredBroker::start_with_authorizer();
+    let place = secured.broker.place().made();
     let topics = |operation| Acl::allow(USER, &place.name, operation);
-    let config = locked.sink(Config::new(), "it", &place, Fault::Nothing).unset("sinks.it.create_topics");
+    let config = secured.sink(Config::new(), "it", &place, Fault::Nothing).unset("sinks.it.create_topics");
     let (user, topic) = (format!("user \"{USER}\""), format!("topic \"{}.direct_call\"", place.name));
     assert_not_authorized(&config, &[&topic, &user]);
     assert_is_refused(&config, &[&user]);
@@ -73,8 +73,8 @@ fn kafka_needs_write_and_to_create_topics_create() {
     assert_not_authorized(&config, &[&topic, &user]);
     assert_is_refused(&config, &[&topic, &user]);
 
-    let place = locked.broker.place();
-    let config = locked.sink(Config::new(), "it", &place, Fault::Nothing);
+    let place = secured.broker.place();
+    let config = secured.sink(Config::new(), "it", &place, Fault::Nothing);
     let topic = format!("topic \"{}.direct_call\"", place.name);
     Acl::allow(USER, &place.name, Operation::Write).add(&place);
     assert_not_authorized(&config, &[&topic, &user]);
