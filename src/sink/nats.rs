@@ -133,13 +133,20 @@ impl Sink for Nats {
             let health = Arc::new(Health::default());
             let opened = timeout(CONNECT, async {
                 let (client, address) = self.dial(&health).await?;
+                let api_prefix = self.settings.api_prefix();
                 let context = ContextBuilder::new()
-                    .api_prefix(self.settings.api_prefix())
+                    .api_prefix(&api_prefix)
                     .timeout(ACKNOWLEDGE)
                     .max_ack_inflight(IN_FLIGHT)
                     .build(client.clone());
                 let version = client.server_info().version;
-                let asker = Asker { context: &context, health: &health, user: &self.user, version: &version };
+                let asker = Asker {
+                    context: &context,
+                    api_prefix: &api_prefix,
+                    health: &health,
+                    user: &self.user,
+                    version: &version,
+                };
                 let opened = stream::open(&asker, &self.settings, &self.subject).await;
                 let warnings = opened.map_err(|failure| failure.naming_connection(&address, &self.user))?;
                 Ok(Connection {

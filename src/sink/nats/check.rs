@@ -44,9 +44,11 @@ pub(super) async fn check(nats: &Nats, create: bool) -> Vec<Finding> {
     // One server is enough, as long as it stands.
     let warned = findings.into_iter().map(|fault| Finding::Warning(format!("a server is not reached: {fault}")));
     let mut findings: Vec<Finding> = warned.collect();
-    let context = ContextBuilder::new().timeout(ANSWER).build(client.clone());
+    let api_prefix = nats.settings.api_prefix();
+    let context = ContextBuilder::new().api_prefix(&api_prefix).timeout(ANSWER).build(client.clone());
     let version = client.server_info().version;
-    let asker = Asker { context: &context, health: &health, user: &nats.user, version: &version };
+    let asker =
+        Asker { context: &context, api_prefix: &api_prefix, health: &health, user: &nats.user, version: &version };
     match stream(nats, &asker, create, &mut findings).await {
         Ok(stream) => findings.extend(subjects(nats, &client, &health, stream).await),
         Err(failure) => {
@@ -100,9 +102,10 @@ async fn stream(
 async fn may_create(asker: &Asker<'_>, name: &str) -> Result<(), Failure> {
     let (request, nothing) = (format!("STREAM.CREATE.{name}"), serde_json::json!({}));
     let answer = asker.context.request::<_, _, serde_json::Value>(request.clone(), &nothing);
-    let answered = asker.health.answer(&format!("$JS.API.{request}"), asker.user, answer).await?;
+    let subject = format!("{}.{request}", asker.api_prefix);
+    let answered = asker.health.answer(&subject, asker.user, answer).await?;
     answered.map(|_refused| ()).map_err(|error| {
-        Failure::every_event(Reason::Unavailable, format!("stream {name}: no answer to $JS.API.{request}: {error}"))
+        Failure::every_event(Reason::Unavailable, format!("stream {name}: no answer to {subject}: {error}"))
     })
 }
 

@@ -21,6 +21,8 @@ const EXPECTED_WINDOW: Duration = Duration::from_secs(3600);
 /// Who asks, and how it is noticed that the server does not let it.
 pub(super) struct Asker<'a> {
     pub(super) context: &'a Context,
+    /// What the subjects of JetStream's API begin with.
+    pub(super) api_prefix: &'a str,
     pub(super) health: &'a Arc<Health>,
     /// Who the bridge is to the server, in words.
     pub(super) user: &'a str,
@@ -49,7 +51,7 @@ pub(super) async fn open(asker: &Asker<'_>, settings: &Settings, subject: &Templ
 /// # Errors
 /// The server does not answer, or not to this.
 pub(super) async fn find(asker: &Asker<'_>, name: &str) -> Result<Result<Config, Failure>, Failure> {
-    let subject = format!("$JS.API.STREAM.INFO.{name}");
+    let subject = format!("{}.STREAM.INFO.{name}", asker.api_prefix);
     let error = match asker.health.answer(&subject, asker.user, asker.context.get_stream(name)).await? {
         Ok(stream) => return Ok(Ok(stream.cached_info().config.clone())),
         Err(error) => error,
@@ -73,7 +75,7 @@ pub(super) async fn make(
     pattern: &str,
     create: &CreateStream,
 ) -> Result<Config, Failure> {
-    let (subject, config) = (format!("$JS.API.STREAM.CREATE.{name}"), config(name, pattern, create));
+    let (subject, config) = (format!("{}.STREAM.CREATE.{name}", asker.api_prefix), config(name, pattern, create));
     match asker.health.answer(&subject, asker.user, asker.context.create_stream(config)).await? {
         Ok(stream) => {
             tracing::info!(stream = name, "created the stream");
