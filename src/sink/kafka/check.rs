@@ -74,7 +74,7 @@ impl Check<'_> {
         let mut others: BTreeSet<(String, &str)> = BTreeSet::new();
         for known in self.known {
             let (topic, unknown) = self.template.render_known(known, "*");
-            let first = ["key", "application_id", "verb", "category"].into_iter().find(|name| unknown.contains(name));
+            let first = ["application_id", "verb", "category"].into_iter().find(|name| unknown.contains(name));
             match first {
                 None => {
                     topics.insert(topic);
@@ -88,10 +88,6 @@ impl Check<'_> {
             _ if self.create.is_some() => {
                 Finding::WillCreate(format!("topics \"{topic}\", each when the first event goes there"))
             }
-            "key" => Finding::fault(
-                Reason::NotFound,
-                format!("topics \"{topic}\": each call or room has a topic of its own; set create_topics, or leave {{key}} out"),
-            ),
             "application_id" => Finding::fault(
                 Reason::NotFound,
                 format!("topics \"{topic}\": which there must be is not known; list the applications in access.applications"),
