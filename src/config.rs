@@ -138,6 +138,11 @@ impl Loaded {
         Ok((Self { config, warnings, origin }, faults))
     }
 
+    /// Whether there is a file or a variable at all.
+    pub fn is_given(&self) -> bool {
+        self.origin.has_values()
+    }
+
     /// The effective values as lines, each with where it came from; secrets hidden.
     pub fn show(&self) -> String {
         show::show(&self.config, |key| self.origin.of(key))

@@ -187,7 +187,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::DeadLetters(command) => dead_letters::run(&command, load),
         Command::Journal(command) => journal::run(&command, load),
         Command::Config(command) => block_on(config::run(command, load()?, cli.log_format)),
-        Command::Webhook(command) => block_on(webhook::run(command, load)),
+        Command::Webhook(command) => block_on(webhook::run(command, load, describe)),
         Command::Schema(command) => schema::run(command, describe),
     }
 }

@@ -60,6 +60,11 @@ pub(super) struct Platform {
 }
 
 impl PlatformArgs {
+    /// Whom an https URL is believed by.
+    pub(super) fn tls(&self) -> &TlsArgs {
+        &self.tls
+    }
+
     /// Reads the configuration only for what the arguments leave out.
     pub(super) fn open(&self, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<Platform, Failure> {
         let token = client::token(self.token.clone(), self.token_file.as_ref())?;

@@ -4,12 +4,13 @@
 //! answer to the change was. A change in doubt is never sent a second time; the next run sees what is left to do.
 
 mod args;
+mod own;
 mod show;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -97,6 +98,11 @@ pub(super) struct Set {
     #[arg(long, value_name = "true|false")]
     include_members: Option<bool>,
 
+    /// Whether to ask the URL first, by a GET, if a bridge answers there; what is wrong is only warned of
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_value_t = true,
+          default_missing_value = "true", action = ArgAction::Set)]
+    probe: bool,
+
     /// Print what would be changed, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -128,11 +134,18 @@ enum Output {
     Table,
 }
 
-pub(super) async fn run(command: Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
+pub(super) async fn run(
+    command: Command,
+    load: impl FnOnce() -> Result<Loaded, Faults>,
+    describe: impl FnOnce() -> Result<Loaded, Faults>,
+) -> Result<(), Failure> {
     match command {
         Command::Get(args) => get(&args, args.platform.open(load)?).await,
         Command::Set(args) => {
             let wanted = args::change(&args)?;
+            if let Some(url) = wanted.url() {
+                own::warn(&url, &describe()?, args.probe, args.platform.tls()).await?;
+            }
             set(&args, wanted, args.platform.open(load)?).await
         }
     }

@@ -38,6 +38,11 @@ pub(super) fn change(args: &Set) -> Result<Wanted, Failure> {
 }
 
 impl Wanted {
+    /// The URL, if one is to be set.
+    pub(super) fn url(&self) -> Option<Uri> {
+        self.change.url.as_ref().and_then(|url| url.expose().parse().ok())
+    }
+
     /// Whether Sendbird has to be asked which events there are.
     pub(super) fn has_unknown_events(&self) -> bool {
         !self.unknown.is_empty()

@@ -145,6 +145,40 @@ fn a_url_can_come_from_a_file() {
 }
 
 #[test]
+fn set_says_whether_the_url_is_that_of_the_bridge() {
+    let platform = Platform::start();
+    let config = Config::new().fixed_address().set("access.path_secret", "'canary-path'");
+    let bridge = config.start();
+    let (file, api_url) = (config.write(), platform.url());
+    let set = |url: &str, more: &[&str]| {
+        let what = ["--config", file.to_str().unwrap(), "webhook", "set", "--url", url, "--force"];
+        let whom = ["--application", APPLICATION, "--token", API_TOKEN, "--api-url", &api_url];
+        let ended = run(&[&what[..], &whom, more].concat());
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+        assert!(!ended.stderr().contains("canary"), "{}", ended.stderr());
+        ended.stderr()
+    };
+    let own = format!("{}/canary-path", bridge.url());
+    let said = set(&own, &[]);
+    assert!(said.contains("a bridge answers at the URL") && !said.contains("warning"), "{said}");
+    for (url, difference) in [
+        (format!("{own}/"), "ends with a slash"),
+        (bridge.url(), "has no path secret"),
+        (format!("{own}x"), "is not the path secret"),
+        (own.replace("/webhooks", "/webhook"), "is not server.path (\"/webhooks/sendbird\")"),
+    ] {
+        let said = set(&url, &[]);
+        assert!(said.contains(difference) && said.contains("asked the URL from here: answered 404"), "{url}: {said}");
+        let said = set(&url, &["--probe=false", "--dry-run"]);
+        assert!(said.contains(difference) && !said.contains("asked the URL"), "{url}: {said}");
+    }
+    assert_eq!(bridge.metric("sendbird_bridge_journal_records", &[]), 0.0, "asking makes no event");
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let said = set(&own.replace(&bridge.webhook.to_string(), &nobody.to_string()), &[]);
+    assert!(said.contains(&format!("no connection to {nobody}: connection refused")), "{said}");
+}
+
+#[test]
 fn what_is_so_already_is_not_sent() {
     let platform = set_up();
     let done = ask(&platform, &["set", "--enable", "--url", URL, "--events", "*"]);
