@@ -328,22 +328,26 @@ fn documents(config: &Config, webhook: &Listener, admin: &Listener) -> Documents
     contracts::documents(&shown)
 }
 
-fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
-    let categories: Vec<&str> = Category::LABELS.to_vec();
-    let reasons: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+/// The features of this build, in order of name.
+pub fn features() -> Vec<&'static str> {
     let compiled = [
         ("kafka", cfg!(feature = "kafka")),
         ("nats", cfg!(feature = "nats")),
         ("rabbitmq", cfg!(feature = "rabbitmq")),
     ];
-    let features: Vec<&str> = compiled.iter().filter(|(_, compiled)| *compiled).map(|(name, _)| *name).collect();
+    compiled.iter().filter(|(_, compiled)| *compiled).map(|(name, _)| *name).collect()
+}
+
+fn declare_metrics(sinks: &[&str]) -> Result<Metrics, prometheus::Error> {
+    let categories: Vec<&str> = Category::LABELS.to_vec();
+    let reasons: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     Metrics::new(&Labels {
         categories: &categories,
         rejections: reply::REASONS,
         statuses: reply::STATUSES,
         sinks,
         sink_reasons: &reasons,
-        features: &features.join(","),
+        features: &features().join(","),
     })
 }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stderr, reason = "talking to a person at a terminal is what this layer is for")]
 
 mod client;
+mod complete;
 mod config;
 mod core_dumps;
 mod dead_letters;
@@ -30,11 +31,22 @@ mod webhook;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::app;
 use crate::config::{CONFIG_VARIABLE, Faults, Loaded};
 use crate::journal::AdminError;
+
+/// What is running: the version, the commit where whoever built it has said so, and the features.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let commit = option_env!("SENDBIRD_BRIDGE_COMMIT").filter(|commit| !commit.is_empty());
+    let commit = commit.map(|commit| format!("commit {commit}, ")).unwrap_or_default();
+    let features = app::features();
+    let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
+    format!("{} ({commit}features: {features})", env!("CARGO_PKG_VERSION"))
+});
 
 /// Exit code for wrong usage or configuration, as in sysexits.h.
 const USAGE: u8 = 64;
@@ -44,7 +56,7 @@ const USAGE: u8 = 64;
 /// Each delivery is checked, made durable, answered within 800 ms and published as a CloudEvent under its
 /// call_id or room_id. Try it without a broker: sendbird-bridge demo
 #[derive(Debug, Parser)]
-#[command(name = "sendbird-bridge", version, max_term_width = 100)]
+#[command(name = "sendbird-bridge", version = VERSION.as_str(), max_term_width = 100)]
 struct Cli {
     /// The configuration file (TOML); environment variables SENDBIRD_BRIDGE_… override it
     #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
@@ -96,6 +108,10 @@ enum Command {
     /// Print JSON Schema, AsyncAPI or OpenAPI of what this bridge does
     #[command(subcommand)]
     Schema(schema::Command),
+    /// Print the completions of a shell: sendbird-bridge completions bash > /etc/bash_completion.d/sendbird-bridge
+    Completions(complete::CompletionArgs),
+    /// Print the manual page, or write one for each command
+    Man(complete::ManArgs),
 }
 
 /// Why a command failed.
@@ -189,6 +205,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(command) => block_on(config::run(command, load()?, cli.log_format)),
         Command::Webhook(command) => block_on(webhook::run(command, load, describe)),
         Command::Schema(command) => schema::run(command, describe),
+        Command::Completions(args) => complete::completions(&args, Cli::command()),
+        Command::Man(args) => complete::man(&args, Cli::command()),
     }
 }
 

@@ -101,6 +101,41 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
+fn the_version_names_the_features_of_the_build() {
+    let said = run(&["--version"]).stdout();
+    assert!(said.starts_with(&format!("sendbird-bridge {} (", env!("CARGO_PKG_VERSION"))), "{said}");
+    assert_eq!(said.contains("kafka"), cfg!(feature = "kafka"), "{said}");
+    assert!(said.contains("features: "), "{said}");
+}
+
+#[test]
+fn shells_and_readers_of_manual_pages_know_every_command() {
+    let commands = ["serve", "send", "tail", "dead-letters", "reconcile", "completions"];
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = run(&["completions", shell]);
+        assert_eq!((ended.code(), ended.stderr()), (Some(0), String::new()), "{shell}");
+        for command in commands {
+            assert!(ended.stdout().contains(command), "{shell}: no {command}");
+        }
+    }
+    let syntax =
+        std::process::Command::new("bash").args(["-n", "-c", &run(&["completions", "bash"]).stdout()]).status();
+    assert!(syntax.is_ok_and(|status| status.success()), "bash takes its completions");
+    assert_eq!(run(&["completions", "nonsense"]).code(), Some(64));
+
+    // Hyphens are escaped in a page's source.
+    let page = run(&["man"]).stdout().replace('\\', "");
+    assert!(page.contains(".TH ") && commands.iter().all(|command| page.contains(command)), "{page}");
+    let dir = Config::new();
+    let pages = dir.dir().join("man");
+    let ended = run(&["man", "--to", pages.to_str().unwrap()]);
+    assert_eq!((ended.code(), ended.stdout()), (Some(0), String::new()), "{}", ended.stderr());
+    for name in ["sendbird-bridge.1", "sendbird-bridge-send.1", "sendbird-bridge-config-check.1"] {
+        assert!(pages.join(name).is_file(), "no {name}");
+    }
+}
+
+#[test]
 fn without_authentication_the_bridge_does_not_start() {
     let open = Config::new().unset("access.api_tokens");
     for config in [
