@@ -1,14 +1,17 @@
 //! `dead-letters`: what brokers refused for good, or an operator set aside.
 
+use std::collections::BTreeSet;
+
 use clap::Subcommand;
 use uuid::Uuid;
 
+use super::replay::until;
 use super::select::{JournalArgs, check_sink, event_id, id_text, short_type};
 use super::table::counted;
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::rfc3339;
-use crate::journal::{DeadLetter, JournalAdmin, StoredDeadLetter};
+use crate::journal::{AdminError, DeadLetter, JournalAdmin, StoredDeadLetter};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -34,7 +37,13 @@ pub(super) enum Command {
     ///
     /// They stay dead letters until a broker has them, and have no order towards other events of their key. One whose
     /// event is damaged, or whose sink is not configured, cannot be requeued.
-    Requeue(ChangeArgs),
+    Requeue {
+        #[command(flatten)]
+        change: ChangeArgs,
+        /// Wait until the running bridge has dealt with all of them, and say what became of them
+        #[arg(long)]
+        wait: bool,
+    },
     /// Delete them permanently
     Discard(ChangeArgs),
 }
@@ -99,7 +108,7 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
                 print(&format!("{}\n", String::from_utf8_lossy(&event.payload)))?;
             }
         }
-        Command::Requeue(ChangeArgs { journal, which, .. }) => {
+        Command::Requeue { change: ChangeArgs { journal, which, .. }, wait } => {
             let mut journal = journal.open(load)?;
             let found = which.find(&journal)?;
             let sinks = journal.sinks()?;
@@ -108,6 +117,9 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
             print(&requeued.describe())?;
             if which.id.is_some() && requeued.left_out() > 0 {
                 return Err(Failure::Failed("not requeued".into()));
+            }
+            if *wait {
+                return wait_for(&journal, which, &found);
             }
         }
         Command::Discard(ChangeArgs { journal, which, .. }) => {
@@ -118,6 +130,32 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
         }
     }
     Ok(())
+}
+
+/// Waits until none is queued any more, and says which are dead letters still.
+fn wait_for(journal: &JournalAdmin, which: &DeadLetterArgs, found: &[StoredDeadLetter]) -> Result<(), Failure> {
+    let sinks: BTreeSet<&str> = found.iter().map(|stored| stored.dead_letter.sink.as_str()).collect();
+    until(journal, || {
+        let waiting = sinks.iter().map(|sink| journal.requeued(sink));
+        Ok(waiting.sum::<Result<u64, AdminError>>()? == 0)
+    })?;
+    let id = which.id.map(Uuid::into_bytes);
+    let left = journal.dead_letters(which.sink.as_deref(), id.as_ref())?;
+    let place = |stored: &StoredDeadLetter| (stored.dead_letter.sink.clone(), stored.dead_letter.position);
+    let before: BTreeSet<_> = found.iter().map(place).collect();
+    let refused: Vec<_> = left.iter().filter(|stored| before.contains(&place(stored))).collect();
+    print(&format!("{} published, {} dead letters still\n", before.len() - refused.len(), refused.len()))?;
+    match refused.first() {
+        None => Ok(()),
+        Some(stored) => {
+            let DeadLetter { reason, detail, .. } = &stored.dead_letter;
+            Err(Failure::Failed(format!(
+                "{} of {} were refused again: {reason}: {detail}",
+                refused.len(),
+                before.len()
+            )))
+        }
+    }
 }
 
 /// What became of dead letters that were to be requeued.

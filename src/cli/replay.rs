@@ -1,5 +1,7 @@
 //! `replay`: publishes stored events once more, lists the replays under way, cancels them.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 
 use super::select::{EventFilterArgs, JournalArgs, check_sink};
@@ -8,6 +10,9 @@ use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
 use crate::journal::{JournalAdmin, ReplayStatus};
+
+/// Between two looks at what a bridge is doing.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// Publish stored events once more, with the same ids; list or cancel what is under way
 ///
@@ -40,6 +45,10 @@ pub(super) struct Args {
     /// Only count them
     #[arg(long)]
     dry_run: bool,
+
+    /// Wait until the running bridge has dealt with all of them, and say what became of them
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -83,7 +92,7 @@ struct CancelArgs {
 
 pub(super) fn run(args: &Args, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     let Some(command) = &args.command else { return start(args, load) };
-    if args.sink.is_some() || !args.which.is_empty() || args.all || args.rate.is_some() || args.dry_run {
+    if args.sink.is_some() || !args.which.is_empty() || args.all || args.rate.is_some() || args.dry_run || args.wait {
         return Err(Failure::Usage(
             "expected the arguments of `replay list` and `replay cancel` after the subcommand".into(),
         ));
@@ -116,8 +125,48 @@ fn start(args: &Args, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(
     if args.dry_run || intact == 0 {
         return print(&format!("{events} would be replayed to {sink}\n")).map(drop);
     }
-    let id = journal.replay(sink, &filter, intact, args.rate, Clock::system().now_ms())?;
-    print(&format!("{events} queued for {sink} as replay {id}; see: sendbird-bridge replay list\n")).map(drop)
+    if let Some(id) = journal.same_replay(sink, &filter)? {
+        return Err(Failure::Failed(format!(
+            "nothing was queued: the same events are under way to {sink} as replay {id}; see: sendbird-bridge replay list"
+        )));
+    }
+    let now_ms = Clock::system().now_ms();
+    let id = journal.replay(sink, &filter, intact, args.rate, now_ms)?;
+    let when =
+        if journal.is_in_use() { "the bridge publishes them now" } else { "the bridge publishes them when it starts" };
+    print(&format!("{events} queued for {sink} as replay {id}; {when}. See: sendbird-bridge replay list\n"))?;
+    if args.wait { wait(&journal, sink, id, intact, now_ms) } else { Ok(()) }
+}
+
+/// Waits until a replay is over, and says what became of its events.
+fn wait(journal: &JournalAdmin, sink: &str, id: u64, total: u64, since_ms: i64) -> Result<(), Failure> {
+    until(journal, || {
+        let replays = journal.replays(Some(sink))?;
+        Ok(replays.iter().all(|replay| replay.id != id))
+    })?;
+    let dead = journal.dead_letters(Some(sink), None)?;
+    let dead = dead.iter().filter(|stored| stored.dead_letter.at_ms >= since_ms).count() as u64;
+    print(&format!("replay {id} is over: {} dealt with\n", counted(total, "event")))?;
+    match dead {
+        0 => Ok(()),
+        dead => Err(Failure::Failed(format!(
+            "{sink} has {} since then; see: sendbird-bridge dead-letters list --sink {sink}",
+            counted(dead, "more dead letter")
+        ))),
+    }
+}
+
+/// Asks again and again until something is so, as long as a bridge runs that can bring it about.
+pub(super) fn until(journal: &JournalAdmin, mut is_so: impl FnMut() -> Result<bool, Failure>) -> Result<(), Failure> {
+    while !is_so()? {
+        if !journal.is_in_use() {
+            return Err(Failure::Failed(
+                "no bridge runs on this journal: what is queued stays queued until one does".into(),
+            ));
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    Ok(())
 }
 
 fn list(journal: &JournalAdmin, sink: Option<&str>, json: bool) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use super::open::{find_chain, refuse_first_format};
 use super::reader::Reader;
 use super::{
     BackfillCandidate, DeadLetter, EngineError, Filter, OpenError, ReadError, ReplayStatus, Row, StoredDeadLetter,
-    backfill, dead_letters, directory, progress, repair, replays, sqlite, state,
+    backfill, dead_letters, directory, inspect, progress, repair, replays, sqlite, state,
 };
 
 /// Rows written in one transaction.
@@ -293,6 +293,27 @@ impl JournalAdmin {
     pub fn replays(&self, sink: Option<&str>) -> Result<Vec<ReplayStatus>, AdminError> {
         let replays = replays::load_replays(&self.connection)?.into_iter().map(|replay| replay.status);
         Ok(replays.filter(|replay| sink.is_none_or(|sink| replay.sink == sink)).collect())
+    }
+
+    /// The number of a replay under way of the same events to the same sink.
+    ///
+    /// # Errors
+    /// When the state file cannot be read.
+    pub fn same_replay(&self, sink: &str, filter: &Filter) -> Result<Option<u64>, AdminError> {
+        Ok(replays::find_same(&self.connection, sink, filter)?)
+    }
+
+    /// How many requeued dead letters of a sink wait.
+    ///
+    /// # Errors
+    /// When the state file cannot be read.
+    pub fn requeued(&self, sink: &str) -> Result<u64, AdminError> {
+        Ok(sqlite::count_of(&self.connection, "resends", sink)?)
+    }
+
+    /// Whether a bridge runs on this journal.
+    pub fn is_in_use(&self) -> bool {
+        inspect::is_locked(&self.dir.join("lock"))
     }
 
     /// Cancels a replay: what is not published of it is not published. `false` if there is none of that number.

@@ -73,7 +73,7 @@ fn try_to_write(dir: &Path, existing: &Path) -> Result<(), String> {
 }
 
 /// Whether a process holds the lock, as the kernel tells; asking for the lock could make a bridge that starts fail.
-fn is_locked(lock: &Path) -> bool {
+pub(super) fn is_locked(lock: &Path) -> bool {
     let (Ok(file), Ok(locks)) = (std::fs::metadata(lock), std::fs::read_to_string("/proc/locks")) else { return false };
     let inode = format!(":{}", file.ino());
     let is_ours = |line: &str| {

@@ -122,9 +122,20 @@ impl Replays {
         let mut stored = load_replays(connection)?;
         stored.retain(|replay| sinks.get(&replay.status.sink).is_some());
         let mut replays = self.lock();
-        replays.retain(|id, _| stored.iter().any(|replay| replay.status.id == *id));
+        replays.retain(|id, replay| {
+            let kept = stored.iter().any(|stored| stored.status.id == *id);
+            if !kept {
+                let ReplayStatus { sink, done, total, .. } = &replay.status;
+                tracing::info!(replay = id, sink, done, events = total, "replay cancelled");
+            }
+            kept
+        });
         for replay in stored {
-            replays.entry(replay.status.id).or_insert(replay);
+            let ReplayStatus { id, sink, done, total, .. } = &replay.status;
+            if !replays.contains_key(id) {
+                tracing::info!(replay = id, sink, done, events = total, "replay begins");
+            }
+            replays.entry(*id).or_insert(replay);
         }
         Ok(())
     }
@@ -288,6 +299,13 @@ pub(super) fn insert_replay(
     let values = params![status.sink, filter, until as i64, status.rate, status.created_ms, status.total as i64, crc];
     connection.execute(sql, values)?;
     Ok(connection.last_insert_rowid() as u64)
+}
+
+/// The number of a replay under way of the same events to the same sink.
+pub(super) fn find_same(connection: &Connection, sink: &str, filter: &Filter) -> rusqlite::Result<Option<u64>> {
+    let same =
+        load_replays(connection)?.into_iter().find(|replay| replay.status.sink == sink && replay.filter == *filter);
+    Ok(same.map(|replay| replay.status.id))
 }
 
 /// Cancels a replay; `false` if there is none of that number.

@@ -260,8 +260,16 @@ impl StateWriter {
 pub(super) fn read_requests(connection: &Connection, shared: &Shared) -> rusqlite::Result<()> {
     for sink in shared.sinks.iter() {
         let name = &sink.spec.name;
-        sink.dead_letters.store(sqlite::count_of(connection, "dead_letters", name)?, Ordering::Relaxed);
-        sink.resends.store(sqlite::count_of(connection, "resends", name)?, Ordering::Relaxed);
+        let dead_letters = sqlite::count_of(connection, "dead_letters", name)?;
+        let requeued = sqlite::count_of(connection, "resends", name)?;
+        let discarded = sink.dead_letters.swap(dead_letters, Ordering::Relaxed).saturating_sub(dead_letters);
+        if discarded > 0 {
+            tracing::info!(sink = name, dead_letters = discarded, "an operator discarded dead letters");
+        }
+        let more = requeued.saturating_sub(sink.resends.swap(requeued, Ordering::Relaxed));
+        if more > 0 {
+            tracing::info!(sink = name, dead_letters = more, "requeued dead letters are published once more");
+        }
         let requests = sqlite::positions_of(connection, "set_aside_requests", name)?;
         lock(&sink.requests).update(requests);
     }

@@ -110,6 +110,36 @@ fn a_replay_is_listed_and_cancelled_with_and_without_a_bridge() {
 }
 
 #[test]
+fn a_replay_is_waited_for_queued_once_and_logged() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    let ids: Vec<String> = (0..3).map(|at| bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()).collect();
+    eventually("they are printed", || bridge.printed().count() == 3);
+    let said = done(&bridge, &["replay", "--sink", "lines", "--all", "--wait"]);
+    assert!(said.contains("the bridge publishes them now") && said.ends_with("3 events dealt with"), "{said}");
+    eventually("they are printed again", || bridge.printed().count() == 6);
+    for message in ["replay begins", "replay finished"] {
+        let logged = |line: &String| line.contains(message) && line.contains("\"replay\":1");
+        eventually(message, || bridge.log().so_far().iter().any(logged));
+    }
+    done(&bridge, &["replay", "--sink", "lines", "--key", "a", "--rate", "1"]);
+    let again = command(&bridge, &["replay", "--sink", "lines", "--key", "a"]);
+    assert_eq!(again.code(), Some(1));
+    assert!(again.stderr().contains("nothing was queued") && again.stderr().contains("replay 2"), "{}", again.stderr());
+    done(&bridge, &["replay", "cancel", "--all"]);
+    eventually("it is logged", || bridge.log().so_far().iter().any(|line| line.contains("replay cancelled")));
+
+    let config = bridge.config().clone();
+    bridge.stop();
+    let ended = config.process(&["replay", "--sink", "lines", "--id", &ids[0], "--wait"]).wait();
+    assert_eq!(ended.code(), Some(1));
+    assert!(
+        ended.stdout().contains("when it starts") && ended.stderr().contains("no bridge runs"),
+        "{}",
+        ended.stderr()
+    );
+}
+
+#[test]
 fn what_makes_no_sense_is_refused() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     for (arguments, word) in [
@@ -185,8 +215,16 @@ fn a_dead_letter_is_listed_shown_requeued_and_delivered() {
     let shown = done(&bridge, &["dead-letters", "show", &ids[0]]);
     assert_eq!(envelope(&shown)["id"].as_str(), Some(&*ids[0]));
 
+    let refused = command(&bridge, &["dead-letters", "requeue", "--id", &ids[1], "--wait"]);
+    assert_eq!(refused.code(), Some(1));
+    assert!(refused.stdout().contains("0 published, 1 dead letters still"), "{}", refused.stdout());
+    assert!(refused.stderr().contains("1 of 1 were refused again: unroutable"), "{}", refused.stderr());
+
     assert_eq!(done(&bridge, &["dead-letters", "discard", "--id", &ids[1]]), "1 discarded");
     eventually("it is counted", || dead() == 2.0);
+    for message in ["an operator discarded dead letters", "requeued dead letters are published once more"] {
+        eventually(message, || bridge.log().so_far().iter().any(|line| line.contains(message)));
+    }
     place.make(crate::support::broker::Limits::default());
     assert_eq!(done(&bridge, &["dead-letters", "requeue", "--sink", "broker", "--all"]), "2 requeued");
     eventually("they are delivered", || dead() == 0.0);
