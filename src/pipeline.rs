@@ -254,7 +254,7 @@ impl Forwarder {
         let total = backlog.queue.stuck();
         self.status.set_stuck(total);
         let mut targets = backlog.targets.all_parked();
-        if let Some((scope, parked)) = targets.find(|(_, parked)| !parked.heads.is_empty()) {
+        if let Some((scope, parked)) = targets.find(|(_, parked)| parked.candidate.is_some()) {
             log.stuck(scope.words(), parked.reason.as_str(), total, std::time::Instant::now());
         }
     }

@@ -15,7 +15,7 @@ use super::state_queue::StateOp;
 use super::state_writer::open_for_reading;
 use super::{
     AppendError, Appended, Closed, Command, DeadLetter, Entry, Health, Limits, Origin, Reader, Resend, ResendCursor,
-    ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters, lock,
+    ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters, lock, stuck,
 };
 
 /// Bytes that may wait for the writer, so that large bodies cannot fill the memory.
@@ -80,12 +80,21 @@ impl Journal {
 
     // ---- what a sink does ------------------------------------------------------------------------------------------
 
-    /// Where a sink goes on after a start. The waiting positions and the targets are given once.
+    /// Where a sink goes on after a start. The waiting positions are given once.
     pub fn resume(&self, sink: &str) -> Resume {
         let waiting = lock(&self.shared.resume).remove(sink);
-        let stuck = lock(&self.shared.stuck_targets).remove(sink);
         let frontier = self.shared.sinks.get(sink).map_or(0, |sink| sink.progress().frontier);
-        Resume { frontier, waiting: waiting.unwrap_or_default(), stuck: stuck.unwrap_or_default() }
+        Resume { frontier, waiting: waiting.unwrap_or_default() }
+    }
+
+    /// Calls `each` with the events of a sink that are stuck, in order of position, as far as they can be read. Blocks.
+    pub fn for_each_stuck(&self, sink: &str, each: impl FnMut(StuckEvent)) {
+        let read = self.read_state(|connection| stuck::for_each(connection, sink, each).map_err(NextError::Engine));
+        // The connection would keep many of the pages that it has read.
+        lock(&self.shared.state_reader).take();
+        if let Err(error) = read {
+            tracing::error!(%error, sink, "cannot read which events are stuck; trying them");
+        }
     }
 
     /// Records that a sink has read everything up to `through`, and that of it the positions of `waiting` are to be

@@ -69,7 +69,7 @@ pub use self::salvage::Salvaged;
 pub use self::settings::{DedupSettings, Settings};
 use self::shared::{Command, Shared};
 pub use self::sinks::{Resume, SinkSpec, WaitingKey};
-pub use self::stuck::{StuckEvent, StuckTarget};
+pub use self::stuck::StuckEvent;
 pub use self::stuck_admin::{ListedStuckEvent, StuckFilter};
 pub use self::verify::Fault;
 use crate::domain::clock::Clock;

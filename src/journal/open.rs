@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::backfill::Backfill;
 use super::chain::{self, Chain, Found, Released};
 use super::handle::Threads;
-use super::index::{Index, IndexEntry};
+use super::index::Index;
 use super::keeper::{Keeper, KeeperOptions};
 use super::keeper_signal::KeeperSignal;
 use super::reader::Reader;
@@ -26,7 +26,6 @@ use super::shared::{Newest, Shared};
 use super::sinks::{KindCounter, Progress, Sink, Sinks, WaitingKey};
 use super::state_queue::{StateOp, StateQueue};
 use super::state_writer::{StateWriter, read_requests};
-use super::stuck::{self, StuckTarget};
 use super::writer::Writer;
 use super::{Health, Journal, OpenError, Options, directory, lock, progress, repair, resends, sqlite, state};
 use crate::domain::dedup::Window;
@@ -78,7 +77,7 @@ impl Journal {
         };
         let ids = clean_up(&dir, &found).map_err(files)?;
 
-        let mut loaded = Loaded::new(&options, stored.progress, stored.stuck);
+        let mut loaded = Loaded::new(&options, stored.progress);
         loaded.read(&dir, &found, &ids, &options).map_err(files)?;
         let shared = Arc::new(loaded.shared(&dir, &found, &options, (stored.highest, stored.number), is_whole));
         shared.resends_dropped.store(stored.resends_dropped, Ordering::Relaxed);
@@ -139,7 +138,6 @@ fn unreadable(dir: &Path, source: io::Error) -> OpenError {
 /// What the state file says.
 struct Stored {
     progress: BTreeMap<String, Progress>,
-    stuck: BTreeMap<String, Vec<StuckTarget>>,
     /// The highest position that anything names, and the number of the newest segment.
     highest: u64,
     number: u64,
@@ -149,7 +147,7 @@ struct Stored {
 
 fn read_state(connection: &Connection, options: &Options, found: &Found) -> rusqlite::Result<Stored> {
     let names: Vec<&str> = options.sinks.iter().map(|sink| sink.name.as_str()).collect();
-    let (mut progress, mut stuck_targets) = (BTreeMap::new(), BTreeMap::new());
+    let mut progress = BTreeMap::new();
     for name in &names {
         let mut loaded = progress::load_progress(connection, name)?.unwrap_or_default();
         for position in sqlite::positions_of(connection, "stuck", name)? {
@@ -160,12 +158,10 @@ fn read_state(connection: &Connection, options: &Options, found: &Found) -> rusq
             }
         }
         progress.insert((*name).to_owned(), loaded);
-        stuck_targets.insert((*name).to_owned(), stuck::targets(connection, name)?);
     }
     progress::configure_sinks(connection, &names)?;
     Ok(Stored {
         progress,
-        stuck: stuck_targets,
         highest: progress::highest_position(connection, found.last)?,
         number: found.number.max(progress::load_proof(connection)?.0.min(u64::MAX / 2)),
         resends_dropped: resends::drop_orphans(connection, &names)?,
@@ -215,24 +211,19 @@ fn clean_up(dir: &Path, found: &Found) -> io::Result<Vec<(Name, i64)>> {
 struct Loaded {
     sinks: BTreeMap<String, Sink>,
     waiting: BTreeMap<String, Vec<WaitingKey>>,
-    stuck: BTreeMap<String, Vec<StuckTarget>>,
     window: Window,
     damaged: Vec<u64>,
 }
 
 impl Loaded {
-    fn new(
-        options: &Options,
-        mut progress: BTreeMap<String, Progress>,
-        stuck: BTreeMap<String, Vec<StuckTarget>>,
-    ) -> Self {
+    fn new(options: &Options, mut progress: BTreeMap<String, Progress>) -> Self {
         let mut sinks = BTreeMap::new();
         for spec in &options.sinks {
             let known = progress.remove(&spec.name).unwrap_or_default();
             sinks.insert(spec.name.clone(), Sink::new(spec.clone(), known));
         }
         let window = Window::new(options.dedup.window.as_millis(), options.dedup.max_ids);
-        Self { sinks, waiting: BTreeMap::new(), stuck, window, damaged: Vec::new() }
+        Self { sinks, waiting: BTreeMap::new(), window, damaged: Vec::new() }
     }
 
     /// Reads the indexes of the segments in which a sink or the window needs something.
@@ -241,7 +232,7 @@ impl Loaded {
         self.damaged.extend(&found.damaged);
         let mut ids = Vec::new();
         for (name, _) in released.iter().filter(|(_, newest_ms)| *newest_ms > since_ms) {
-            ids.push(Index::read(&name.ids(dir))?.0);
+            ids.extend(ids_since(&Index::read(&name.ids(dir))?.0, since_ms));
         }
         let mut kept = BTreeMap::<String, Vec<u64>>::new();
         for segment in &found.segments {
@@ -261,13 +252,13 @@ impl Loaded {
                 count_pending(sink, &index, waiting, kept);
             }
             if in_window {
-                ids.push(index);
+                ids.extend(ids_since(&index, since_ms));
             }
         }
         for sink in self.sinks.values() {
             drop_what_is_gone(sink, kept.get(&sink.spec.name).map_or(&[], Vec::as_slice), found);
         }
-        fill_window(&mut self.window, options, ids);
+        fill_window(&mut self.window, options.dedup.max_ids, ids);
         Ok(())
     }
 
@@ -312,7 +303,6 @@ impl Loaded {
             candidates_wait: AtomicBool::new(true),
             backfilled: Mutex::default(),
             resume: Mutex::new(std::mem::take(&mut self.waiting)),
-            stuck_targets: Mutex::new(std::mem::take(&mut self.stuck)),
             state_reader: Mutex::default(),
             state_edition: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -434,19 +424,26 @@ fn supervised(name: &str, shared: &Arc<Shared>, run: impl FnOnce() + Send + 'sta
     })
 }
 
-/// The ids that were accepted within the window, oldest first, as far as index files tell them.
-fn fill_window(window: &mut Window, options: &Options, indexes: Vec<Index>) {
-    let since_ms = options.clock.now_ms().saturating_sub(options.dedup.window.as_millis());
-    let mut entries: Vec<IndexEntry> = indexes
-        .into_iter()
-        .flat_map(|index| index.entries)
-        .filter(|entry| entry.accepted_ms > since_ms && entry.id != [0; 16])
-        .collect();
+/// An id that was accepted. Of an index it is all that the window needs, and there may be a million.
+struct AcceptedId {
+    position: u64,
+    accepted_ms: i64,
+    id: [u8; 16],
+}
+
+/// The ids that were accepted within the window, as far as an index file tells them.
+fn ids_since(index: &Index, since_ms: i64) -> impl Iterator<Item = AcceptedId> {
+    let known = index.entries.iter().filter(move |entry| entry.accepted_ms > since_ms && entry.id != [0; 16]);
+    known.map(|entry| AcceptedId { position: entry.position, accepted_ms: entry.accepted_ms, id: entry.id })
+}
+
+/// Remembers the newest ids, oldest first.
+fn fill_window(window: &mut Window, max_ids: usize, mut ids: Vec<AcceptedId>) {
     // A compacted segment holds again what the released one held.
-    entries.sort_unstable_by_key(|entry| entry.position);
-    entries.dedup_by_key(|entry| entry.position);
-    let skip = entries.len().saturating_sub(options.dedup.max_ids);
-    for entry in entries.into_iter().skip(skip) {
-        window.insert(entry.id, entry.position, entry.accepted_ms);
+    ids.sort_unstable_by_key(|id| id.position);
+    ids.dedup_by_key(|id| id.position);
+    let skip = ids.len().saturating_sub(max_ids);
+    for AcceptedId { position, accepted_ms, id } in ids.into_iter().skip(skip) {
+        window.insert(id, position, accepted_ms);
     }
 }

@@ -16,7 +16,6 @@ use super::replays::Replays;
 use super::segment::{self, Name, Proof};
 use super::sinks::{Sinks, WaitingKey, add};
 use super::state_queue::StateQueue;
-use super::stuck::StuckTarget;
 use super::{AppendError, Appended, DISK_RESERVE, Entry, Health, lock};
 use crate::domain::clock::Clock;
 
@@ -64,9 +63,7 @@ pub(super) struct Shared {
     pub(super) backfilled: Mutex<Vec<i64>>,
     /// What each sink goes on with after a start, until it asks.
     pub(super) resume: Mutex<BTreeMap<String, Vec<WaitingKey>>>,
-    /// For each sink, the targets that failed when it stopped; given once.
-    pub(super) stuck_targets: Mutex<BTreeMap<String, Vec<StuckTarget>>>,
-    /// For reading resends.
+    /// For reading resends, and at a start what is stuck.
     pub(super) state_reader: Mutex<Option<Connection>>,
     /// How often the state file was replaced by a new one: connections to the one before see nothing new.
     pub(super) state_edition: AtomicU64,

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::lock;
 use super::positions::Positions;
-use super::stuck::{StuckEvent, StuckTarget};
+use super::stuck::StuckEvent;
 use crate::domain::glob;
 
 /// A configured sink, as far as the journal has to know it.
@@ -37,8 +37,6 @@ pub struct Resume {
     pub frontier: u64,
     /// What of that it has not dealt with, in order of position.
     pub waiting: Vec<WaitingKey>,
-    /// The targets that failed when it stopped.
-    pub stuck: Vec<StuckTarget>,
 }
 
 /// A waiting position and the hash of its key.

@@ -1,6 +1,5 @@
 //! Events that a sink cannot publish for a reason of their own or of their target, as operators see them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use rusqlite::{Connection, Row as SqlRow, Transaction, params};
@@ -23,21 +22,6 @@ pub struct StuckEvent {
     pub detail: Arc<str>,
     /// The topic and partition, exchange and routing key or subject; empty if it is about the event alone.
     pub target: Arc<str>,
-}
-
-/// A target of which events are stuck.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StuckTarget {
-    /// As in [`StuckEvent::target`]; never empty.
-    pub target: Arc<str>,
-    /// When the first of the events was tried, in Unix milliseconds.
-    pub since_ms: i64,
-    /// The kind of failure, from the sinks' closed set.
-    pub reason: Arc<str>,
-    /// What the broker said of that event.
-    pub detail: Arc<str>,
-    /// The positions of all of them, in order.
-    pub positions: Vec<u64>,
 }
 
 /// The tables: the stuck events themselves, and what an operator wants to be done about them. What a sink publishes or
@@ -91,27 +75,8 @@ pub(super) fn list(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<
     Ok(listed)
 }
 
-/// The targets of which events are stuck.
-pub(super) fn targets(connection: &Connection, sink: &str) -> rusqlite::Result<Vec<StuckTarget>> {
-    let mut targets = HashMap::<Arc<str>, StuckTarget>::new();
-    // Not grouped by the engine, which would sort all rows in memory.
-    for_each(connection, sink, |StuckEvent { position, since_ms, reason, detail, target, .. }| {
-        if target.is_empty() {
-            return;
-        }
-        let known = targets.entry(target).or_insert_with_key(|target| {
-            let (target, reason, detail) = (Arc::clone(target), Arc::clone(&reason), Arc::clone(&detail));
-            StuckTarget { target, since_ms, reason, detail, positions: Vec::with_capacity(1) }
-        });
-        known.positions.push(position);
-        if since_ms < known.since_ms {
-            (known.since_ms, known.reason, known.detail) = (since_ms, reason, detail);
-        }
-    })?;
-    Ok(targets.into_values().collect())
-}
-
-fn for_each(connection: &Connection, sink: &str, mut each: impl FnMut(StuckEvent)) -> rusqlite::Result<()> {
+/// Calls `each` with the stuck events of a sink in order of position: there may be many.
+pub(super) fn for_each(connection: &Connection, sink: &str, mut each: impl FnMut(StuckEvent)) -> rusqlite::Result<()> {
     let sql = "SELECT position, since_ms, tries, reason, detail, target FROM stuck WHERE sink = ?1 ORDER BY position";
     let [mut reasons, mut details, mut targets] = [(); 3].map(|()| Repeated::default());
     let event = |row: &SqlRow<'_>| {

@@ -65,15 +65,17 @@ impl Backlog {
         let (name, journal) = (forwarder.name.clone(), forwarder.journal.clone());
         let (now, unix_ms) = (Instant::now(), forwarder.clock.now_ms());
         let (queue, targets, frontier) = tokio::task::spawn_blocking(move || {
-            let Resume { frontier, waiting, stuck } = journal.resume(&name);
-            let positions = stuck.iter().flat_map(|target| &target.positions).copied().collect();
-            let queue = KeyedQueue::resume(&waiting, &positions);
+            let Resume { frontier, waiting } = journal.resume(&name);
+            let mut queue = KeyedQueue::resume(&waiting);
             let begun = Moment { at: now, connected: Duration::ZERO, unix_ms, random: 0.0 };
             let mut targets = Targets::new(now);
-            for target in stuck {
-                let heads = target.positions.iter().filter_map(|position| head_at(&waiting, *position));
-                targets.resume(&target, heads.filter(|head| queue.is_parked(*head)).collect(), &begun);
-            }
+            journal.for_each_stuck(&name, |event| {
+                // What was stuck for a reason of its own is tried.
+                if !event.target.is_empty() {
+                    let head = head_at(&waiting, event.position).filter(|head| queue.resume_stuck(*head));
+                    targets.resume(&event, head, &begun);
+                }
+            });
             (queue, targets, frontier)
         })
         .await?;

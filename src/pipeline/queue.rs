@@ -161,32 +161,26 @@ struct Held {
 }
 
 impl KeyedQueue {
-    /// What was waiting when the sink stopped. Those of it that were recorded as stuck are parked, each if it is the first
-    /// of its key.
-    pub(super) fn resume(waiting: &[WaitingKey], stuck: &HashSet<u64>) -> Self {
+    /// What was waiting when the sink stopped.
+    pub(super) fn resume(waiting: &[WaitingKey]) -> Self {
         let mut order: Vec<_> = waiting.iter().map(|event| (event.key_hash, Place::live(event.position))).collect();
         order.sort_unstable();
-        let (mut unread, mut last, mut parked) = (Vec::new(), None, 0);
+        let (mut unread, mut last) = (Vec::new(), None);
         let marked = order.into_iter().map(|(key_hash, place)| {
             let is_first = last.replace(key_hash) != Some(key_hash);
-            let stuck = is_first && stuck.contains(&place.0);
-            let state = match (is_first, stuck) {
-                (false, _) => State::Behind,
-                (true, true) => State::Parked,
-                (true, false) => State::Unread,
-            };
-            if state == State::Unread {
+            let state = if is_first { State::Unread } else { State::Behind };
+            if is_first {
                 unread.push(Reverse(Head { place, key_hash }));
             }
-            parked += usize::from(stuck);
-            ((key_hash, place), Mark { state, stuck })
+            ((key_hash, place), Mark { state, stuck: false })
         });
         let waiting = marked.collect();
-        Self { waiting, unread: BinaryHeap::from(unread), stuck: parked, ..Self::default() }
+        Self { waiting, unread: BinaryHeap::from(unread), ..Self::default() }
     }
 
-    pub(super) fn is_parked(&self, head: Head) -> bool {
-        self.waiting.get(&(head.key_hash, head.place)).is_some_and(|mark| mark.state == State::Parked)
+    /// An event that was recorded as stuck when the sink stopped is parked unread. `false` if it is not the first of its key.
+    pub(super) fn resume_stuck(&mut self, head: Head) -> bool {
+        self.change(head, State::Unread, State::Parked) && self.mark_stuck(head)
     }
 
     /// How many events wait or are in flight.

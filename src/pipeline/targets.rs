@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::BACKOFF;
 use super::queue::{Head, Place};
-use crate::journal::StuckTarget;
+use crate::journal::StuckEvent;
 use crate::sink::{Fault, Reason, Target};
 
 /// How many events for parked targets are tried in a second, all targets together, if none of them succeeds.
@@ -160,19 +160,29 @@ impl Targets {
         }
     }
 
-    /// A target failed when the sink stopped, and of what was stuck, `heads` are parked still. They and what else goes there
-    /// wait, and one of them is tried at once: were all of them tried, they would hold up all other events at every start.
-    pub(super) fn resume(&mut self, stuck: &StuckTarget, heads: Vec<Head>, now: &Moment) {
+    /// An event was stuck when the sink stopped; `head`, if it is parked still. It and what else goes to its target wait,
+    /// and one of them is tried at once: were all of them tried, they would hold up all other events at every start.
+    pub(super) fn resume(&mut self, stuck: &StuckEvent, head: Option<Head>, now: &Moment) {
         let scope = Scope::Target(Target::new(Arc::clone(&stuck.target)));
-        let mut parked = Parked::new(self.shared_detail(&stuck.detail));
-        parked.reason = Reason::parse(&stuck.reason).unwrap_or(Reason::Other);
-        parked.since_ms = stuck.since_ms;
-        parked.failing_since = Some(now.connected);
-        (parked.is_stuck, parked.is_expected) = (true, heads.is_empty());
+        let detail = self.shared_detail(&stuck.detail);
+        let parked = self.parked.entry(scope.clone()).or_insert_with(|| {
+            let mut parked = Parked::new(Arc::clone(&detail));
+            (parked.since_ms, parked.failing_since) = (i64::MAX, Some(now.connected));
+            (parked.is_stuck, parked.is_expected) = (true, true);
+            Box::new(parked)
+        });
+        // What is said of a target is what is known of the event that was stuck first.
+        if stuck.since_ms < parked.since_ms {
+            (parked.since_ms, parked.detail) = (stuck.since_ms, detail);
+            parked.reason = Reason::parse(&stuck.reason).unwrap_or(Reason::Other);
+        }
+        match (head, parked.candidate) {
+            (Some(head), Some(_)) => parked.push(head),
+            (Some(_), None) => (parked.candidate, parked.is_expected) = (head, false),
+            (None, _) => {}
+        }
         // Should nothing be lined up for it, it is forgotten then.
-        let due = if heads.is_empty() { now.at + EXPECTED } else { now.at };
-        parked.heads = heads.into_iter().map(Reverse).collect();
-        self.parked.insert(scope.clone(), Box::new(parked));
+        let due = if parked.is_expected { now.at + EXPECTED } else { now.at };
         self.schedule(&scope, Some(due));
     }
 

@@ -666,7 +666,7 @@ async fn an_event_that_is_no_longer_kept_is_counted_and_holds_up_nothing() {
     let forwarder = bench.forwarder(&[]);
     bench.journal().enqueue("s", 1, &[1]);
     let mut backlog = Backlog::resume(&forwarder).await.unwrap();
-    backlog.queue = KeyedQueue::resume(&[1, 2].map(|position| WaitingKey { position, key_hash: 7 }), &HashSet::new());
+    backlog.queue = KeyedQueue::resume(&[1, 2].map(|position| WaitingKey { position, key_hash: 7 }));
     backlog.reading = backlog.queue.take_unread(9);
     let found = backlog.reading.iter().map(|unread| (unread.head, None)).collect();
     backlog.load(&forwarder, found);

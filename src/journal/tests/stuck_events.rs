@@ -46,13 +46,20 @@ fn a_start_knows_the_targets_of_what_is_stuck() {
     flush(&journal);
     journal.close();
     let journal = bench.open();
-    let mut stuck = journal.resume("a").stuck;
-    stuck.sort_by(|a, b| a.target.cmp(&b.target));
-    let found = stuck.iter().map(|StuckTarget { target, since_ms, detail, positions, .. }| {
-        (&**target, *since_ms, &**detail, &positions[..])
+    let mut found = Vec::new();
+    journal.for_each_stuck("a", |StuckEvent { position, target, since_ms, detail, .. }| {
+        found.push((position, target.to_string(), since_ms, detail.to_string()));
     });
-    let expected = [("topic \"x\"", 5, "gone", &[3, 4, 12][..]), ("topic \"y\"", 4, "unknown topic", &[9])];
-    assert_eq!(found.collect::<Vec<_>>(), expected, "of the oldest, with all positions");
+    let event =
+        |position, target: &str, since_ms, detail: &str| (position, target.to_owned(), since_ms, detail.to_owned());
+    let expected = [
+        event(3, "topic \"x\"", 7, "unknown topic"),
+        event(4, "topic \"x\"", 7, "unknown topic"),
+        event(6, "", 7, "unknown topic"),
+        event(9, "topic \"y\"", 4, "unknown topic"),
+        event(12, "topic \"x\"", 5, "gone"),
+    ];
+    assert_eq!(found, expected);
     journal.close();
 }
 

@@ -28,11 +28,16 @@ fn head(n: u64) -> Head {
 
 fn queue(events: u64) -> KeyedQueue {
     let waiting = (1..=events).map(|position| WaitingKey { position, key_hash: position });
-    KeyedQueue::resume(&waiting.collect::<Vec<_>>(), &HashSet::new())
+    KeyedQueue::resume(&waiting.collect::<Vec<_>>())
 }
 
 fn fault(detail: &str) -> Fault {
     Fault { reason: Reason::NotFound, detail: detail.into() }
+}
+
+fn stuck(position: u64, scope: &Scope) -> StuckEvent {
+    let (reason, detail) = ("not_found".into(), "no such topic".into());
+    StuckEvent { position, since_ms: 3, tries: 1, reason, detail, target: scope.shared_words() }
 }
 
 impl Bench {
@@ -92,15 +97,8 @@ fn one_event_of_a_failing_target_is_tried_after_a_growing_pause() {
 #[test]
 fn of_a_target_that_failed_before_a_restart_one_event_is_tried_and_the_others_wait() {
     let mut bench = Bench::new();
-    let stuck = |n: u64| StuckTarget {
-        target: target(n).shared_words(),
-        since_ms: 3,
-        reason: "not_found".into(),
-        detail: "no such topic".into(),
-        positions: Vec::new(),
-    };
     let now = bench.moment();
-    (1..=2).for_each(|n| bench.targets.resume(&stuck(n), Vec::new(), &now));
+    (1..=2).for_each(|n| bench.targets.resume(&stuck(n, &target(n)), None, &now));
     assert_eq!(bench.release(), [0; 0], "nothing is known to go there yet");
     assert!(bench.targets.holds(Place::live(5), &target(1)));
     bench.park(&target(1), head(5));
@@ -121,17 +119,17 @@ fn of_a_target_that_failed_before_a_restart_one_event_is_tried_and_the_others_wa
 fn what_was_stuck_before_a_restart_is_tried_with_one_event_and_follows_when_it_succeeds() {
     let mut bench = Bench::new();
     let scope = target(1);
-    let stuck = StuckTarget {
-        target: scope.shared_words(),
-        since_ms: 3,
-        reason: "not_found".into(),
-        detail: "no such topic".into(),
-        positions: vec![4, 5, 6],
-    };
     let waiting = [4, 5, 6].map(|position| WaitingKey { position, key_hash: position });
-    let mut queue = KeyedQueue::resume(&waiting, &HashSet::from([4, 5, 6]));
+    let mut queue = KeyedQueue::resume(&waiting);
     let now = bench.moment();
-    bench.targets.resume(&stuck, [4, 5, 6].map(head).to_vec(), &now);
+    for n in 4..=6 {
+        assert!(queue.resume_stuck(head(n)));
+        let since_ms = if n == 5 { 2 } else { 3 };
+        let detail = format!("no such topic, {n}").into();
+        bench.targets.resume(&StuckEvent { since_ms, detail, ..stuck(n, &scope) }, Some(head(n)), &now);
+    }
+    let parked = &bench.targets.parked[&scope];
+    assert_eq!((parked.since_ms, &*parked.detail), (2, "no such topic, 5"), "of the oldest");
     check_probes(&bench.targets);
     assert_eq!(bench.release(), [4], "one at once");
     bench.failed(&scope, 4);
