@@ -506,8 +506,9 @@ impl Model {
             if !is_configured {
                 model.requeued.clear();
                 self.replays.retain(|_, (sink, _)| *sink != name);
-                // What was not durable when it was configured last is not known.
+                // What was not durable when it was configured last is not known, nor anything without the state.
                 model.now = model.durable.clone();
+                model.is_known &= restart != Restart::StateDamaged;
             } else {
                 let resume = self.journal.resume(name);
                 let found = Published { frontier: resume.frontier, waiting: waiting(&resume).into_iter().collect() };

@@ -210,7 +210,9 @@ fn check_after_damage(bench: &Bench, what: &str) {
         assert!(kept.contains(&position) && waits, "{what}: {position} is lost");
     }
     let appended = append(&journal, Entry { id: fastrand::u128(..).to_le_bytes(), ..bench.entry(1) }).unwrap();
-    assert!(matches!(appended, Appended::Stored(position) if position > 401), "{what}: {appended:?}");
+    let Appended::Stored(newest) = appended else { panic!("{what}: {appended:?}") };
+    // Where a damaged position was taken for the highest, some are left out.
+    assert!(newest > 401, "{what}: {newest}");
     let mut resends = ResendCursor::default();
     for _ in 0..3 {
         drop(journal.next_resends("a", &mut resends, ALL));
@@ -232,7 +234,8 @@ fn check_after_damage(bench: &Bench, what: &str) {
     for position in kept.iter().copied().filter(|position| *position != 40) {
         journal.acknowledge("a", position);
     }
-    journal.enqueue("a", last + 1, &[]);
+    assert!(last < newest, "{what}: {last}, {newest}");
+    journal.enqueue("a", newest, &[]);
     assert_eq!(journal.pending("a"), 0, "{what}");
     journal.close();
     let journal = bench.open();
