@@ -67,7 +67,9 @@ impl Health {
 
 /// Answers do not arrive on this connection.
 pub(super) fn inbox_refused(user: &str) -> Failure {
-    let detail = format!("{user} may not subscribe to \"_INBOX.>\" (or below inbox_prefix, if that is set), where answers and acknowledgements arrive");
+    let detail = format!(
+        "{user} may not subscribe to \"_INBOX.>\" (or below inbox_prefix, if that is set), where answers and acknowledgements arrive"
+    );
     Failure::fatal(Reason::NotAuthorized, detail)
 }
 
