@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use futures_util::future::join_all;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::machine;
+use super::output::OutputArgs;
 use super::table::counted;
 use super::{Failure, LogFormat, print};
 use crate::app;
@@ -26,6 +28,8 @@ pub(super) enum Command {
         /// Create missing topics, exchanges, queues and streams, as far as the configuration lets serve create them
         #[arg(long, requires = "connect")]
         create: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Print the effective values and where each comes from; secrets are hidden
     Show,
@@ -34,18 +38,23 @@ pub(super) enum Command {
 /// The configuration was found right, or it would not have been loaded.
 pub(super) async fn run(command: Command, loaded: Loaded, format: LogFormat) -> Result<(), Failure> {
     match command {
-        Command::Check { connect, create } => {
+        Command::Check { connect, create, output } => {
             let settings = loaded.warnings.iter().map(ToString::to_string);
             for warning in settings.chain(machine::warnings(&loaded.config)) {
                 match format {
+                    _ if output.is_json() => drop(print(&format!("{}\n", json!({ "warning": warning })))?),
                     LogFormat::Text => eprintln!("warning: {warning}"),
                     LogFormat::Json => tracing::warn!("{warning}"),
                 }
             }
             let sinks = loaded.config.sinks.len();
-            print(&format!("configuration OK ({})\n", counted(sinks as u64, "sink")))?;
+            print(&if output.is_json() {
+                format!("{}\n", json!({ "configuration": "ok", "sinks": sinks }))
+            } else {
+                format!("configuration OK ({})\n", counted(sinks as u64, "sink"))
+            })?;
             if connect {
-                return check_sinks(&loaded.config, create).await;
+                return check_sinks(&loaded.config, create, output.is_json()).await;
             }
         }
         Command::Show => {
@@ -56,7 +65,7 @@ pub(super) async fn run(command: Command, loaded: Loaded, format: LogFormat) -> 
 }
 
 /// Asks all brokers at once, and prints what each check has found in the order of the sinks' names.
-async fn check_sinks(config: &Config, create: bool) -> Result<(), Failure> {
+async fn check_sinks(config: &Config, create: bool, as_json: bool) -> Result<(), Failure> {
     let mut sinks = Vec::new();
     for (name, sink) in &config.sinks {
         sinks.push(app::make_sink(name, sink, config).map_err(Failure::other)?);
@@ -69,15 +78,16 @@ async fn check_sinks(config: &Config, create: bool) -> Result<(), Failure> {
     });
     let mut faulty = 0;
     for ((name, sink), findings) in config.sinks.iter().zip(join_all(checks).await) {
-        let prefix = format!("sinks.{name} ({})", sink.kind.label());
-        if findings.iter().any(|finding| matches!(finding, Finding::Fault(_))) {
-            faulty += 1;
-        } else {
-            print(&format!("{prefix}: OK\n"))?;
+        let kind = sink.kind.label();
+        let is_ok = !findings.iter().any(|finding| matches!(finding, Finding::Fault(_)));
+        faulty += usize::from(!is_ok);
+        if as_json {
+            let findings: Vec<_> = findings.iter().map(finding_as_json).collect();
+            print(&format!("{}\n", json!({ "sink": name, "type": kind, "ok": is_ok, "findings": findings })))?;
+            continue;
         }
-        for finding in findings {
-            print(&format!("{prefix}: {finding}\n"))?;
-        }
+        let said = is_ok.then(|| "OK".to_owned()).into_iter().chain(findings.iter().map(ToString::to_string));
+        print(&said.map(|said| format!("sinks.{name} ({kind}): {said}\n")).collect::<String>())?;
     }
     match faulty {
         0 => Ok(()),
@@ -86,4 +96,17 @@ async fn check_sinks(config: &Config, create: bool) -> Result<(), Failure> {
             counted(config.sinks.len() as u64, "sink")
         ))),
     }
+}
+
+fn finding_as_json(finding: &Finding) -> Value {
+    let (name, detail) = match finding {
+        Finding::Fault(fault) => {
+            return json!({ "finding": "fault", "reason": fault.reason.as_str(), "detail": fault.detail });
+        }
+        Finding::Warning(text) => ("warning", text),
+        Finding::WillCreate(what) => ("will_be_created", what),
+        Finding::Created(what) => ("created", what),
+        Finding::NotChecked(what) => ("not_checked", what),
+    };
+    json!({ "finding": name, "detail": detail })
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use clap::Subcommand;
 use uuid::Uuid;
 
+use super::output::OutputArgs;
 use super::replay::until;
 use super::select::{JournalArgs, check_sink, event_id, id_text, short_type};
 use super::table::counted;
@@ -21,9 +22,8 @@ pub(super) enum Command {
         journal: JournalArgs,
         #[command(flatten)]
         which: DeadLetterArgs,
-        /// JSON lines instead of a table
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Print the envelope of a dead letter
     Show {
@@ -89,11 +89,11 @@ impl DeadLetterArgs {
 
 pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     match command {
-        Command::List { journal, which, json } => {
+        Command::List { journal, which, output } => {
             let found = which.find(&journal.open(load)?)?;
-            let line = if *json { json_line } else { table_line };
+            let line = if output.is_json() { json_line } else { table_line };
             print(&found.iter().map(line).collect::<String>())?;
-            if !json {
+            if !output.is_json() {
                 print(&format!("{}\n", counted(found.len() as u64, "dead letter")))?;
             }
         }

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use indicatif::{BinaryBytes, HumanCount};
+use serde_json::{Value, json};
 
+use super::output::OutputArgs;
 use super::select::{JournalArgs, id_text, short_type};
-use super::table::counted;
+use super::table::{counted, table};
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
-use crate::domain::clock::rfc3339;
-use crate::domain::units::Size;
+use crate::domain::clock::{Clock, rfc3339};
 use crate::journal::{Fault, JournalAdmin, ReplayStatus, Row, Salvaged, SinkSummary, Summary};
 
 #[derive(Debug, Subcommand)]
@@ -18,11 +20,15 @@ pub(super) enum Command {
     Stats {
         #[command(flatten)]
         journal: JournalArgs,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Read every event and check the files, and name what is damaged; exit code 1 if anything is
     Verify {
         #[command(flatten)]
         journal: JournalArgs,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Write all that can be read of a stopped bridge's journal into a new one
     ///
@@ -39,50 +45,89 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     match command {
-        Command::Stats { journal } => {
+        Command::Stats { journal, output } => {
             let journal = journal.open(load)?;
-            let summary = journal.summary()?;
-            let replays = journal.replays(None)?;
-            print(&describe(&summary, &replays)).map(drop)
+            let (summary, replays) = (journal.summary()?, journal.replays(None)?);
+            let text = if output.is_json() {
+                format!("{}\n", as_json(&summary, &replays))
+            } else {
+                describe(&summary, &replays, Clock::system().now_ms())
+            };
+            print(&text).map(drop)
         }
-        Command::Verify { journal } => verify(&journal.open(load)?),
+        Command::Verify { journal, output } => verify(&journal.open(load)?, output.is_json()),
         Command::Salvage { journal, to } => salvage(&journal.dir(load)?, to),
     }
 }
 
-fn describe(summary: &Summary, replays: &[ReplayStatus]) -> String {
-    let at = |ms| rfc3339(ms).unwrap_or_default();
+fn describe(summary: &Summary, replays: &[ReplayStatus], now_ms: i64) -> String {
+    let at = |ms| {
+        let age = jiff::SignedDuration::from_secs(now_ms.saturating_sub(ms).max(0) / 1000);
+        format!("{} ({age:#} ago)", rfc3339(ms).unwrap_or_default())
+    };
     let Summary { dir, first_position, last_position, records, segments, bytes, candidates, .. } = summary;
     let mut text = format!("{}\n", dir.display());
-    text += &format!("events        {records}, positions {first_position} to {last_position}\n");
+    let mut line = |name: &str, value: String| text += &format!("{name:<16}{value}\n");
+    line("events", format!("{}, positions {first_position} to {last_position}", HumanCount(*records)));
     if let Some((oldest, newest)) = summary.accepted_ms {
-        text += &format!("accepted      {} to {}\n", at(oldest), at(newest));
+        line("oldest", at(oldest));
+        line("newest", at(newest));
     }
     if let Some((position, accepted_ms)) = summary.complete_from.filter(|(position, _)| position > first_position) {
-        text += &format!("complete from {}, position {position}\n", at(accepted_ms));
+        line("complete from", format!("{}, position {position}", rfc3339(accepted_ms).unwrap_or_default()));
     }
-    text += &format!("size          {} in {}\n", Size(*bytes), counted(*segments, "segment"));
+    line("size", format!("{} in {}", BinaryBytes(*bytes), counted(*segments, "segment")));
     if *candidates > 0 {
-        text += &format!("backfill      {}, which the bridge has yet to store\n", counted(*candidates, "candidate"));
+        line("backfill", format!("{}, which the bridge has yet to store", counted(*candidates, "candidate")));
     }
-    for SinkSummary { name, cursor, pending, stuck, dead_letters, requeued } in &summary.sinks {
-        let replays = replays.iter().filter(|replay| replay.sink == *name);
-        let to_replay: u64 = replays.map(|replay| replay.total.saturating_sub(replay.done)).sum();
-        text += &format!(
-            "sink {name}: cursor {cursor}, pending {pending}, stuck {stuck}, dead letters {dead_letters}, to requeue \
-             {requeued}, to replay {to_replay}\n"
-        );
-    }
-    text
+    let rows = summary.sinks.iter().map(|sink| {
+        let numbers =
+            [sink.cursor, sink.pending, sink.stuck, sink.dead_letters, sink.requeued, to_replay(sink, replays)];
+        std::iter::once(sink.name.clone()).chain(numbers.map(|number| number.to_string())).collect()
+    });
+    let names = ["SINK", "CURSOR", "PENDING", "STUCK", "DEAD LETTERS", "TO REQUEUE", "TO REPLAY"];
+    if summary.sinks.is_empty() { text } else { text + "\n" + &table(&names, rows.collect()) }
 }
 
-fn verify(journal: &JournalAdmin) -> Result<(), Failure> {
+fn to_replay(sink: &SinkSummary, replays: &[ReplayStatus]) -> u64 {
+    let replays = replays.iter().filter(|replay| replay.sink == sink.name);
+    replays.map(|replay| replay.total.saturating_sub(replay.done)).sum()
+}
+
+fn as_json(summary: &Summary, replays: &[ReplayStatus]) -> Value {
+    let (oldest, newest) = summary.accepted_ms.unzip();
+    let at = |ms: Option<i64>| ms.and_then(rfc3339);
+    let sinks = summary.sinks.iter().map(|sink| {
+        json!({
+            "name": sink.name, "cursor": sink.cursor, "pending": sink.pending, "stuck": sink.stuck,
+            "dead_letters": sink.dead_letters, "to_requeue": sink.requeued, "to_replay": to_replay(sink, replays),
+        })
+    });
+    json!({
+        "dir": summary.dir, "events": summary.records, "first_position": summary.first_position,
+        "last_position": summary.last_position, "oldest": at(oldest), "newest": at(newest),
+        "complete_from": summary.complete_from.map(|(position, _)| position), "segments": summary.segments,
+        "bytes": summary.bytes, "backfill_candidates": summary.candidates, "sinks": sinks.collect::<Vec<_>>(),
+    })
+}
+
+fn verify(journal: &JournalAdmin, as_json: bool) -> Result<(), Failure> {
     let mut damage = Damage::default();
+    let mut printed = Ok(true);
     let intact = journal.verify(|fault| {
         damage.add(&fault);
-        eprintln!("{}", describe_fault(&fault));
+        if !as_json {
+            eprintln!("{}", describe_fault(&fault));
+        } else if matches!(printed, Ok(true)) {
+            printed = print(&format!("{}\n", fault_as_json(&fault)));
+        }
     })?;
+    printed?;
+    if as_json {
+        print(&format!("{}\n", json!({ "intact": intact })))?;
+    }
     match damage.describe() {
+        None if as_json => Ok(()),
         None => print(&format!("{} OK\n", counted(intact, "event"))).map(drop),
         Some(damage) => Err(Failure::Failed(format!("{} OK, {damage}", counted(intact, "event")))),
     }
@@ -138,6 +183,21 @@ fn describe_fault(fault: &Fault) -> String {
         }
         Fault::Index(file) => format!("{file}: damaged; the bridge rebuilds it from its segment"),
         Fault::State(text) => format!("state.db: {text}"),
+    }
+}
+
+fn fault_as_json(fault: &Fault) -> Value {
+    match fault {
+        Fault::Damaged { position, id, kind } => {
+            json!({ "fault": "damaged", "position": position, "id": id.map(|id| id_text(Some(id))), "type": kind })
+        }
+        Fault::Missing { first, last } => json!({ "fault": "missing", "first": first, "last": last }),
+        Fault::DeadLetter { sink, position, id } => {
+            let id = id.map(|id| id_text(Some(id)));
+            json!({ "fault": "dead_letter", "sink": sink, "position": position, "id": id })
+        }
+        Fault::Index(file) => json!({ "fault": "index", "file": file }),
+        Fault::State(text) => json!({ "fault": "state", "detail": text }),
     }
 }
 
@@ -207,7 +267,7 @@ mod tests {
             dir: "data".into(),
             first_position: 5,
             last_position: 60,
-            records: 40,
+            records: 1_040,
             segments: 2,
             accepted_ms: Some((0, 1_000)),
             complete_from: Some((21, 500)),
@@ -218,15 +278,19 @@ mod tests {
         let replay = ReplayStatus { id: 1, sink: "kafka".into(), created_ms: 0, total: 10, done: 4, rate: None };
         let expected = "\
 data
-events        40, positions 5 to 60
-accepted      1970-01-01T00:00:00.000Z to 1970-01-01T00:00:01.000Z
-complete from 1970-01-01T00:00:00.500Z, position 21
-size          2KiB in 2 segments
-backfill      1 candidate, which the bridge has yet to store
-sink kafka: cursor 4, pending 7, stuck 2, dead letters 1, to requeue 1, to replay 6
+events          1,040, positions 5 to 60
+oldest          1970-01-01T00:00:00.000Z (1m 2s ago)
+newest          1970-01-01T00:00:01.000Z (1m 1s ago)
+complete from   1970-01-01T00:00:00.500Z, position 21
+size            2.00 KiB in 2 segments
+backfill        1 candidate, which the bridge has yet to store
+
+SINK   CURSOR  PENDING  STUCK  DEAD LETTERS  TO REQUEUE  TO REPLAY
+kafka  4       7        2      1             1           6
 ";
-        assert_eq!(describe(&summary, &[replay]), expected);
+        assert_eq!(describe(&summary, std::slice::from_ref(&replay), 62_000), expected);
         summary.complete_from = Some((5, 0));
-        assert!(!describe(&summary, &[]).contains("complete from"), "all that is kept is complete");
+        assert_eq!(as_json(&summary, &[replay])["sinks"][0]["to_replay"], 6);
+        assert!(!describe(&summary, &[], 0).contains("complete from"), "all that is kept is complete");
     }
 }

@@ -14,6 +14,7 @@ mod journal;
 mod latency;
 mod logs;
 mod machine;
+mod output;
 mod platform;
 mod reach;
 mod reconcile;

@@ -12,10 +12,9 @@ pub(super) mod timer;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-
 use self::reconciler::Reconciler;
 use self::state::{Counts, RunScope, State};
+use super::output::{Output, OutputArgs};
 use super::platform::{Http, PlatformArgs, explain};
 use super::select::{JournalArgs, time};
 use super::table::progress_bar;
@@ -82,18 +81,8 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["since", "until", "publish", "category"])]
     resume: bool,
 
-    /// How the result is written
-    #[arg(long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
-}
-
-/// How the result is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A line for each event that is missing, as JSON, and one with the sums
-    Json,
-    /// A table for people
-    Table,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -> Result<(), Failure> {
@@ -108,7 +97,7 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
             Some(scope) => State::begin(scope),
             None => {
                 eprintln!("the journal has no complete record of that time, so nothing can be called missing");
-                return conclude(&Counts::default(), args.publish, args.output);
+                return conclude(&Counts::default(), args.publish, args.output.output);
             }
         },
     };
@@ -130,7 +119,7 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
         clock: Clock::system(),
         dir,
         bar: progress_bar(span, "{bar:30} {elapsed}  {msg}"),
-        json: args.output == Output::Json,
+        json: args.output.is_json(),
         state,
     };
     eprintln!("{}", describe(&reconciler.state.scope));
@@ -142,7 +131,7 @@ pub(super) async fn run(args: Args, load: impl Fn() -> Result<Loaded, Faults>) -
         return Err(failure);
     }
     State::done(&dir);
-    conclude(&state.counts, state.scope.publish, args.output)
+    conclude(&state.counts, state.scope.publish, args.output.output)
 }
 
 /// The facts that are stored here, have a candidate here, or are stored by other bridges; and how many those are.

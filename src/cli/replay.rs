@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
+use super::output::OutputArgs;
 use super::select::{EventFilterArgs, JournalArgs, check_sink};
 use super::table::{counted, table};
 use super::{Failure, print};
@@ -60,9 +61,8 @@ enum Command {
         /// Only those of this sink
         #[arg(long)]
         sink: Option<String>,
-        /// JSON lines instead of a table
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Cancel replays; what they have published stays published
     Cancel {
@@ -98,12 +98,12 @@ pub(super) fn run(args: &Args, load: impl FnOnce() -> Result<Loaded, Faults>) ->
         ));
     }
     match command {
-        Command::List { journal, sink, json } => {
+        Command::List { journal, sink, output } => {
             let journal = journal.or(&args.journal).open(load)?;
             if let Some(sink) = sink {
                 check_sink(&journal, sink)?;
             }
-            list(&journal, sink.as_deref(), *json)
+            list(&journal, sink.as_deref(), output.is_json())
         }
         Command::Cancel { journal, which } => cancel(&mut journal.or(&args.journal).open(load)?, which),
     }
@@ -234,6 +234,7 @@ fn json_line(replay: &ReplayStatus) -> String {
 mod tests {
     use clap::Parser;
 
+    use super::super::output::Output;
     use super::*;
 
     #[derive(Debug, Parser)]
@@ -256,8 +257,11 @@ mod tests {
 
     #[test]
     fn a_subcommand_needs_no_sink() {
-        let args = parse("list --json").expect("a list");
-        assert!(matches!(args.command, Some(Command::List { sink: None, json: true, .. })));
+        let args = parse("list --output json").expect("a list");
+        assert!(matches!(
+            args.command,
+            Some(Command::List { sink: None, output: OutputArgs { output: Output::Json }, .. })
+        ));
         let args = parse("--dir here cancel 7").expect("a cancellation");
         assert!(matches!(args.command, Some(Command::Cancel { which: CancelArgs { id: Some(7), .. }, .. })));
         for wrong in ["cancel", "cancel 7 --all", "cancel --sink a --all", "cancel seven", "list --key a"] {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use uuid::Uuid;
 
+use super::output::OutputArgs;
 use super::select::{JournalArgs, check_sink, event_id, id_text, short_type};
 use super::table::{counted, table};
 use super::{Failure, print};
@@ -28,12 +29,11 @@ pub(super) enum Command {
         journal: JournalArgs,
         #[command(flatten)]
         which: StuckFilterArgs,
-        /// At most so many events; by default 50, or with --json all. The sums are always of all
+        /// At most so many events; by default 50, or with --output json all. The sums are always of all
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
-        /// JSON lines, one for each event, instead of tables
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Print the envelope of a stuck event; the reason goes to standard error
     Show {
@@ -113,7 +113,7 @@ impl StuckFilterArgs {
 
 pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     match command {
-        Command::List { journal, which, limit, json } => list(&journal.open(load)?, which, *limit, *json),
+        Command::List { journal, which, limit, output } => list(&journal.open(load)?, which, *limit, output.is_json()),
         Command::Show { journal, id } => show(&journal.open(load)?, *id),
         Command::SetAside { journal, which, all, waiting, limit } => {
             if which.is_empty() && !all {

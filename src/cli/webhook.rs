@@ -10,11 +10,12 @@ mod show;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Subcommand};
 use serde_json::json;
 use tokio::time::sleep;
 
 use self::show::Shown;
+use super::output::{Output, OutputArgs};
 use super::platform::{Platform, PlatformArgs, explain};
 use super::{Failure, client, print};
 use crate::config::{Faults, Loaded};
@@ -66,7 +67,7 @@ pub(super) struct Get {
     all_categories: bool,
 
     #[command(flatten)]
-    output: OutputArgs,
+    shown: ShownArgs,
 }
 
 #[derive(Debug, Args)]
@@ -112,26 +113,17 @@ pub(super) struct Set {
     force: bool,
 
     #[command(flatten)]
-    output: OutputArgs,
+    shown: ShownArgs,
 }
 
 #[derive(Debug, Args)]
-struct OutputArgs {
-    /// How the settings are printed
-    #[arg(long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
+struct ShownArgs {
+    #[command(flatten)]
+    output: OutputArgs,
 
     /// Print URLs whole, the path secret included
     #[arg(long)]
     show_url: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// One JSON object
-    Json,
-    /// A table for people
-    Table,
 }
 
 pub(super) async fn run(
@@ -153,9 +145,9 @@ pub(super) async fn run(
 
 async fn get(args: &Get, mut platform: Platform) -> Result<(), Failure> {
     let webhook = read(&mut platform, args.all_categories).await?;
-    let shown = Shown { path: &platform.path, whole_urls: args.output.show_url };
+    let shown = Shown { path: &platform.path, whole_urls: args.shown.show_url };
     let application = platform.api.application();
-    let text = match args.output.output {
+    let text = match args.shown.output.output {
         Output::Json => {
             format!("{}\n", json!({ "application_id": application.as_str(), "webhook": shown.json(&webhook) }))
         }
@@ -196,7 +188,7 @@ async fn set(args: &Set, wanted: args::Wanted, mut platform: Platform) -> Result
     }
     let result =
         SetResult { application: platform.api.application().as_str(), args, change: &change, before, missing, after };
-    print(&result.text(&Shown { path: &platform.path, whole_urls: args.output.show_url }))?;
+    print(&result.text(&Shown { path: &platform.path, whole_urls: args.shown.show_url }))?;
     result.judge(doubt.is_some())
 }
 
@@ -235,7 +227,7 @@ impl SetResult<'_> {
     fn text(&self, shown: &Shown<'_>) -> String {
         let settings = self.missing.settings();
         let now = self.after.as_ref().unwrap_or(&self.before);
-        match self.args.output.output {
+        match self.args.shown.output.output {
             Output::Json => {
                 let change = |setting: &Setting| {
                     let (from, to) = (shown.value(*setting, &self.before), shown.wanted(*setting, &self.missing));

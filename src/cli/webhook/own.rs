@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::ALLOW;
 use hyper::Uri;
+use hyper::header::ALLOW;
 use tokio::time::timeout;
 
 use crate::cli::client::{self, TlsArgs};

@@ -235,7 +235,7 @@ impl VerboseBridge {
             &["journal", "stats"][..],
             &["journal", "verify"],
             &["dead-letters", "list"],
-            &["dead-letters", "list", "--json"],
+            &["dead-letters", "list", "--output", "json"],
         ] {
             run(&self.config, 0, arguments);
         }
@@ -300,7 +300,7 @@ fn nor_does_one_whose_brokers_answer() {
         let failed = |sink: &&serde_json::Value| sink["name"] != "good" && sink["last_failure"].is_string();
         status["sinks"].as_array().unwrap().iter().filter(failed).count() == SINKS.len()
     });
-    let list = run(&bridge.config, 0, &["dead-letters", "list", "--json"]);
+    let list = run(&bridge.config, 0, &["dead-letters", "list", "--output", "json"]);
     let dead_letter =
         list.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).expect("a dead letter");
     run(&bridge.config, 0, &["dead-letters", "show", dead_letter["id"].as_str().unwrap()]);

@@ -67,12 +67,12 @@ fn a_replay_is_listed_and_cancelled_with_and_without_a_bridge() {
     eventually("they are printed", || bridge.printed().count() == 20);
     done(&bridge, &["replay", "--sink", "lines", "--all", "--rate", "1"]);
     done(&bridge, &["replay", "--sink", "lines", "--key", "a", "--rate", "1"]);
-    let listed = done(&bridge, &["replay", "list", "--json"]);
+    let listed = done(&bridge, &["replay", "list", "--output", "json"]);
     let listed: Vec<Value> = listed.lines().map(envelope).collect();
     let numbers: Vec<u64> = listed.iter().map(|replay| replay["id"].as_u64().unwrap()).collect();
     assert_eq!((numbers, &listed[0]["total"], &listed[0]["rate"]), (vec![1, 2], &20.into(), &1.into()));
     eventually("what is done is counted", || {
-        let first = envelope(done(&bridge, &["replay", "list", "--json"]).lines().next().unwrap());
+        let first = envelope(done(&bridge, &["replay", "list", "--output", "json"]).lines().next().unwrap());
         let (done, to_come) = (first["done"].as_u64().unwrap(), first["to_come"].as_u64().unwrap());
         assert_eq!(done + to_come, 20);
         done > 0
@@ -183,10 +183,19 @@ fn a_journal_is_verified_while_the_bridge_runs_and_after_its_stop() {
     }
     eventually("they are printed", || bridge.printed().count() == 20);
     eventually("the cursor is durable", || {
-        let stats = done(&bridge, &["journal", "stats"]);
-        stats.contains("events        20, positions 1 to 20") && stats.contains("sink lines: cursor 20, pending 0")
+        let stats = envelope(&done(&bridge, &["journal", "stats", "--output", "json"]));
+        assert_eq!(
+            (&stats["events"], &stats["first_position"], &stats["last_position"]),
+            (&20.into(), &1.into(), &20.into())
+        );
+        stats["sinks"][0]["cursor"] == 20 && stats["sinks"][0]["pending"] == 0
     });
+    let stats = done(&bridge, &["journal", "stats"]);
+    assert!(stats.contains("events          20, positions 1 to 20"), "{stats}");
+    let row = stats.lines().find(|line| line.starts_with("lines ")).expect("a row of the sink");
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["lines", "20", "0", "0", "0", "0", "0"]);
     assert_eq!(done(&bridge, &["journal", "verify"]), "20 events OK");
+    assert_eq!(done(&bridge, &["journal", "verify", "--output", "json"]), "{\"intact\":20}");
     let config = bridge.config().clone();
     bridge.stop();
     let ended = config.stdout(Stdout::Read).process(&["journal", "verify"]).wait();
@@ -207,7 +216,7 @@ fn a_dead_letter_is_listed_shown_requeued_and_delivered() {
 
     let list = done(&bridge, &["dead-letters", "list"]);
     assert!(ids.iter().all(|id| list.contains(id)) && list.contains("unroutable"), "{list}");
-    let json = done(&bridge, &["dead-letters", "list", "--json", "--id", &ids[1]]);
+    let json = done(&bridge, &["dead-letters", "list", "--output", "json", "--id", &ids[1]]);
     assert_eq!(
         (envelope(&json)["id"].as_str(), envelope(&json)["reason"].as_str()),
         (Some(&*ids[1]), Some("unroutable"))

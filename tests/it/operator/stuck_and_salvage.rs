@@ -58,7 +58,7 @@ fn stuck_events_of_a_stopped_bridge_are_listed_and_set_aside() {
     assert!(list.contains("3 events stuck, and 3 later events of their keys waiting behind"), "{list}");
     let one = done(&config, &["stuck", "list", "--limit", "1"]);
     assert!(one.contains(&sent[0]) && !one.contains(&sent[1]) && one.contains("2 more are not listed"), "{one}");
-    let json = done(&config, &["stuck", "list", "--json", "--key", "a"]);
+    let json = done(&config, &["stuck", "list", "--output", "json", "--key", "a"]);
     let found: Value = serde_json::from_str(&json).unwrap();
     let expected = serde_json::json!({
         "sink": "lines", "position": 1, "id": sent[0], "key": "a", "type": "com.sendbird.calls.direct_call.dial",
@@ -74,7 +74,7 @@ fn stuck_events_of_a_stopped_bridge_are_listed_and_set_aside() {
     assert_eq!(done(&config, &["stuck", "set-aside", "--key", "a"]), "1 set aside, 0 published meanwhile");
     let waiting_too = done(&config, &["stuck", "set-aside", "--type", "direct_call:dial", "--limit", "1", "--waiting"]);
     assert_eq!(waiting_too, "2 set aside, 0 published meanwhile", "of \"b\"");
-    let listed = done(&config, &["dead-letters", "list", "--json"]);
+    let listed = done(&config, &["dead-letters", "list", "--output", "json"]);
     let dead_letters: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let positions: Vec<u64> =
         dead_letters.iter().map(|dead_letter| dead_letter["position"].as_u64().unwrap()).collect();

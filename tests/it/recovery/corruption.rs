@@ -158,7 +158,7 @@ fn set_aside(config: &Config, positions: &[u64]) {
     }
     state.close().unwrap();
     done(config, &["stuck", "set-aside", "--sink", "lines", "--reason", "other"]);
-    let listed = done(config, &["dead-letters", "list", "--json"]);
+    let listed = done(config, &["dead-letters", "list", "--output", "json"]);
     assert_eq!(listed.lines().count(), positions.len(), "{listed}");
 }
 

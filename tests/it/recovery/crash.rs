@@ -230,7 +230,7 @@ impl Operator {
 
     /// Dead letters of any sink: there are only those that were set aside.
     fn requeues(&mut self, bridge: &Bridge) {
-        let listed = Self::runs(bridge, &["dead-letters", "list", "--json"]);
+        let listed = Self::runs(bridge, &["dead-letters", "list", "--output", "json"]);
         for line in listed.lines() {
             let dead_letter: Value = serde_json::from_str(line).unwrap();
             assert_eq!(dead_letter["sink"], LATE, "{dead_letter}");
@@ -245,7 +245,9 @@ impl Operator {
         let stuck = || bridge.metrics().find("sendbird_bridge_sink_stuck_records", &[("sink", LATE)]).unwrap_or(0.0);
         eventually_within(UNTIL_STUCK, "events are stuck", || stuck() > 3.0);
         // The metric is there before the rows that commands read.
-        eventually("they are listed", || Self::runs(bridge, &["stuck", "list", "--json"]).lines().count() >= 3);
+        eventually("they are listed", || {
+            Self::runs(bridge, &["stuck", "list", "--output", "json"]).lines().count() >= 3
+        });
         Self::runs(bridge, &["stuck", "set-aside", "--sink", LATE, "--limit", "3"]);
         let dead = || bridge.metric("sendbird_bridge_sink_dead_letters", &[("sink", LATE)]);
         assert_eq!(dead(), 3.0, "set aside");

@@ -333,7 +333,7 @@ fn run(kind: Kind, sizes: Sizes, is_blocked: bool) -> Figures {
         eventually_within(PATIENCE * 5, "what was stuck is published", || of_sink(&bridge, "pending_records") == 0.0);
         figures.seconds("seconds until all that was stuck is published", begun);
         eventually("nothing is stuck", || of_sink(&bridge, "stuck_records") == 0.0);
-        assert_eq!(done(&bridge, &["stuck", "list", "--json"]), "");
+        assert_eq!(done(&bridge, &["stuck", "list", "--output", "json"]), "");
         figures.look_at(&bridge);
     }
     let (verdict, rooms) = judged(&blocked, &made);
@@ -415,7 +415,7 @@ fn is_seen(bridge: &Bridge, blocked: &Blocked, sizes: Sizes) {
 
     let mut listed = Vec::new();
     eventually("all are listed", || {
-        listed = lines(&done(bridge, &["stuck", "list", "--json"]));
+        listed = lines(&done(bridge, &["stuck", "list", "--output", "json"]));
         listed.len() == sizes.stuck as usize
     });
     let mut keys = HashSet::new();
@@ -450,7 +450,7 @@ fn a_stuck_event_that_is_set_aside_lets_its_key_go_on(kind: Kind) {
     let calls: Vec<String> = (0..ROOMS).map(|n| bridge.deliver(&call(n)).stored()).collect();
     let lasts: Vec<String> = (0..ROOMS).map(|n| bridge.deliver(&Planned::room(n, 1).body()).stored()).collect();
     eventually_within(UNTIL_STUCK, "they are listed", || {
-        lines(&done(&bridge, &["stuck", "list", "--json"])).len() == ROOMS as usize
+        lines(&done(&bridge, &["stuck", "list", "--output", "json"])).len() == ROOMS as usize
     });
     assert_eq!(of_sink(&bridge, "stuck_records"), f64::from(ROOMS));
     assert_eq!(of_sink(&bridge, "published_total"), 0.0, "each key is held up");
@@ -469,7 +469,7 @@ fn a_stuck_event_that_is_set_aside_lets_its_key_go_on(kind: Kind) {
     let none = command(&bridge, &["stuck", "set-aside", "--id", &calls[5]]);
     assert_eq!(none.code(), Some(1), "it waits, and is not stuck: {}", none.stdout());
     assert_eq!(command(&bridge, &["stuck", "set-aside", "--sink", SINK]).code(), Some(0), "the sink narrows it down");
-    let dead = || lines(&done(&bridge, &["dead-letters", "list", "--json"]));
+    let dead = || lines(&done(&bridge, &["dead-letters", "list", "--output", "json"]));
     let found = dead();
     for id in firsts.iter().chain([&calls[2], &lasts[2]]) {
         let letter = found.iter().find(|letter| letter["id"] == id.as_str());
@@ -525,7 +525,7 @@ fn a_replay_runs_at_the_pace_of_the_sink(kind: Kind) {
     // A half, and a little for a machine that has other things to do.
     assert!(replaying <= 2.5 * catching_up + 2.0, "{replaying:.1} s, which were {catching_up:.1} s");
     eventually("it has ended", || of_sink(&bridge, "resends_pending") == 0.0);
-    eventually("none is listed", || done(&bridge, &["replay", "list", "--json"]).is_empty());
+    eventually("none is listed", || done(&bridge, &["replay", "list", "--output", "json"]).is_empty());
     // A stream drops them on their way in, and says so.
     let dropped = of_sink(&bridge, "broker_duplicates_total") as u64;
     assert_eq!(place.count() + dropped, 2 * u64::from(EVENTS));
@@ -534,13 +534,13 @@ fn a_replay_runs_at_the_pace_of_the_sink(kind: Kind) {
     // A slow one is seen, and ended.
     done(&bridge, &["replay", "--sink", SINK, "--all", "--rate", "100"]);
     eventually("it is under way", || of_sink(&bridge, "resent_total") > f64::from(EVENTS));
-    let listed = lines(&done(&bridge, &["replay", "list", "--json"]));
+    let listed = lines(&done(&bridge, &["replay", "list", "--output", "json"]));
     assert_eq!((listed.len(), &listed[0]["sink"], &listed[0]["rate"]), (1, &SINK.into(), &100.into()), "{listed:?}");
     assert_eq!(listed[0]["total"], EVENTS);
     assert_eq!(bridge.metric("sendbird_bridge_replays_active", &[("sink", SINK)]), 1.0);
     done(&bridge, &["replay", "cancel", &listed[0]["id"].to_string()]);
     eventually("it has ended", || of_sink(&bridge, "resends_pending") == 0.0);
-    eventually("none is listed", || done(&bridge, &["replay", "list", "--json"]).is_empty());
+    eventually("none is listed", || done(&bridge, &["replay", "list", "--output", "json"]).is_empty());
     let resent = of_sink(&bridge, "resent_total");
     assert!(resent < f64::from(EVENTS + EVENTS / 2), "{resent} were resent");
     bridge.deliver(&Planned::call(0, EVENTS).body()).stored();
@@ -630,7 +630,7 @@ fn a_rabbitmq_queue_that_does_not_confirm_costs_the_other_no_speed() {
     assert!(meanwhile < before * 3 + Duration::from_secs(15), "{meanwhile:?}, which were {before:?}");
 
     eventually_within(UNTIL_STUCK, "they count as stuck", || of_sink(&bridge, "stuck_records") > 0.0);
-    let listed = lines(&done(&bridge, &["stuck", "list", "--json"]));
+    let listed = lines(&done(&bridge, &["stuck", "list", "--output", "json"]));
     assert!(listed.iter().all(|event| event["reason"] == "timeout"), "{listed:#?}");
     assert!(listed.iter().all(|event| event["target"].as_str().is_some_and(|it| it.contains("room.create."))));
     let made_later = deliver(bridge.webhook, calls(2 * EACH).collect());
@@ -689,7 +689,7 @@ fn a_kafka_partition_without_a_leader_holds_up_no_other_partition() {
     });
     let target = format!("topic \"{topic}\" partition 2");
     eventually("all are listed", || {
-        let listed = lines(&done(&bridge, &["stuck", "list", "--json"]));
+        let listed = lines(&done(&bridge, &["stuck", "list", "--output", "json"]));
         assert!(listed.iter().all(|event| event["target"] == target.as_str()), "{:?}", listed.last());
         listed.len() == of_lost.len()
     });

@@ -36,11 +36,10 @@ pub(crate) fn printed(lines: &[String]) -> Vec<Arrived> {
 
 /// How far the sink has got according to the file.
 pub(crate) fn durable_cursor(config: &Config) -> u64 {
-    let ended = config.clone().stdout(Stdout::Read).process(&["journal", "stats"]).wait();
+    let ended = config.clone().stdout(Stdout::Read).process(&["journal", "stats", "--output", "json"]).wait();
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
-    let said = ended.stdout();
-    let cursor = said.split_once("cursor ").expect("a cursor").1;
-    cursor.split([',', ' ', '\n']).next().unwrap().parse().unwrap_or_else(|_| panic!("a position in {said}"))
+    let stats: Value = serde_json::from_str(&ended.stdout()).expect("JSON");
+    stats["sinks"][0]["cursor"].as_u64().unwrap_or_else(|| panic!("a position in {stats}"))
 }
 
 /// The logs of the journal's segments, oldest first; the last may have been made ahead.
