@@ -109,16 +109,21 @@ pub struct Envelope<'a, D> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool", extend("const" = true))]
     pub replayed: Option<bool>,
-    /// `"true"` where nobody delivered it: it was made from what the Calls Platform API knows. Otherwise absent.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Cow<'a, str>", extend("const" = "true"))]
-    pub reconciled: Option<Cow<'a, str>>,
+    /// `true` where nobody delivered it: it was made from what the Calls Platform API knows. Otherwise absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "bool", extend("const" = true))]
+    pub reconciled: Option<bool>,
     /// Version 1 of the data.
     pub data: D,
 }
 
 /// Milliseconds and UTC, of the years 0 to 9999.
 const TIME_PATTERN: &str = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$";
+
+/// A boolean attribute as the binary form writes it (CloudEvents 1.0, "Type System").
+fn boolean(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
+}
 
 /// A stored event as a sink sees it.
 #[derive(Debug)]
@@ -198,8 +203,8 @@ impl<'a> View<'a> {
             ("partitionkey", Some(&*e.partitionkey)),
             ("receivedtime", Some(&*e.receivedtime)),
             (TraceParent::NAME, self.trace()),
-            ("replayed", e.replayed.map(|replayed| if replayed { "true" } else { "false" })),
-            ("reconciled", e.reconciled.as_deref()),
+            ("replayed", e.replayed.map(boolean)),
+            ("reconciled", e.reconciled.map(boolean)),
         ];
         [("id", Some(&*e.id)), ("type", Some(&*e.r#type)), ("subject", e.subject.as_deref()), ("time", Some(&*e.time))]
             .into_iter()
@@ -297,8 +302,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reconciled_says_so_in_a_text_and_in_the_binary_form_alone() {
-        let marked = STORED.replace("\"data\"", "\"reconciled\":\"true\",\"data\"");
+    fn what_was_reconciled_says_so_as_a_boolean_and_in_headers_of_the_binary_form_alone() {
+        let marked = STORED.replace("\"data\"", "\"reconciled\":true,\"data\"");
         let envelope: Envelope<'_, &RawValue> = serde_json::from_str(&marked).expect("an envelope");
         assert_eq!(serde_json::to_string(&envelope).expect("json"), marked);
         let stored = Bytes::from(marked);

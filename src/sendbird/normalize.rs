@@ -209,7 +209,7 @@ fn envelope(
         receivedtime: received,
         traceparent: provenance.trace.as_ref().map(|trace| trace.as_str().into()),
         replayed: None,
-        reconciled: provenance.reconciled.then_some(Cow::Borrowed("true")),
+        reconciled: provenance.reconciled.then_some(true),
         data,
     };
     let mut out = Vec::with_capacity(AROUND_RAW + raw_length);
