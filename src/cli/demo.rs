@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::Uri;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -117,13 +118,26 @@ async fn play(url: &str, journal: &Journal) -> Result<(), Failure> {
     )?;
     let mut totals = Totals::default();
     for (index, sample) in day(SEED, Clock::system().now_ms() - A_DAY_MS, APPLICATION).into_iter().enumerate() {
+        if is_unread() {
+            eprintln!("\nwhoever read standard output has gone; ending");
+            return Ok(());
+        }
         totals.count(&sample, &sendbird.deliver(&sample.body).await);
         if index % RETRY_EVERY == RETRY_EVERY - 1 {
             totals.count(&sample, &sendbird.deliver(&sample.body).await);
         }
     }
     let published = published(journal, totals.stored).await;
-    totals.close(published)
+    // It went while the last ones were printed.
+    if published < totals.stored && is_unread() { Ok(()) } else { totals.close(published) }
+}
+
+/// Whether standard output is a pipe or a socket whose reader has gone, as `head` does.
+fn is_unread() -> bool {
+    let stdout = rustix::stdio::stdout();
+    let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+    let answered = poll(&mut asked, Some(&Timespec::default())).is_ok();
+    answered && asked[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// How many events the sink has printed, once it has printed all or has had its time.
