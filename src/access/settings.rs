@@ -92,6 +92,18 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The keys that restrict who may deliver, as far as they are set.
+    pub fn methods(&self) -> Vec<&'static str> {
+        let methods = [
+            ("signature", self.signature == SignatureMode::Required && !self.api_tokens.is_empty()),
+            ("path_secret", self.path_secret.is_some()),
+            ("header", self.header.is_some()),
+            ("networks", !self.networks.is_empty()),
+            ("applications", !self.applications.is_empty()),
+        ];
+        methods.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
+    }
+
     /// Every fault, as key and message.
     pub fn check(&self) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();

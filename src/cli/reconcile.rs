@@ -59,7 +59,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<i64>,
 
-    /// Publish an event for each that is missing, marked with reconciled="true"; a running bridge stores them within
+    /// Publish an event for each that is missing, marked as `reconciled`; a running bridge stores them within
     /// seconds, a stopped one when it starts
     #[arg(long)]
     publish: bool,

@@ -2,6 +2,9 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
+
+use crate::domain::envelope::View;
 use crate::domain::rate_limit::RateLimit;
 use crate::sink::Fault;
 
@@ -52,6 +55,7 @@ impl FailureLog {
 
     fn log(&mut self, fault: &Fault, suppressed: u64) {
         let reason = fault.reason.as_str();
+        let suppressed = (suppressed > 0).then_some(suppressed);
         tracing::warn!(sink = self.sink, reason, detail = fault.detail, suppressed, "publish failed; retrying");
         self.logged.push(fault.clone());
         self.newest = None;
@@ -79,12 +83,20 @@ impl FailureLog {
         true
     }
 
-    /// An event became a dead letter.
-    pub(super) fn set_aside(&mut self, position: u64, fault: &Fault, now: Instant) {
-        if let Some(suppressed) = self.set_aside.admit(now) {
-            let reason = fault.reason.as_str();
-            tracing::error!(sink = self.sink, position, reason, detail = fault.detail, suppressed, "event set aside");
-        }
+    /// The event that `payload` holds, or a damaged one, became a dead letter.
+    pub(super) fn set_aside(&mut self, position: u64, payload: Option<&Bytes>, fault: &Fault, now: Instant) {
+        let Some(suppressed) = self.set_aside.admit(now) else { return };
+        let event = payload.and_then(|payload| View::parse(payload).ok());
+        tracing::error!(
+            sink = self.sink,
+            position,
+            id = event.as_ref().map(|event| &*event.envelope().id),
+            key = event.as_ref().map(View::key),
+            reason = fault.reason.as_str(),
+            detail = fault.detail,
+            suppressed = (suppressed > 0).then_some(suppressed),
+            "event became a dead letter; see: sendbird-bridge dead-letters list"
+        );
     }
 
     /// Events are stuck, `total` of this sink by now.
@@ -107,7 +119,11 @@ impl FailureLog {
             self.log(&fault, suppressed);
         }
         if let Some(count) = self.set_aside.flush(now) {
-            tracing::error!(sink = self.sink, count, "events set aside; see: sendbird-bridge dead-letters list");
+            tracing::error!(
+                sink = self.sink,
+                count,
+                "events became dead letters; see: sendbird-bridge dead-letters list"
+            );
         }
     }
 

@@ -373,7 +373,8 @@ impl<'a> Session<'a> {
 
     fn set_aside(&mut self, event: (Head, Option<Origin>, u64), fault: Fault) {
         let now = Instant::now();
-        self.log.set_aside(event.2, &fault, now.into_std());
+        let payload = self.backlog.queue.item(event.0.place).map(|item| &item.record.payload);
+        self.log.set_aside(event.2, payload, &fault, now.into_std());
         self.backlog.targets.withdrawn(event.0.place, now);
         self.backlog.set_aside(self.forwarder, event, fault);
     }

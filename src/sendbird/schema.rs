@@ -257,7 +257,9 @@ mod tests {
             "data",
         ];
         assert_eq!(required(&schema), attributes);
-        for (attribute, kind) in [("subject", "string"), ("traceparent", "string"), ("replayed", "boolean"), ("reconciled", "boolean")] {
+        for (attribute, kind) in
+            [("subject", "string"), ("traceparent", "string"), ("replayed", "boolean"), ("reconciled", "boolean")]
+        {
             assert_eq!(schema["properties"][attribute]["type"], kind, "{attribute} is absent, never null");
         }
         assert_eq!(required(&schema["$defs"]["Data"]), ["category", "application_id", "occurred_at_ms", "raw"]);

@@ -58,6 +58,7 @@ fn a_life_has_one_line_for_each_of_its_events() {
     assert_eq!(listening["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!((listening["webhook"].as_str(), listening["admin"].as_str()), (Some(&*webhook), Some(&*admin)));
     assert_eq!(listening["config"].as_str(), config.dir().join("bridge.toml").to_str());
+    assert_eq!(listening["access"], "signature");
     assert_eq!(listening["journal"].as_str(), config.dir().join("journal").to_str());
     assert_eq!(with_message(&lines, "sink connected")[0]["sink"], "lines");
     let disconnected = with_message(&lines, "sink stopped")[0];
@@ -210,8 +211,13 @@ mod brokers {
         }
         eventually("all are set aside", || metric(&bridge, "sink_dead_letters", "n") == 60.0);
         let ended = bridge.stop();
-        let said = with_message(&parsed(&ended.stderr), "event set aside").len();
-        assert!((1..=allowed(begun)).contains(&said), "{}", ended.stderr());
+        let message = "event became a dead letter; see: sendbird-bridge dead-letters list";
+        let said = with_message(&parsed(&ended.stderr), message);
+        assert!((1..=allowed(begun)).contains(&said.len()), "{}", ended.stderr());
+        assert!(
+            said[0]["key"] == "k0" && said[0]["id"].is_string() && said[0].get("suppressed").is_none(),
+            "{said:#?}"
+        );
     }
 
     /// Everything that may not be shown holds this word, however finely it is logged.
