@@ -1,5 +1,5 @@
-//! The files in `config/` and the README say what the code does: every key is in the reference, every
-//! default there is the code's, and each file and example loads.
+//! The files in `config/`, the README and the page about hosted brokers say what the code does: every key is in the
+//! reference, every default there is the code's, and each file and example loads.
 //!
 //! In them a `#` before a key, without a space between, comments out an example; with a space it begins
 //! a sentence.
@@ -208,11 +208,33 @@ fn the_example_of_the_traces_loads() {
     assert_eq!(config.traces.unwrap().sample, 0.1);
 }
 
+/// The blocks of TOML in a document.
+fn toml_blocks(document: &str) -> Vec<&str> {
+    document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
 #[test]
 fn the_examples_of_the_readme_load() {
-    let blocks: Vec<_> = README.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let blocks = toml_blocks(README);
     assert!(blocks.len() >= 5, "{} blocks", blocks.len());
     for block in blocks {
         load(&with_examples(block), &[("SENDBIRD_BRIDGE_ACCESS__OPEN", "true")]);
+    }
+}
+
+#[test]
+fn the_examples_for_hosted_brokers_load() {
+    const HOSTED: &str = include_str!("../../docs/hosted-brokers.md");
+    let sections = HOSTED.split("\n## ").skip(1);
+    let services: Vec<_> = sections.filter(|section| !section.starts_with("Sources\n")).collect();
+    assert!(services.len() >= 7, "{} services", services.len());
+    for service in services {
+        let blocks = toml_blocks(service);
+        assert!(!blocks.is_empty(), "no block of TOML in {service}");
+        for block in blocks {
+            let sinks = load(&with_examples(block), &[("SENDBIRD_BRIDGE_ACCESS__OPEN", "true")]).sinks;
+            let known = TYPES.iter().any(|name| block.starts_with(&format!("[sinks.{name}]\n")));
+            assert_eq!(sinks.len(), usize::from(known), "{block}");
+        }
     }
 }
