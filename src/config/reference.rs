@@ -208,15 +208,17 @@ fn the_example_of_the_traces_loads() {
     assert_eq!(config.traces.unwrap().sample, 0.1);
 }
 
-/// The blocks of TOML in a document.
+/// The blocks of TOML in a document, and the files that its commands write.
 fn toml_blocks(document: &str) -> Vec<&str> {
-    document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect()
+    let fenced = document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let written = document.split("<<'TOML'\n").skip(1).filter_map(|rest| rest.split("TOML\n").next());
+    fenced.chain(written).collect()
 }
 
 #[test]
 fn the_examples_of_the_readme_load() {
     let blocks = toml_blocks(README);
-    assert!(blocks.len() >= 5, "{} blocks", blocks.len());
+    assert!(blocks.len() >= 6, "{} blocks", blocks.len());
     for block in blocks {
         load(&with_examples(block), &[("SENDBIRD_BRIDGE_ACCESS__OPEN", "true")]);
     }
