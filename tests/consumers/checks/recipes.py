@@ -1,7 +1,7 @@
 """Owns: what must hold for the recipes of docs/consumers.md.
 
 Promises: on the demo's day each recipe's answer is the one that the deliveries themselves (`data.raw`) give by another
-way, whether events come once, twice, as replays or in another order across keys.
+way, whether events come once, twice, as replays or in another order across keys; nobody is told of reconciled calls.
 """
 import json
 import random
@@ -102,6 +102,8 @@ def check(checks):
         faults = [f"{way}: expected {answer}, but found {found}"
                   for way, each in ways.items() if (found := answers(each)[recipe]) != answer]
         checks.report(f"recipe: {recipe}", faults, len(ways) * len(answer))
+    found = answers([{**event, "reconciled": "true"} for event in events])["unanswered"]
+    checks.report("recipe: unanswered: nobody is told of reconciled calls", [f"found {found}"] if found else [], 1)
     check_day(checks, expected)
     check_commands(checks, done.stdout, expected)
     check_live(checks, events)

@@ -20,7 +20,7 @@ class Unanswered:
 
     def on(self, event):
         """For each event. An answer that came too late shows here, however fast events are read."""
-        if event.get("replayed"):
+        if event.get("replayed") or event.get("reconciled"):
             return []  # it tells of the past, and nobody is to be told of that
         data = event["data"]
         call = data.get("call") or {}
