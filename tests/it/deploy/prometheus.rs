@@ -63,17 +63,29 @@ fn queries() -> Vec<(String, String)> {
     queries.collect()
 }
 
+/// Prometheus can read each of these queries.
+fn can_be_read<'a>(queries: impl Iterator<Item = &'a str>) {
+    let rule = |(n, query): (usize, &str)| format!("  - {{ record: 'query:number_{n}', expr: {} }}\n", json!(query));
+    let rules: String = queries.enumerate().map(rule).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("queries.yaml");
+    fs::write(&file, format!("groups:\n- name: queries\n  rules:\n{rules}")).unwrap();
+    promtool(&["check", "rules", file.to_str().unwrap()], "");
+}
+
+#[test]
+fn the_runbook_asks_nothing_that_prometheus_cannot_read() {
+    let runbook = read("docs/runbook.md");
+    let blocks = runbook.split("```promql\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let lines = blocks.flat_map(str::lines);
+    let queries: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    assert!(queries.len() >= 20, "{} queries", queries.len());
+    can_be_read(queries.into_iter());
+}
+
 #[test]
 fn the_dashboard_asks_nothing_that_prometheus_cannot_read() {
-    let rules: String = queries()
-        .iter()
-        .enumerate()
-        .map(|(n, (_, query))| format!("  - {{ record: 'panel:query_{n}', expr: {} }}\n", json!(query)))
-        .collect();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("panels.yaml");
-    fs::write(&file, format!("groups:\n- name: panels\n  rules:\n{rules}")).unwrap();
-    promtool(&["check", "rules", file.to_str().unwrap()], "");
+    can_be_read(queries().iter().map(|(_, query)| query.as_str()));
     let dashboard: Value = serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
     let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
     let variables: Vec<&str> = variables.map(|variable| variable["name"].as_str().unwrap()).collect();
