@@ -102,7 +102,7 @@ def check(checks):
         faults = [f"{way}: expected {answer}, but found {found}"
                   for way, each in ways.items() if (found := answers(each)[recipe]) != answer]
         checks.report(f"recipe: {recipe}", faults, len(ways) * len(answer))
-    found = answers([{**event, "reconciled": "true"} for event in events])["unanswered"]
+    found = answers([{**event, "reconciled": True} for event in events])["unanswered"]
     checks.report("recipe: unanswered: nobody is told of reconciled calls", [f"found {found}"] if found else [], 1)
     check_day(checks, expected)
     check_commands(checks, done.stdout, expected)
