@@ -111,7 +111,7 @@ fn every_category_is_told_or_not_known_to_the_api() {
 fn an_event_says_only_what_was_so_when_it_happened() {
     let of = |told: FactKind| envelope(all().iter().find(|fact| fact.kind == told).expect("a fact"));
     let dial = of(FactKind::Dial);
-    assert_eq!((&dial["reconciled"], &dial["time"]), (&json!("true"), &json!("2026-01-01T00:00:00.100Z")));
+    assert_eq!((&dial["reconciled"], &dial["time"]), (&json!(true), &json!("2026-01-01T00:00:00.100Z")));
     assert_eq!(dial["source"], json!(format!("https://api-{APPLICATION}.calls.sendbird.com")));
     assert_eq!(dial["type"], "com.sendbird.calls.direct_call.dial");
     let call = &dial["data"]["call"];

@@ -212,7 +212,8 @@ mod brokers {
         eventually("all are set aside", || metric(&bridge, "sink_dead_letters", "n") == 60.0);
         let ended = bridge.stop();
         let message = "event became a dead letter; see: sendbird-bridge dead-letters list";
-        let said = with_message(&parsed(&ended.stderr), message);
+        let lines = parsed(&ended.stderr);
+        let said = with_message(&lines, message);
         assert!((1..=allowed(begun)).contains(&said.len()), "{}", ended.stderr());
         assert!(
             said[0]["key"] == "k0" && said[0]["id"].is_string() && said[0].get("suppressed").is_none(),
