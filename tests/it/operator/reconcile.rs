@@ -562,7 +562,7 @@ mod in_brokers {
                 let header = message.headers.get(&mark).map(String::as_str);
                 assert_eq!(header, is_binary.then_some("true"), "{:?}", message.headers);
                 let inside = message.json().get("reconciled").cloned();
-                assert_eq!(inside, (!is_binary).then(|| json!(true)));
+                assert_eq!(inside, (!is_binary).then_some(json!(true)));
             }
         }
     }
