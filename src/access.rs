@@ -1,4 +1,4 @@
-//! Authentication of deliveries: signature, path secret, secret header and allowed networks.
+//! Authentication of deliveries: signature, path secret, secret header, allowed networks and applications.
 //!
 //! Sendbird documents signatures for its chat product and not for Calls. So the methods can be used alone or
 //! together, and the bridge starts only with at least one. Anything ambiguous (an address that cannot be read, a
@@ -7,6 +7,7 @@
 //! A delivery passes in two steps that the types keep in order: [`Access::admit`] looks at the head
 //! before a byte of the body is read, [`Access::verify`] at the signature over the raw body.
 
+mod applications;
 mod rate;
 mod settings;
 
@@ -20,10 +21,11 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use warp::http::{HeaderMap, HeaderName};
 
-use self::rate::RateLimiter;
+use self::applications::Tokens;
+pub use self::applications::{Application, Applications};
+use self::rate::{Rate, RateLimiter};
 pub use self::settings::{Network, SecretHeader, Settings, SignatureMode};
-use crate::domain::secret::{RotatableSecret, Secret};
-use crate::sendbird::signature::{self, Keys};
+use crate::domain::secret::RotatableSecret;
 
 /// Where proxies write whom they speak for.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -43,6 +45,10 @@ pub enum Denied {
     SignatureWrong,
     /// Its application is not allowed.
     Application,
+    /// The token that has signed it does not sign for its application.
+    ApplicationToken,
+    /// Its application sends too many.
+    ApplicationRate,
 }
 
 /// Who is at the other end of a connection.
@@ -104,9 +110,11 @@ enum Signature {
 }
 
 /// The raw body of a delivery that passed every check except that of its application.
-#[derive(Debug)]
 pub struct Verified {
     body: Bytes,
+    /// Those that it was verified with, and which of them has signed it, if any has.
+    tokens: Arc<Tokens>,
+    signer: Option<usize>,
 }
 
 impl Verified {
@@ -119,24 +127,26 @@ impl Verified {
 /// The configured checks, ready to use.
 pub struct Access {
     mode: SignatureMode,
-    keys: ArcSwap<Keys>,
+    tokens: ArcSwap<Tokens>,
     signature_headers: Vec<HeaderName>,
     header: Option<(HeaderName, RotatableSecret)>,
     networks: Vec<IpNet>,
     trusted_proxies: TrustedProxies,
     applications: Vec<String>,
     rate: Option<RateLimiter>,
+    application_rates: Vec<(String, Rate)>,
 }
 
 impl Access {
-    /// Builds the checks from settings that [`Settings::check`] found no fault with; header names that
-    /// are none are left out.
-    pub fn new(settings: &Settings) -> Self {
-        let unsigned = settings.open && settings.api_tokens.is_empty();
+    /// Builds the checks from settings that [`Settings::check`] and [`Settings::check_applications`] found no fault with;
+    /// header names that are none are left out.
+    pub fn new(settings: &Settings, applications: &Applications) -> Self {
+        let unsigned = settings.open && !settings.has_tokens(applications);
+        let now = Instant::now();
         let parse = |name: &String| HeaderName::from_str(name).ok();
         Self {
             mode: if unsigned { SignatureMode::Off } else { settings.signature },
-            keys: ArcSwap::from_pointee(keys(settings)),
+            tokens: ArcSwap::from_pointee(Tokens::new(&settings.api_tokens, applications)),
             signature_headers: settings.signature_headers.iter().filter_map(parse).collect(),
             header: settings
                 .header
@@ -145,14 +155,15 @@ impl Access {
             networks: settings.networks.iter().map(Network::net).collect(),
             trusted_proxies: TrustedProxies::new(settings),
             applications: settings.applications.clone(),
-            rate: settings.rate_per_source.map(|rate| RateLimiter::new(rate, Instant::now())),
+            rate: settings.rate_per_source.map(|rate| RateLimiter::new(rate, now)),
+            application_rates: applications.rates().map(|(id, rate)| (id.clone(), Rate::new(rate, now))).collect(),
         }
     }
 
     /// Takes the tokens and the header's value of these settings for its own, from the next delivery on. Nothing else of
     /// them counts.
-    pub fn renew(&self, settings: &Settings) {
-        self.keys.store(Arc::new(keys(settings)));
+    pub fn renew(&self, settings: &Settings, applications: &Applications) {
+        self.tokens.store(Arc::new(Tokens::new(&settings.api_tokens, applications)));
         if let (Some((_, secret)), Some(header)) = (&self.header, &settings.header) {
             secret.replace(header.value.clone());
         }
@@ -205,27 +216,34 @@ impl Access {
     /// # Errors
     /// [`Denied::SignatureWrong`].
     pub fn verify(&self, admitted: Admitted, body: Bytes) -> Result<Verified, Denied> {
-        match admitted.signature {
-            Signature::Unchecked => Ok(Verified { body }),
+        let tokens = self.tokens.load_full();
+        let signer = match admitted.signature {
+            Signature::Unchecked => None,
             Signature::ToVerify(values) => {
-                let keys = self.keys.load();
-                let right = values.iter().any(|value| signature::verify(&keys, &body, value).is_some());
-                if right { Ok(Verified { body }) } else { Err(Denied::SignatureWrong) }
+                let signer = values.iter().find_map(|value| tokens.signer(&body, value));
+                Some(signer.ok_or(Denied::SignatureWrong)?)
             }
-        }
+        };
+        Ok(Verified { body, tokens, signer })
     }
 
-    /// Checks the application that a verified delivery names; ids are compared ignoring case.
+    /// Checks the application that a verified delivery names: whether the token that has signed it signs for this one,
+    /// whether it is allowed, and its rate. IDs are compared ignoring case.
     ///
     /// # Errors
-    /// [`Denied::Application`], also when there is a list and the delivery names none.
-    pub fn check_application(&self, application_id: Option<&str>) -> Result<(), Denied> {
-        let allowed = |id: &str| self.applications.iter().any(|allowed| allowed.eq_ignore_ascii_case(id));
-        if self.applications.is_empty() || application_id.is_some_and(allowed) {
-            Ok(())
-        } else {
-            Err(Denied::Application)
+    /// [`Denied::ApplicationToken`]; [`Denied::SignatureMissing`], where an application has tokens and nobody has signed;
+    /// [`Denied::Application`], also when there is a list and the delivery names none; [`Denied::ApplicationRate`].
+    pub fn check_application(&self, verified: &Verified, application_id: Option<&str>) -> Result<(), Denied> {
+        verified.tokens.check_signer(verified.signer, application_id)?;
+        let is_named = |id: &String| application_id.is_some_and(|named| id.eq_ignore_ascii_case(named));
+        if !self.applications.is_empty() && !self.applications.iter().any(is_named) {
+            return Err(Denied::Application);
         }
+        let rate = self.application_rates.iter().find(|(id, _)| is_named(id));
+        if rate.is_some_and(|(_, rate)| !rate.allows(Instant::now())) {
+            return Err(Denied::ApplicationRate);
+        }
+        Ok(())
     }
 
     /// The address that a delivery is judged by, and where it was found, for the log.
@@ -266,10 +284,6 @@ impl Access {
     }
 }
 
-fn keys(settings: &Settings) -> Keys {
-    Keys::new(settings.api_tokens.iter().map(Secret::expose))
-}
-
 fn contains(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
@@ -291,9 +305,10 @@ mod tests {
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
-    fn settings(toml: &str) -> Settings {
+    fn access(toml: &str) -> Access {
         use figment::providers::{Format, Toml};
-        figment::Figment::from(Toml::string(toml)).extract().unwrap()
+        let settings = figment::Figment::from(Toml::string(toml)).extract().unwrap();
+        Access::new(&settings, &Applications::default())
     }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -310,7 +325,7 @@ mod tests {
 
     #[test]
     fn any_of_several_tokens_and_headers_is_accepted() {
-        let access = Access::new(&settings("api_tokens = ['new', 'old']\nsignature_headers = ['x-a', 'X-B']"));
+        let access = access("api_tokens = ['new', 'old']\nsignature_headers = ['x-a', 'X-B']");
         for token in ["new", "old"] {
             let signature = sign(token, b"body");
             for name in ["x-a", "x-b"] {
@@ -326,7 +341,7 @@ mod tests {
 
     #[test]
     fn if_present_refuses_only_wrong_ones() {
-        let access = Access::new(&settings("signature = 'if-present'\napi_tokens = ['t']\npath_secret = 's'"));
+        let access = access("signature = 'if-present'\napi_tokens = ['t']\npath_secret = 's'");
         assert_eq!(deliver(&access, &headers(&[]), "body"), Ok(()));
         let wrong = headers(&[("x-sendbird-signature", "00")]);
         assert_eq!(deliver(&access, &wrong, "body"), Err(Denied::SignatureWrong));
@@ -334,7 +349,7 @@ mod tests {
 
     #[test]
     fn the_secret_header_must_be_right() {
-        let access = Access::new(&settings("signature = 'off'\nheader = { name = 'X-Key', value = 'k' }"));
+        let access = access("signature = 'off'\nheader = { name = 'X-Key', value = 'k' }");
         assert_eq!(deliver(&access, &headers(&[("x-key", "k")]), ""), Ok(()));
         assert_eq!(deliver(&access, &headers(&[("x-key", "K")]), ""), Err(Denied::Header));
         assert_eq!(deliver(&access, &headers(&[]), ""), Err(Denied::Header));
@@ -345,7 +360,7 @@ mod tests {
         let of = |networks: &str, forwarded: &[&str]| {
             let toml = format!("signature = 'off'\nnetworks = ['203.0.113.0/24', '2001:db8::/32']\n{networks}");
             let pairs: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
-            deliver(&Access::new(&settings(&toml)), &headers(&pairs), "")
+            deliver(&access(&toml), &headers(&pairs), "")
         };
         let trusting = "trusted_proxies = ['10.0.0.0/8']";
         assert_eq!(of("", &["203.0.113.9"]), Err(Denied::Network), "a stranger's header is not trusted");
@@ -360,15 +375,19 @@ mod tests {
 
     #[test]
     fn applications_are_compared_ignoring_case() {
-        let access = Access::new(&settings("applications = ['ABC']"));
-        assert_eq!(access.check_application(Some("abc")), Ok(()));
-        assert_eq!(access.check_application(Some("abd")), Err(Denied::Application));
-        assert_eq!(access.check_application(None), Err(Denied::Application));
+        let access = access("signature = 'off'\napplications = ['ABC']");
+        let check = |application| {
+            let admitted = access.admit(PEER, &headers(&[]))?;
+            access.check_application(&access.verify(admitted, Bytes::new())?, application)
+        };
+        assert_eq!(check(Some("abc")), Ok(()));
+        assert_eq!(check(Some("abd")), Err(Denied::Application));
+        assert_eq!(check(None), Err(Denied::Application));
     }
 
     #[test]
     fn a_source_that_sends_too_many_is_told_so() {
-        let access = Access::new(&settings("signature = 'off'\nrate_per_source = 3"));
+        let access = access("signature = 'off'\nrate_per_source = 3");
         let results: Vec<_> = (0..5).map(|_| deliver(&access, &headers(&[]), "")).collect();
         assert_eq!(results[..3], [Ok(()); 3]);
         assert_eq!(results[4], Err(Denied::TooMany));
@@ -377,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_sender_with_an_ipv6_network_is_one_source() {
-        let access = Access::new(&settings("signature = 'off'\nrate_per_source = 3"));
+        let access = access("signature = 'off'\nrate_per_source = 3");
         let from = |host: u16| access.admit(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, host]), &headers(&[])).is_ok();
         assert_eq!((0..50).filter(|host| from(*host)).count(), 3);
     }

@@ -159,7 +159,7 @@ impl App {
             });
         }
         let intake = Arc::new(Intake {
-            access: Access::new(&config.access),
+            access: Access::new(&config.access, &config.applications),
             normalize: config.envelope.clone(),
             journal: journal.clone(),
             metrics: Arc::clone(&metrics),
@@ -174,7 +174,8 @@ impl App {
             admin_token: admin_token.clone(),
         };
         let files = (config.secret_files.clone(), config.client_files());
-        let reload = Reload::new(certificates, files, config.access.clone(), consumers);
+        let access = (config.access.clone(), config.applications.clone());
+        let reload = Reload::new(certificates, files, access, consumers);
         let stop = CancellationToken::new();
         let admin = Admin {
             feeds: Feeds::new(&journal, &stop),

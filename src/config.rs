@@ -45,6 +45,9 @@ pub struct Config {
     pub admin: admin::Settings,
     /// `access.*`.
     pub access: access::Settings,
+    /// `applications.*`.
+    #[serde(skip_serializing_if = "access::Applications::is_empty")]
+    pub applications: access::Applications,
     /// `journal.*`.
     pub journal: journal::Settings,
     /// `dedup.*`.
@@ -194,8 +197,18 @@ struct Gather<'a> {
 
 impl Gather<'_> {
     fn config(&mut self) -> Config {
-        const SECTIONS: &[&str] =
-            &["server", "admin", "access", "journal", "dedup", "envelope", "reconcile", "sinks", "traces"];
+        const SECTIONS: &[&str] = &[
+            "server",
+            "admin",
+            "access",
+            "applications",
+            "journal",
+            "dedup",
+            "envelope",
+            "reconcile",
+            "sinks",
+            "traces",
+        ];
         let unknown: Vec<String> = self.tree.keys().filter(|key| !SECTIONS.contains(&key.as_str())).cloned().collect();
         for key in unknown {
             let message = message(&Kind::UnknownField(key.clone(), SECTIONS), false);
@@ -205,6 +218,7 @@ impl Gather<'_> {
             server: self.section("server"),
             admin: self.section("admin"),
             access: self.section("access"),
+            applications: self.section("applications"),
             journal: self.section("journal"),
             dedup: self.section("dedup"),
             envelope: self.section("envelope"),
@@ -215,15 +229,21 @@ impl Gather<'_> {
         };
         self.checked("server", config.server.check(!config.access.trusted_proxies.is_empty()));
         self.checked("admin", config.admin.check());
-        self.checked("access", config.access.check());
+        self.checked("access", config.access.check(&config.applications));
+        for (key, message) in config.access.check_applications(&config.applications) {
+            self.fault(&key, message);
+        }
         self.checked("journal", config.journal.check());
         self.check_addresses(&config);
         #[cfg(feature = "kafka")]
         self.check_topics(&config);
         self.checked("dedup", config.dedup.check());
         self.checked("envelope", config.envelope.check());
-        let access::Settings { applications, api_tokens, .. } = &config.access;
-        let reconcile = config.reconcile.as_ref().map(|settings| settings.check(applications, api_tokens));
+        let allowed = &config.access.applications;
+        let reconcile = config.reconcile.as_ref().map(|settings| {
+            let application = settings.application(allowed).unwrap_or_default();
+            settings.check(allowed, config.applications.tokens_of(application, &config.access.api_tokens).1)
+        });
         self.checked("reconcile", reconcile.unwrap_or_default());
         self.checked("traces", config.traces.as_ref().map(crate::traces::Settings::check).unwrap_or_default());
         config
@@ -357,7 +377,8 @@ impl Gather<'_> {
         // A value that could not be read was replaced; what that leads to is not news.
         let is_known = |fault: &Fault| {
             let list = fault.key.split('[').next().unwrap_or_default();
-            fault.key == key || list == key || list.strip_suffix("_file") == Some(key)
+            let is_below = fault.key.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+            fault.key == key || list == key || list.strip_suffix("_file") == Some(key) || is_below
         };
         if !self.faults.iter().any(is_known) {
             self.faults.push(Fault { key: key.to_owned(), message, source: None });

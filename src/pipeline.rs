@@ -145,7 +145,7 @@ impl Intake {
             &self.normalize,
         );
         span.is_of(event.id, event.category.label());
-        self.access.check_application(event.application_id.as_deref()).map_err(Refused::Denied)?;
+        self.access.check_application(&verified, event.application_id.as_deref()).map_err(Refused::Denied)?;
         self.count_unexpected(&event);
         let entry =
             Entry { id: *event.id.as_bytes(), key: event.key, kind: event.kind, accepted_ms, payload: event.envelope };

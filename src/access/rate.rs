@@ -1,7 +1,7 @@
-//! How many deliveries a second a source may send.
+//! How many deliveries a second a source may send, or an application.
 //!
-//! For each source there is the time at which all that it has sent would be used up at its rate; it may be ahead of now
-//! by a second, which is the burst. So what was last seen a second ago says nothing any more, and sources are kept in
+//! For each there is the time at which all that it has sent would be used up at its rate; it may be ahead of now by a
+//! second, which is the burst. So what was last seen a second ago says nothing any more, and sources are kept in
 //! two maps: those of this second, and those of the one before. A check looks into both, and never walks through either.
 
 use std::collections::HashMap;
@@ -16,6 +16,32 @@ const MAX_SOURCES: usize = 10_000;
 
 /// How long what a source has sent counts.
 const BURST: Duration = Duration::from_secs(1);
+
+/// The time at which all would be used up with one delivery more, if that is within the rate.
+fn with_one_more(used_up: Option<Instant>, interval: Duration, now: Instant) -> Option<Instant> {
+    let used_up = used_up.max(Some(now)).unwrap_or(now) + interval;
+    (used_up <= now + BURST).then_some(used_up)
+}
+
+/// The rate of an application.
+pub(super) struct Rate {
+    interval: Duration,
+    used_up: Mutex<Instant>,
+}
+
+impl Rate {
+    pub(super) fn new(per_second: NonZeroU32, now: Instant) -> Self {
+        Self { interval: BURST / per_second.get(), used_up: Mutex::new(now) }
+    }
+
+    /// Whether one more delivery is within the rate.
+    pub(super) fn allows(&self, now: Instant) -> bool {
+        let mut used_up = self.used_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let more = with_one_more(Some(*used_up), self.interval, now);
+        *used_up = more.unwrap_or(*used_up);
+        more.is_some()
+    }
+}
 
 /// The rate of each source.
 pub(super) struct RateLimiter {
@@ -39,12 +65,11 @@ impl RateLimiter {
     pub(super) fn allows(&self, source: IpAddr, now: Instant) -> bool {
         let source = network(source);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let used_up = recent.used_up(source).max(Some(now)).unwrap_or(now) + self.interval;
-        if used_up > now + BURST {
-            return false;
+        let more = with_one_more(recent.used_up(source), self.interval, now);
+        if let Some(used_up) = more {
+            recent.set(source, used_up, now);
         }
-        recent.set(source, used_up, now);
-        true
+        more.is_some()
     }
 }
 
@@ -83,6 +108,16 @@ mod tests {
 
     fn v6(network: u64, host: u64) -> IpAddr {
         Ipv6Addr::from_bits(u128::from(network) << 64 | u128::from(host)).into()
+    }
+
+    #[test]
+    fn an_application_may_send_its_rate_in_any_second() {
+        let begun = Instant::now();
+        let rate = Rate::new(NonZeroU32::new(10).unwrap(), begun);
+        assert_eq!((0..50).filter(|_| rate.allows(begun)).count(), 10);
+        let sent = (1..=1_000).filter(|n| rate.allows(begun + Duration::from_millis(10) * *n)).count();
+        assert_eq!(sent, 100);
+        assert_eq!((0..50).filter(|_| rate.allows(begun + Duration::from_secs(30))).count(), 10);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use warp::http::HeaderName;
 
+use super::applications::{Applications, Beside, unlike_a_token};
 use crate::domain::secret::Secret;
 use crate::domain::text;
 use crate::sendbird::api::ApplicationId;
@@ -45,7 +46,8 @@ pub struct Network(IpNet);
 pub struct Settings {
     /// `required`, `if-present` or `off`.
     pub signature: SignatureMode,
-    /// The master API tokens that signatures are made with; several at once while one replaces another.
+    /// The master API tokens that signatures are made with; several at once while one replaces another. They sign for
+    /// each application that has none of its own.
     pub api_tokens: Vec<Secret>,
     /// The headers that a signature may come in.
     pub signature_headers: Vec<String>,
@@ -105,10 +107,10 @@ impl Settings {
     }
 
     /// Every fault, as key and message.
-    pub fn check(&self) -> Vec<(&'static str, String)> {
+    pub fn check(&self, applications: &Applications) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         let unsigned_is_fine = self.open && self.signature == SignatureMode::Required;
-        if self.signature != SignatureMode::Off && self.api_tokens.is_empty() && !unsigned_is_fine {
+        if self.signature != SignatureMode::Off && !self.has_tokens(applications) && !unsigned_is_fine {
             let mode = if self.signature == SignatureMode::Required { "required" } else { "if-present" };
             let message = format!(
                 "expected at least one token because access.signature is \"{mode}\", but found none; \
@@ -120,17 +122,14 @@ impl Settings {
             faults.push(("signature_headers", "expected at least one header name, but found none".into()));
         }
         faults.extend(self.signature_headers.iter().filter_map(|name| wrong_name("signature_headers", name)));
-        if self.api_tokens.iter().any(|token| !token.expose().bytes().all(|byte| byte.is_ascii_graphic())) {
-            let message = "expected tokens of visible ASCII characters, but found one with others, such as a space";
-            faults.push(("api_tokens", message.into()));
-        }
+        faults.extend(unlike_a_token(&self.api_tokens).map(|message| ("api_tokens", message)));
         faults.extend(self.header.iter().flat_map(|header| self.check_header(header)));
         faults.extend(self.path_secret.iter().filter_map(check_path_secret));
         faults.extend(self.check_sources());
         for application in &self.applications {
             faults.extend(application.parse::<ApplicationId>().err().map(|message| ("applications", message)));
         }
-        if self.signature != SignatureMode::Required && !self.has_authentication() && !self.open {
+        if self.signature != SignatureMode::Required && !self.has_authentication(applications) && !self.open {
             let message = "expected at least one authentication method, but found none: set access.signature to \"required\" with \
                            api_tokens, or a path_secret, a header or networks (access.open = true starts without)";
             faults.push(("signature", message.into()));
@@ -169,11 +168,22 @@ impl Settings {
     }
 
     /// Whether any authentication method is configured.
-    pub fn has_authentication(&self) -> bool {
-        (self.signature == SignatureMode::Required && !self.api_tokens.is_empty())
+    pub fn has_authentication(&self, applications: &Applications) -> bool {
+        (self.signature == SignatureMode::Required && self.has_tokens(applications))
             || self.path_secret.is_some()
             || self.header.is_some()
             || !self.networks.is_empty()
+    }
+
+    /// Every fault of `applications.*`, as key and message.
+    pub fn check_applications(&self, applications: &Applications) -> Vec<(String, String)> {
+        let are_signatures_checked = self.signature != SignatureMode::Off;
+        applications.check(&Beside { tokens: &self.api_tokens, allowed: &self.applications, are_signatures_checked })
+    }
+
+    /// Whether there is a token that a delivery can be signed with.
+    pub(super) fn has_tokens(&self, applications: &Applications) -> bool {
+        !self.api_tokens.is_empty() || applications.have_tokens()
     }
 }
 
@@ -260,6 +270,11 @@ mod tests {
         figment::Figment::from(Toml::string(toml)).extract().unwrap()
     }
 
+    fn applications(toml: &str) -> Applications {
+        use figment::providers::{Format, Toml};
+        figment::Figment::from(Toml::string(toml)).extract().unwrap()
+    }
+
     #[test]
     fn a_network_that_matches_nobody_or_everybody_is_refused() {
         for (text, hint) in [
@@ -281,7 +296,9 @@ mod tests {
         for fine in ["10.0.0.0/8", "10.1.2.3", "2001:db8::/32", "::1", "fe80::/10", "0.0.0.0/0", "::/0"] {
             assert!(fine.parse::<Network>().is_ok(), "{fine}");
         }
-        let keys = |toml: &str| settings(toml).check().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        let keys = |toml: &str| {
+            settings(toml).check(&Applications::default()).into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
         assert_eq!(keys("api_tokens = ['t']\nnetworks = ['0.0.0.0/0']"), ["networks"]);
         assert_eq!(keys("api_tokens = ['t']\ntrusted_proxies = ['::/0']"), ["trusted_proxies"]);
     }
@@ -289,7 +306,7 @@ mod tests {
     #[test]
     fn what_no_delivery_can_carry_is_refused() {
         let keys = |toml: &str| {
-            let faults = settings(&format!("api_tokens = ['t']\n{toml}")).check();
+            let faults = settings(&format!("api_tokens = ['t']\n{toml}")).check(&Applications::default());
             assert!(faults.iter().all(|(_, message)| !message.contains("canary")), "{faults:?}");
             faults.into_iter().map(|(key, _)| key).collect::<Vec<_>>()
         };
@@ -307,14 +324,16 @@ mod tests {
         ] {
             assert_eq!(keys(toml), [key], "{toml}");
         }
-        assert_eq!(settings("api_tokens = ['Token: t']").check()[0].0, "api_tokens");
+        assert_eq!(settings("api_tokens = ['Token: t']").check(&Applications::default())[0].0, "api_tokens");
         assert!(keys("header = { name = 'x', value = 'Basic dTpw ' }") == ["header.value"]);
         assert!(keys("header = { name = 'authorization', value = 'Basic dTpw' }\napplications = ['A-1']").is_empty());
     }
 
     #[test]
     fn no_authentication_is_a_fault_unless_open() {
-        let keys = |toml: &str| settings(toml).check().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        let keys = |toml: &str| {
+            settings(toml).check(&Applications::default()).into_iter().map(|(key, _)| key).collect::<Vec<_>>()
+        };
         assert_eq!(keys(""), ["api_tokens"]);
         assert_eq!(keys("signature = 'off'"), ["signature"]);
         assert_eq!(keys("signature = 'if-present'\napi_tokens = ['t']"), ["signature"]);
@@ -328,6 +347,13 @@ mod tests {
         ] {
             assert_eq!(keys(fine), [""; 0], "{fine}");
         }
+        // Tokens of applications are as good, and a rate is none.
+        for (table, expected) in [("A.api_tokens = ['t']", &[][..]), ("A.rate = 1", &["api_tokens"])] {
+            let faults = settings("").check(&applications(table));
+            assert_eq!(faults.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), expected, "{table}");
+        }
+        let optional = settings("signature = 'if-present'").check(&applications("A.api_tokens = ['t']"));
+        assert_eq!(optional.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), ["signature"]);
         assert_eq!(
             keys("signature_headers = ['a b']\npath_secret = 'a/b'\nheader = { name = '', value = 'v' }"),
             ["api_tokens", "signature_headers", "header.name", "path_secret"]

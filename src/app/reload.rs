@@ -33,8 +33,8 @@ pub(super) struct Reload {
     certificates: Vec<(&'static str, Certificates)>,
     secrets: Vec<SecretFileState>,
     client_files: Vec<ClientFileState>,
-    /// `access.*` as it is now.
-    access: access::Settings,
+    /// `access.*` and `applications.*` as they are now.
+    access: (access::Settings, access::Applications),
     consumers: SecretConsumers,
 }
 
@@ -99,7 +99,7 @@ impl Reload {
     pub(super) fn new(
         certificates: Vec<(&'static str, Certificates)>,
         files: (Vec<SecretFile>, Vec<ClientFile>),
-        access: access::Settings,
+        access: (access::Settings, access::Applications),
         consumers: SecretConsumers,
     ) -> Self {
         // Not what is there now: what has changed since the configuration was read, as while a large journal was opened,
@@ -172,7 +172,7 @@ impl Reload {
     /// Replaces a secret in its consumers; `false` if it can only be replaced by a restart.
     fn renew(&mut self, key: &str, secrets: &[Secret]) -> Result<bool, String> {
         let Some(first) = secrets.first().cloned() else { return Ok(false) };
-        let mut access = self.access.clone();
+        let (mut access, mut applications) = self.access.clone();
         match (key, &mut access.header) {
             ("admin.token", _) => {
                 if let Some(token) = &self.consumers.admin_token {
@@ -183,16 +183,20 @@ impl Reload {
             ("access.api_tokens", _) => access.api_tokens = secrets.to_vec(),
             ("access.path_secret", _) => access.path_secret = Some(first),
             ("access.header.value", Some(header)) => header.value = first,
+            _ if applications.replace_tokens(key, secrets) => {}
             _ => return Ok(false),
         }
-        if let Some((_, fault)) = access.check().into_iter().next() {
+        let faults = access.check(&applications).into_iter().map(|(_, fault)| fault);
+        if let Some(fault) =
+            faults.chain(access.check_applications(&applications).into_iter().map(|(_, fault)| fault)).next()
+        {
             return Err(fault);
         }
-        self.consumers.intake.access.renew(&access);
+        self.consumers.intake.access.renew(&access, &applications);
         if let (Some(live), Some(secret)) = (&self.consumers.path_secret, &access.path_secret) {
             live.replace(secret.clone());
         }
-        self.access = access;
+        self.access = (access, applications);
         Ok(true)
     }
 }

@@ -101,6 +101,7 @@ fn in_words(expected: &str) -> &str {
         "a boolean" => "true or false",
         "a string" => "a text",
         "a sequence" => "a list",
+        "a map" => "a table",
         other if other.starts_with("struct ") => "a table",
         other => other,
     }

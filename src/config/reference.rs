@@ -164,6 +164,8 @@ fn the_reference_names_every_key() {
     let tree = tree(&with_examples(REFERENCE));
     let mut wrong = Vec::new();
     compare(&schema, &schema, &tree, "", &mut wrong);
+    let (_, application) = tree["applications"].as_object().unwrap().iter().next().unwrap();
+    compare(&schema, &schema["$defs"]["Application"], application, "applications", &mut wrong);
     // The schema of a sink: what all have, and for each type its own.
     let sink = schema["properties"]["sinks"]["additionalProperties"]["$ref"].as_str().unwrap();
     let sink = &schema["$defs"][sink.trim_start_matches("#/$defs/")];
@@ -187,6 +189,7 @@ fn the_examples_load() {
     for name in TYPES {
         assert_eq!(config.sinks[*name].kind.label(), *name);
     }
+    assert!(!config.applications.is_empty());
     assert!(config.access.path_secret.is_some() && config.access.header.is_some() && config.admin.token.is_some());
 }
 
@@ -196,7 +199,7 @@ fn the_other_files_load() {
     assert!(dev.server.listen.ip().is_loopback() && dev.admin.listen.ip().is_loopback());
     assert_eq!(dev.sinks["stdout"].kind.label(), "stdout");
     let production = load(&with_examples(PRODUCTION), &[]);
-    assert!(production.access.has_authentication() && !production.access.networks.is_empty());
+    assert!(production.access.has_authentication(&production.applications) && !production.access.networks.is_empty());
     assert_eq!(production.sinks.contains_key("kafka"), cfg!(feature = "kafka"));
 }
 

@@ -51,6 +51,8 @@ struct File {
     server: webhook::Settings,
     admin: admin::Settings,
     access: access::Settings,
+    /// What applications have of their own, each under its ID.
+    applications: access::Applications,
     journal: journal::Settings,
     dedup: journal::DedupSettings,
     envelope: normalize::Settings,

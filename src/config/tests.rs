@@ -131,6 +131,18 @@ fn secrets_of_digits_stay_as_they_are() {
 }
 
 #[test]
+fn an_application_may_come_from_a_file_and_from_variables_under_one_id() {
+    let tokens = ("SENDBIRD_BRIDGE_APPLICATIONS__0A1B-2C__API_TOKENS", "007, 1e3");
+    let config = load("applications.0a1b-2c.rate = 5", &[tokens]).unwrap().config;
+    let (key, found) = config.applications.tokens_of("0A1B-2C", &[]);
+    let found: Vec<_> = found.iter().map(|token| token.expose()).collect();
+    assert_eq!((key.as_str(), &found[..]), ("applications.0a1b-2c.api_tokens", &["007", "1e3"][..]));
+    let found = faults("applications.0A1B-2C.rate = 5", &[tokens]);
+    assert!(found.len() == 1 && found[0].contains("found \"0A1B-2C\" too"), "{found:?}");
+    assert!(found[0].contains("the variable SENDBIRD_BRIDGE_APPLICATIONS"), "{found:?}");
+}
+
+#[test]
 fn secrets_are_read_from_files() {
     let dir = Dir::new();
     let tokens = dir.file("tokens", "first\n\nsecond\n");

@@ -12,7 +12,7 @@ const SENDBIRD_WAITS: Span = Span::from_secs(1);
 pub(super) fn of(config: &Config) -> Vec<Fault> {
     let mut warnings = Vec::new();
     let mut warn = |key: String, message: String| warnings.push(Fault { key, message, source: None });
-    if !config.access.has_authentication() {
+    if !config.access.has_authentication(&config.applications) {
         warn("access.open".into(), "ANYBODY who can reach this bridge can deliver events".into());
     }
     let deadline = config.server.answer_deadline;

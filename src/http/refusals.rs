@@ -122,6 +122,7 @@ fn setting(listener: &str, reason: &str) -> Option<&'static str> {
     }
     Some(match reason {
         "application" => "access.applications",
+        "application_rate" | "application_token" => "applications",
         "connections" => "server.max_connections",
         "deadline" => "server.answer_deadline",
         "full" => "journal.max_bytes",

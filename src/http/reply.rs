@@ -106,6 +106,8 @@ pub enum Problem {
 /// The values of the label `reason` of `rejected_total`.
 pub const REASONS: &[&str] = &[
     "application",
+    "application_rate",
+    "application_token",
     "connections",
     "deadline",
     "disk",
@@ -213,6 +215,12 @@ fn refused_facts(refused: Refused) -> Facts {
     match refused {
         Refused::Denied(Denied::Network) => facts(S::FORBIDDEN, "network", "this network is not allowed"),
         Refused::Denied(Denied::Application) => facts(S::FORBIDDEN, "application", "this application is not allowed"),
+        Refused::Denied(Denied::ApplicationToken) => {
+            facts(S::UNAUTHORIZED, "application_token", "the signature is not by a token of this application")
+        }
+        Refused::Denied(Denied::ApplicationRate) => {
+            facts(S::TOO_MANY_REQUESTS, "application_rate", "too many deliveries of this application")
+        }
         Refused::Denied(Denied::TooMany) => facts(S::TOO_MANY_REQUESTS, "too_many", "too many requests"),
         Refused::Denied(Denied::Header) => facts(S::UNAUTHORIZED, "header", "a header is missing or wrong"),
         Refused::Denied(Denied::SignatureMissing) => {
@@ -308,6 +316,8 @@ mod tests {
             (Problem::TooManyConnections, 503),
             (Problem::Refused(Refused::Denied(Denied::Network)), 403),
             (Problem::Refused(Refused::Denied(Denied::Application)), 403),
+            (Problem::Refused(Refused::Denied(Denied::ApplicationToken)), 401),
+            (Problem::Refused(Refused::Denied(Denied::ApplicationRate)), 429),
             (Problem::Refused(Refused::Denied(Denied::TooMany)), 429),
             (Problem::Refused(Refused::Denied(Denied::Header)), 401),
             (Problem::Refused(Refused::Denied(Denied::SignatureMissing)), 401),

@@ -156,8 +156,11 @@ impl Webhook {
         let admitted = self.intake.admit(peer.address, headers).map_err(Problem::Refused)?;
         let (body, permit) = self.read(deadline, headers, body).await?;
         let accepting = self.intake.accept(admitted, body.clone(), trace(headers), span).map_err(|refused| {
-            let verified = (refused == Refused::Denied(Denied::Application)).then_some(body);
-            Rejected { problem: Problem::Refused(refused), verified }
+            let is_verified = matches!(
+                refused,
+                Refused::Denied(Denied::Application | Denied::ApplicationToken | Denied::ApplicationRate)
+            );
+            Rejected { problem: Problem::Refused(refused), verified: is_verified.then_some(body) }
         })?;
         drop(permit);
         Ok(self.intake.durable(accepting, deadline).await.map_err(Problem::Refused)?)

@@ -13,7 +13,7 @@ use crate::sendbird::category::Category;
 use crate::sendbird::delivery;
 
 /// All that a delivery can be answered with but 200.
-const PROBLEMS: [Problem; 24] = [
+const PROBLEMS: [Problem; 26] = [
     Problem::Refused(Refused::Malformed(delivery::Refused::NotAnObject)),
     Problem::Refused(Refused::Malformed(delivery::Refused::NoCategory)),
     Problem::Interrupted,
@@ -22,6 +22,7 @@ const PROBLEMS: [Problem; 24] = [
     Problem::ProxyProtocol { expected: "expected a PROXY protocol header" },
     Problem::Refused(Refused::Denied(Denied::SignatureMissing)),
     Problem::Refused(Refused::Denied(Denied::SignatureWrong)),
+    Problem::Refused(Refused::Denied(Denied::ApplicationToken)),
     Problem::Refused(Refused::Denied(Denied::Header)),
     Problem::Refused(Refused::Denied(Denied::Network)),
     Problem::Refused(Refused::Denied(Denied::Application)),
@@ -32,6 +33,7 @@ const PROBLEMS: [Problem; 24] = [
     Problem::HeadTooLarge,
     Problem::Encoded,
     Problem::Refused(Refused::Denied(Denied::TooMany)),
+    Problem::Refused(Refused::Denied(Denied::ApplicationRate)),
     Problem::Refused(Refused::Unavailable(AppendError::Busy)),
     Problem::Refused(Refused::Unavailable(AppendError::Full)),
     Problem::Refused(Refused::Unavailable(AppendError::Failed)),

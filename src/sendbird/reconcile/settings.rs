@@ -31,14 +31,18 @@ impl Settings {
         }
     }
 
-    /// Every fault, as key and message; `allowed` and `tokens` are those of `access`.
+    /// Every fault, as key and message; `allowed` are those of `access`, and `tokens` those of the application.
     pub fn check(&self, allowed: &[String], tokens: &[Secret]) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
         if !(Span::from_secs(1)..=Span::from_secs(24 * 3600)).contains(&self.every) {
             faults.push(("every", format!("expected 1s to 24h, but found {}", self.every)));
         }
         if tokens.is_empty() {
-            faults.push(("every", "expected a token in access.api_tokens to ask with, but found none".into()));
+            faults.push((
+                "every",
+                "expected a token of the application in access.api_tokens, or of its own, to ask with, but found none"
+                    .into(),
+            ));
         }
         if let Some(url) = self.api_url.as_ref().filter(|url| !is_http(url)) {
             faults.push((

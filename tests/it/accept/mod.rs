@@ -2,6 +2,7 @@
 //! certificate changes about that.
 
 mod answers;
+mod applications;
 mod load_balancers;
 mod overload;
 mod refusals;

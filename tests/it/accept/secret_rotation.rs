@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::support::bridge::{Bridge, Config, PATH, signed_by};
 use crate::support::eventually;
 use crate::support::http::Request;
-use crate::support::samples::dial;
+use crate::support::samples::{APPLICATION, dial};
 
 struct Rotation {
     bridge: Bridge,
@@ -65,6 +65,25 @@ fn a_token_is_replaced_without_a_restart() {
     let log = it.bridge.log().so_far().join("\n");
     assert!(!log.contains("second") && !log.contains("first"), "{log}");
     assert_eq!(it.bridge.stop().code(), Some(0));
+}
+
+#[test]
+fn the_token_of_an_application_is_replaced_without_a_restart() {
+    let (tokens, own) = ("access.api_tokens", format!("applications.{APPLICATION}.api_tokens"));
+    let it = Rotation::start(Config::new().unset(tokens), &[(tokens, "shared\n"), (&own, "first\n")]);
+    assert_eq!((it.status("first"), it.status("second"), it.status("shared")), (200, 401, 401));
+    it.rotate(&own, "second\nfirst\n");
+    eventually("both are taken", || it.status("second") == 200);
+    assert_eq!((it.status("first"), it.status("shared")), (200, 401));
+    it.rotate(&own, "second\n");
+    eventually("the first is no longer taken", || it.status("first") == 401);
+    // One that would open deliveries of others too changes nothing, wherever it comes from.
+    it.rotate(&own, "shared\n");
+    eventually("that is logged", || it.said("cannot use the renewed secret") == 1);
+    it.rotate(tokens, "other\nsecond\n");
+    eventually("and so is this", || it.said("cannot use the renewed secret") == 2);
+    assert_eq!((it.status("second"), it.status("shared"), it.status("other")), (200, 401, 401));
+    assert_eq!(it.said("using the renewed secret"), 2);
 }
 
 #[test]

@@ -18,11 +18,12 @@ const CANARY: &str = "canary";
 const SEED: &str = "SUAIBDPBAUTWCWBKIO6XHQNINK5FWJW4OHLXC3HQ2KFE4PEJUA44CNHTC4";
 
 /// The keys of the core that hold a secret.
-const CORE: [(&str, &str); 4] = [
+const CORE: [(&str, &str); 5] = [
     ("access.api_tokens", "canary-token"),
     ("access.path_secret", "canary-path"),
     ("access.header.value", "canary-header"),
     ("admin.token", "canary-admin"),
+    ("applications.B-2.api_tokens", "canary-application"),
 ];
 
 /// The keys of sinks that hold one. A NATS server takes one kind of credentials, so there is a sink for each.
@@ -68,7 +69,7 @@ fn config(in_files: bool) -> Config {
             let file = config.dir().join(key);
             fs::write(&file, format!("{canary}\n")).unwrap();
             config.set(&format!("{key}_file"), &format!("'{}'", file.display()))
-        } else if *key == "access.api_tokens" {
+        } else if key.ends_with(".api_tokens") {
             config.set(key, &format!("['{canary}']"))
         } else {
             config.set(key, &format!("{canary:?}"))
@@ -122,6 +123,10 @@ fn a_wrong_configuration_is_judged_without_them() {
         ("access.path_secret", "canary"),
         ("admin.token", "{ token = 'canary' }"),
         ("admin", "'canary'"),
+        ("applications", "'canary'"),
+        ("applications.B-2", "'canary'"),
+        ("applications.B-2.api_tokens", "'canary'"),
+        ("applications.B-2.api_tokens", "[['canary']]"),
         ("sinks", "'canary'"),
         ("sinks.x", "'canary'"),
     ];
