@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Failure;
 use super::client::{self, TlsArgs};
-use crate::config::{Faults, Loaded};
+use crate::config::{Config, Faults, Loaded};
 use crate::domain::secret::Secret;
 use crate::domain::units::Span;
 use crate::http::webhook::Settings as Server;
@@ -31,8 +31,8 @@ pub(super) struct PlatformArgs {
     #[arg(long, value_name = "ID")]
     application: Option<ApplicationId>,
 
-    /// An API token of the application; by default the first of access.api_tokens of the configuration. Others on this
-    /// machine can see the command line: better give a file
+    /// An API token of the application; by default the first of its own in the configuration, or of access.api_tokens.
+    /// Others on this machine can see the command line: better give a file
     #[arg(long, value_parser = client::secret)]
     token: Option<Secret>,
 
@@ -75,7 +75,7 @@ impl PlatformArgs {
                 eprintln!("{missing} is not given; reading the configuration (--config)");
                 let config = load()?.config;
                 let application = application.map_or_else(|| the_application(&config.access.applications), Ok)?;
-                let token = token.map_or_else(|| the_token(&config.access.api_tokens), Ok)?;
+                let token = token.map_or_else(|| the_token(&config, &application), Ok)?;
                 (application, token, config.server.path)
             }
         };
@@ -104,12 +104,13 @@ fn the_application(known: &[String]) -> Result<ApplicationId, Failure> {
     }
 }
 
-fn the_token(known: &[Secret]) -> Result<Secret, Failure> {
+fn the_token(config: &Config, application: &ApplicationId) -> Result<Secret, Failure> {
+    let (key, known) = config.applications.tokens_of(application.as_str(), &config.access.api_tokens);
     let first = known.first().ok_or_else(|| {
         Failure::Usage("expected --token-file, or access.api_tokens in the configuration, but found neither".into())
     })?;
     let which = if known.len() == 1 { String::new() } else { format!(", the first of {}", known.len()) };
-    eprintln!("the token is from access.api_tokens{which}");
+    eprintln!("the token is from {key}{which}");
     Ok(first.clone())
 }
 

@@ -52,8 +52,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME")]
     connect_within: Option<Span>,
 
-    /// The master API token to sign with; by default the first of access.api_tokens of the configuration. Without one,
-    /// deliveries are not signed
+    /// The master API token to sign with; by default the first of the application's own in the configuration, or of
+    /// access.api_tokens. Without one, deliveries are not signed
     #[arg(long, value_parser = client::secret)]
     token: Option<Secret>,
 
@@ -158,7 +158,8 @@ fn sendbird(args: &Args, url: Uri, config: &Config) -> Result<Sendbird, Failure>
     let access = &config.access;
     let signed = access.signature != SignatureMode::Off;
     let token = client::token(args.token.clone(), args.token_file.as_ref())?;
-    let token = token.or_else(|| access.api_tokens.first().filter(|_| signed).cloned());
+    let (_, known) = config.applications.tokens_of(&args.application, &access.api_tokens);
+    let token = token.or_else(|| known.first().filter(|_| signed).cloned());
     let mut headers = args.header.clone();
     if let Some(configured) = &access.header {
         let (name, value) =

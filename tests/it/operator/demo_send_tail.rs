@@ -203,6 +203,18 @@ fn send_takes_what_is_not_given_from_the_configuration() {
 }
 
 #[test]
+fn send_signs_for_the_application_that_it_names() {
+    let tokens = "['canary-a']";
+    let bridge = Config::new().fixed_address().set("applications.A-1.api_tokens", tokens).start();
+    let file = bridge.config().write();
+    for (application, stored) in [("A-1", 1), ("a-1", 2), ("B-2", 3)] {
+        let ended = run(&["send", "--config", file.to_str().unwrap(), "--application", application]);
+        assert_eq!(ended.code(), Some(0), "{application}: {}{}", ended.stdout(), ended.stderr());
+        assert_eq!(bridge.events().len(), stored, "{application}");
+    }
+}
+
+#[test]
 fn tail_takes_address_and_token_from_the_configuration() {
     let config = Config::new().fixed_address().set("admin.token", "'t0ken'");
     let bridge = config.start();

@@ -239,6 +239,13 @@ fn application_and_token_come_from_the_configuration() {
     let other = ask(one.clone().set("server.path", "'/other'"), &[]);
     assert!(other.stdout().contains("https://calls.example.com/<hidden>"), "{}", other.stdout());
 
+    // An application with tokens of its own is asked with them.
+    let own = Config::new().set("access.applications", &format!("['{APPLICATION}']"));
+    let own = own.set(&format!("applications.{APPLICATION}.api_tokens"), &format!("['{API_TOKEN}']"));
+    let ended = ask(own, &[]);
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    assert!(ended.stderr().contains(&format!("the token is from applications.{APPLICATION}.api_tokens")));
+
     let two = config(Config::new()).set("access.applications", &format!("['{APPLICATION}', 'OTHER']"));
     let ended = ask(two.clone(), &[]);
     assert_eq!(ended.code(), Some(64));
