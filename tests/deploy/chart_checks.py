@@ -64,6 +64,10 @@ WRONG = [
     (["--set", "config.admin.tls.cert_file=/x"], "config.admin.tls: expected nothing"),
     (["--set", "config.journal.dir=/x"], "config.journal.dir: expected nothing"),
     (["--set", "config.access.api_tokens={canary-token}"], "config.access.api_tokens: expected api_tokens_file"),
+    (
+        ["--set", "config.applications.A-1.api_tokens={canary-token}"],
+        "config.applications.A-1.api_tokens: expected api_tokens_file",
+    ),
     (["--set", "config.admin.token=canary-token"], "config.admin.token: expected token_file"),
     (
         ["--set", "config.sinks.r.type=rabbitmq,config.sinks.r.url=amqp://canary-token@h"],
@@ -712,7 +716,9 @@ def make_files(tree, scratch):
             # A Secret of this type has all three.
             (path.parent / "ca.crt").write_bytes((scratch / "ca.crt").read_bytes())
         else:
-            path.write_text("amqp://user:password@host:5672/%2f\n" if key == "url_file" else "a-secret\n", encoding="utf-8")
+            # Each its own: a token stands in one place only.
+            secret = "amqp://user:password@host:5672/%2f" if key == "url_file" else f"secret-{path.name}"
+            path.write_text(f"{secret}\n", encoding="utf-8")
 
 
 def check_configuration(checks, rendered):
