@@ -97,7 +97,7 @@ impl Settings {
     /// The keys that restrict who may deliver, as far as they are set.
     pub fn methods(&self) -> Vec<&'static str> {
         let methods = [
-            ("signature", self.signature == SignatureMode::Required && !self.api_tokens.is_empty()),
+            ("signature", self.signature == SignatureMode::Required && !(self.open && self.api_tokens.is_empty())),
             ("path_secret", self.path_secret.is_some()),
             ("header", self.header.is_some()),
             ("networks", !self.networks.is_empty()),
