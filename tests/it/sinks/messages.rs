@@ -169,7 +169,7 @@ fn a_message_that_is_refused_is_set_aside_and_holds_back_nothing(kind: Kind) {
     assert_eq!(bridge.status()["sinks"][0]["dead_letters"], 1, "{}", bridge.status());
     let log = bridge.log().so_far();
     let reason = if by_size { "too_large" } else { "unroutable" };
-    assert!(log.iter().any(|line| line.contains("set aside") && line.contains(reason)), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("became a dead letter") && line.contains(reason)), "{log:#?}");
     let messages = place.consume();
     assert!(!ids(&messages).contains(&refused.as_str()));
     assert_eq!(ids(&messages).into_iter().collect::<BTreeSet<_>>(), expected.iter().map(String::as_str).collect());
