@@ -335,6 +335,9 @@ impl Keeper {
         let newest_ms = segment.newest_ms();
         // From here on the segment is gone, also for a start after a kill.
         fs::rename(segment.name.index(dir), segment.name.ids(dir)).or_else(ignore_missing)?;
+        // Before the log goes: an index without its log would tell of events that are lost, where a power cut undoes the
+        // renaming alone.
+        directory::sync(dir)?;
         remove(&segment.name.log(dir))?;
         if newest_ms.saturating_add(self.options.window_ms) > self.shared.clock.now_ms() {
             self.ids.push((segment.name, newest_ms));
