@@ -85,6 +85,12 @@ fn what_most_often_does_not_work_is_warned_of_by_the_check_and_at_the_start() {
     let said = ended.stderr();
     assert!(said.starts_with("warning: sinks.lines.categories: ") && said.lines().count() == 1, "{said}");
     assert!(ended.stdout().starts_with("configuration OK (1 sink)"), "{}", ended.stdout());
+    let ended = run(&["config", "check", "--connect", "--output", "json", "--config", file.to_str().unwrap()]);
+    assert_eq!((ended.code(), ended.stderr()), (Some(0), String::new()));
+    let lines: Vec<serde_json::Value> = ended.stdout.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines[0]["warning"].as_str().unwrap().starts_with("sinks.lines.categories: "), "{lines:?}");
+    assert_eq!(lines[1], serde_json::json!({ "configuration": "ok", "sinks": 1 }));
+    assert_eq!(lines[2], serde_json::json!({ "sink": "lines", "type": "stdout", "ok": true, "findings": [] }));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::bridge::{Bridge, Config, command, done};
 use crate::support::crash_state::segments;
@@ -171,6 +171,11 @@ fn salvage_keeps_readable_events_and_names_the_lost_ones() {
     assert_eq!(verified.code(), Some(1), "{}", verified.stderr());
     assert!(verified.stderr().contains("position 7 (id unknown, type unknown): damaged"), "{}", verified.stderr());
     assert!(verified.stderr().contains("19 events OK, 1 damaged"), "{}", verified.stderr());
+    let verified = command(&config, &["journal", "verify", "--output", "json"]);
+    assert_eq!(verified.code(), Some(1), "{}", verified.stderr());
+    let lines: Vec<Value> = verified.stdout.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let fault = json!({ "fault": "damaged", "position": 7, "id": null, "type": null });
+    assert_eq!(lines, [fault, json!({ "intact": 19 })]);
 
     let same = config.dir().join("journal");
     assert_eq!(command(&config, &["journal", "salvage", "--to", same.to_str().unwrap()]).code(), Some(64));
