@@ -94,18 +94,6 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys that restrict who may deliver, as far as they are set.
-    pub fn methods(&self) -> Vec<&'static str> {
-        let methods = [
-            ("signature", self.signature == SignatureMode::Required && !(self.open && self.api_tokens.is_empty())),
-            ("path_secret", self.path_secret.is_some()),
-            ("header", self.header.is_some()),
-            ("networks", !self.networks.is_empty()),
-            ("applications", !self.applications.is_empty()),
-        ];
-        methods.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
-    }
-
     /// Every fault, as key and message.
     pub fn check(&self, applications: &Applications) -> Vec<(&'static str, String)> {
         let mut faults = Vec::new();
@@ -167,12 +155,20 @@ impl Settings {
         faults
     }
 
+    /// The keys of the authentication methods that are configured.
+    pub fn authentication_methods(&self, applications: &Applications) -> Vec<&'static str> {
+        let methods = [
+            ("signature", self.signature == SignatureMode::Required && self.has_tokens(applications)),
+            ("path_secret", self.path_secret.is_some()),
+            ("header", self.header.is_some()),
+            ("networks", !self.networks.is_empty()),
+        ];
+        methods.into_iter().filter(|(_, is_configured)| *is_configured).map(|(key, _)| key).collect()
+    }
+
     /// Whether any authentication method is configured.
     pub fn has_authentication(&self, applications: &Applications) -> bool {
-        (self.signature == SignatureMode::Required && self.has_tokens(applications))
-            || self.path_secret.is_some()
-            || self.header.is_some()
-            || !self.networks.is_empty()
+        !self.authentication_methods(applications).is_empty()
     }
 
     /// Every fault of `applications.*`, as key and message.

@@ -32,7 +32,8 @@ pub(super) async fn run(loaded: Loaded, file: Option<&Path>) -> Result<(), Failu
         config.sinks.iter().map(|(name, sink)| format!("{name} ({})", sink.kind.label())).collect();
     let scheme = |tls: bool| if tls { "https" } else { "http" };
     let (webhook_scheme, admin_scheme) = (scheme(config.server.tls.is_some()), scheme(config.admin.tls.is_some()));
-    let (journal, access) = (config.journal.dir.clone(), config.access.methods().join(", "));
+    let journal = config.journal.dir.clone();
+    let methods = config.access.authentication_methods(&config.applications);
     let reconcile = config.reconcile.clone();
     let application = reconcile.as_ref().and_then(|it| it.application(&config.access.applications)).map(str::to_owned);
     let app = App::bind(config).await.map_err(Failure::other)?;
@@ -51,7 +52,7 @@ pub(super) async fn run(loaded: Loaded, file: Option<&Path>) -> Result<(), Failu
         version = env!("CARGO_PKG_VERSION"),
         webhook = format!("{webhook_scheme}://{webhook}{path}{secret}"),
         admin = format!("{admin_scheme}://{admin}"),
-        access = (!access.is_empty()).then_some(access),
+        access = (!methods.is_empty()).then(|| methods.join(", ")),
         journal = %journal.display(),
         config = file.map(|file| file.display().to_string()),
         "listening"
