@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Transaction, params};
 
-use super::chain::{Chain, Released};
+use super::chain::Chain;
 use super::open::{find_chain, refuse_first_format};
 use super::reader::Reader;
 use super::{
@@ -431,7 +431,7 @@ impl JournalAdmin {
 
 /// The chain as a directory holds it now, and the runs of positions that are missing.
 pub(super) fn find(dir: &Path, connection: &Connection) -> Result<(Chain, Vec<(u64, u64)>), OpenError> {
-    let released = progress::load_released(connection).map(|ranges| Released { ranges, is_complete: true });
-    let found = find_chain(dir, connection, &released.unwrap_or_default())?;
+    let released = progress::load_released(connection).unwrap_or_default();
+    let found = find_chain(dir, connection, &released)?;
     Ok((Chain::new(dir, found.segments, found.last, false), found.gaps))
 }

@@ -103,8 +103,13 @@ pub(super) fn refuse_first_format(dir: &Path) -> Result<(), OpenError> {
 
 /// `is_whole` says whether the state file can say what was released.
 fn find(dir: &Path, connection: &Connection, is_whole: bool) -> Result<Found, OpenError> {
-    let ranges = progress::load_released(connection).unwrap_or_default();
-    let found = find_chain(dir, connection, &Released { ranges, is_complete: is_whole })?;
+    let mut released = progress::load_released(connection).unwrap_or_default();
+    if !released.is_complete {
+        tracing::error!("damaged list of released positions; positions that no file holds are taken for released");
+        drop(progress::drop_damaged_ranges(connection));
+    }
+    released.is_complete &= is_whole;
+    let found = find_chain(dir, connection, &released)?;
     // Nobody will ever know; from now on it counts as released.
     for (first, last) in &found.unknown {
         if let Err(error) = progress::store_released(connection, *first, *last, 0) {

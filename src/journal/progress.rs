@@ -4,6 +4,7 @@
 use roaring::RoaringTreemap;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::chain::Released;
 use super::positions;
 use super::segment::{Name, Proof};
 use super::sinks::Progress;
@@ -177,25 +178,55 @@ pub(super) fn proof_of(name: Name, (segment, proof): (u64, Proof)) -> Proof {
     if name == Name::new(segment) { proof } else { Proof::default() }
 }
 
+fn range_crc(first: u64, last: u64) -> u32 {
+    crc(&[&first.to_le_bytes(), &last.to_le_bytes()])
+}
+
 /// Notes that positions are no longer kept, on purpose. What lies before `oldest`, the oldest kept, becomes one range.
 pub(super) fn store_released(connection: &Connection, first: u64, last: u64, oldest: u64) -> rusqlite::Result<()> {
-    let (first, last, before) = (first as i64, last as i64, oldest.saturating_sub(1) as i64);
-    let sql = "INSERT INTO released (first, last) VALUES (?1, ?2)
-               ON CONFLICT (first) DO UPDATE SET last = max(last, excluded.last)";
-    connection.prepare_cached(sql)?.execute([first, last])?;
+    let before = oldest.saturating_sub(1);
+    store_range(connection, first, last)?;
     if before > 0 {
-        connection.prepare_cached("DELETE FROM released WHERE last <= ?1")?.execute([before])?;
-        connection.prepare_cached(sql)?.execute([1, before])?;
+        connection.prepare_cached("DELETE FROM released WHERE last <= ?1")?.execute([before as i64])?;
+        store_range(connection, 1, before)?;
     }
     Ok(())
 }
 
-/// The ranges of positions that were released.
-pub(super) fn load_released(connection: &Connection) -> rusqlite::Result<Vec<(u64, u64)>> {
-    let sql = "SELECT first, last FROM released ORDER BY first";
-    let range =
-        |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?.max(0) as u64, row.get::<_, i64>(1)?.max(0) as u64));
-    connection.prepare(sql)?.query_map([], range)?.filter_map(|range| readable(range).transpose()).collect()
+/// A range that begins at the same position may be longer.
+fn store_range(connection: &Connection, first: u64, last: u64) -> rusqlite::Result<()> {
+    let sql = "SELECT first, last, crc FROM released WHERE first = ?1";
+    let stored = connection.prepare_cached(sql)?.query_row([first as i64], released_range).optional();
+    let last = readable(stored)?.flatten().flatten().map_or(last, |(_, stored)| last.max(stored));
+    let sql = "INSERT OR REPLACE INTO released (first, last, crc) VALUES (?1, ?2, ?3)";
+    let values = params![first as i64, last as i64, range_crc(first, last)];
+    connection.prepare_cached(sql)?.execute(values).map(drop)
+}
+
+/// One range of `first, last, crc`; `None` if it is damaged.
+fn released_range(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<(u64, u64)>> {
+    let (first, last) = (row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64);
+    Ok((row.get::<_, i64>(2)? == i64::from(range_crc(first, last))).then_some((first, last)))
+}
+
+/// The ranges of positions that were released. They are not all where a row is damaged.
+pub(super) fn load_released(connection: &Connection) -> rusqlite::Result<Released> {
+    let mut released = Released { ranges: Vec::new(), is_complete: true };
+    let mut statement = connection.prepare("SELECT first, last, crc FROM released ORDER BY first")?;
+    for range in statement.query_map([], released_range)? {
+        match readable(range)?.flatten() {
+            Some(range) => released.ranges.push(range),
+            None => released.is_complete = false,
+        }
+    }
+    Ok(released)
+}
+
+/// Removes the damaged ones of these ranges.
+pub(super) fn drop_damaged_ranges(connection: &Connection) -> rusqlite::Result<()> {
+    let ranges = load_released(connection)?.ranges;
+    connection.execute("DELETE FROM released", [])?;
+    ranges.into_iter().try_for_each(|(first, last)| store_range(connection, first, last))
 }
 
 /// How far beyond what has a checksum a position without one is believed.
@@ -208,9 +239,9 @@ pub(super) fn highest_position(connection: &Connection, known: u64) -> rusqlite:
         let Some(sink) = readable(sink)? else { continue };
         highest = highest.max(load_sink(connection, &sink)?.flatten().map_or(0, |(frontier, _)| frontier));
     }
+    highest = load_released(connection)?.ranges.iter().map(|(_, last)| *last).fold(highest, u64::max);
     let most = highest.saturating_add(PLAUSIBLE).min(i64::MAX as u64);
     for sql in [
-        "SELECT max(last) FROM released WHERE last <= ?1",
         "SELECT max(position) FROM dead_letters WHERE position <= ?1",
         "SELECT max(position) FROM resends WHERE position <= ?1",
         "SELECT max(until) FROM replays WHERE until <= ?1",

@@ -347,6 +347,16 @@ pub(super) fn load_replays(connection: &Connection) -> rusqlite::Result<Vec<Repl
     })
 }
 
+/// Removes those that are damaged; returns how many.
+pub(super) fn drop_damaged(connection: &Connection) -> rusqlite::Result<u64> {
+    let damaged = damaged_replays(connection)?;
+    for id in &damaged {
+        tracing::error!(id, "removed a damaged replay; request it again");
+        connection.execute("DELETE FROM replays WHERE id = ?1", [id])?;
+    }
+    Ok(damaged.len() as u64)
+}
+
 /// The numbers of those that are damaged.
 pub(super) fn damaged_replays(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
     read_replays(connection).map(|(_, damaged)| damaged)

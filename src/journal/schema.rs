@@ -35,7 +35,8 @@ const TABLES: &str = "
     ) STRICT;
     CREATE TABLE IF NOT EXISTS released (
         first       INTEGER PRIMARY KEY,
-        last        INTEGER NOT NULL
+        last        INTEGER NOT NULL,
+        crc         INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE IF NOT EXISTS progress (
         at_ms       INTEGER NOT NULL,

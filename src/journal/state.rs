@@ -25,12 +25,14 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::progress::{ChangedProgress, highest_position, load_progress, sink_names, store_progress};
+use super::progress::{
+    ChangedProgress, drop_damaged_ranges, highest_position, load_progress, sink_names, store_progress,
+};
 use super::repair::{NEXT, carry_over_file, finish_replacement, replace_damaged};
 use super::schema::{NAMES, check_version, configure, create, schema_is_whole};
 use super::segment::{MAJOR, is_of_this_format};
 use super::sqlite::{FILE, engine, is_damage};
-use super::{OpenError, dead_letters};
+use super::{OpenError, dead_letters, replays};
 
 /// An open state file.
 pub(super) struct Opened {
@@ -151,5 +153,6 @@ pub(super) fn salvage_into(from: &Path, to: &Path) -> Result<Connection, OpenErr
         let mut progress = load_progress(&connection, &sink).map_err(database)?.unwrap_or_default();
         store_progress(&connection, &sink, &ChangedProgress::of(&mut progress)).map_err(database)?;
     }
+    drop_damaged_ranges(&connection).and_then(|()| replays::drop_damaged(&connection)).map_err(database)?;
     Ok(connection)
 }

@@ -131,6 +131,11 @@ impl JournalAdmin {
             }),
             Err(error) => found(Fault::State(error.to_string())),
         }
+        match progress::load_released(&self.connection) {
+            Ok(released) if released.is_complete => {}
+            Ok(_) => found(Fault::State("the list of released positions is damaged".to_owned())),
+            Err(error) => found(Fault::State(error.to_string())),
+        }
         match replays::damaged_replays(&self.connection) {
             Ok(replays) => {
                 replays.into_iter().for_each(|id| found(Fault::State(format!("replay {id} is damaged"))));

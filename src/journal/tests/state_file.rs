@@ -145,6 +145,46 @@ fn damaged_waiting_positions_are_published_twice_and_never_lost() {
     }
 }
 
+#[test]
+fn a_damaged_row_of_what_was_released_makes_nothing_missing() {
+    for sql in [
+        "UPDATE released SET first = first + 20",
+        "UPDATE released SET last = last - 20",
+        "UPDATE released SET last = last + 20",
+        "UPDATE released SET crc = crc + 1",
+    ] {
+        let bench = with_everything();
+        state_file(&bench).execute_batch(sql).unwrap();
+        let faults = || {
+            let mut faults = Vec::new();
+            bench.admin().verify(|fault| faults.push(fault)).unwrap();
+            faults.retain(|fault| !matches!(fault, Fault::DeadLetter { .. }));
+            faults
+        };
+        assert_eq!(faults(), [Fault::State("the list of released positions is damaged".to_owned())], "{sql}");
+        let journal = bench.open();
+        assert_eq!(journal.stats().damaged_records, 0, "{sql}");
+        journal.close();
+        assert_eq!(faults(), [], "{sql}: it is repaired");
+    }
+}
+
+#[test]
+fn a_start_removes_a_damaged_replay() {
+    for sql in ["UPDATE replays SET until = until + 1", "UPDATE replays SET filter = 'x'", "UPDATE replays SET crc = 1"]
+    {
+        let bench = with_everything();
+        state_file(&bench).execute_batch(sql).unwrap();
+        let journal = bench.open();
+        assert_eq!(journal.active_replays("a"), 0, "{sql}");
+        assert_eq!(journal.resends_dropped(), 1, "{sql}");
+        journal.close();
+        let mut faults = Vec::new();
+        bench.admin().verify(|fault| faults.push(fault)).unwrap();
+        assert!(faults.iter().all(|fault| matches!(fault, Fault::DeadLetter { .. })), "{sql}: {faults:?}");
+    }
+}
+
 /// A journal with something in each table.
 fn with_everything() -> Bench {
     let mut bench = Bench::small();
