@@ -17,6 +17,7 @@ use crate::access::{Access, TrustedProxies};
 use crate::config::{Config, SinkConfig, SinkKind};
 use crate::contracts;
 use crate::domain::clock::Clock;
+use crate::domain::kind;
 use crate::domain::secret::RotatableSecret;
 use crate::http::admin::{self, Admin, SinkEntry};
 use crate::http::documents::Documents;
@@ -150,7 +151,7 @@ impl App {
             forwarders.push(Forwarder {
                 name: name.clone(),
                 sink: make_sink(name, sink, &config)?,
-                types: sink.types(),
+                kinds: sink.kinds(),
                 journal: journal.clone(),
                 metrics: Arc::clone(&metrics),
                 clock: clock.clone(),
@@ -373,7 +374,7 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
     let commits = metrics.journal_commit_seconds.clone();
     let reconciled = metrics.reconciled.clone();
     let by_type = Category::ALL.map(|category| (event_type(category.label()), category.label()));
-    let sinks = config.sinks.iter().map(|(name, sink)| SinkSpec { name: name.clone(), kinds: sink.types() });
+    let sinks = config.sinks.iter().map(|(name, sink)| SinkSpec { name: name.clone(), kinds: sink.kinds() });
     let options = journal::Options {
         settings: config.journal.clone(),
         dedup: config.dedup.clone(),
@@ -383,7 +384,7 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
         backfill: journal::Hook {
             fact_of: reconcile::fact_of,
             on_stored: Box::new(move |kind| {
-                let known = by_type.iter().find(|(known, _)| known == kind);
+                let known = by_type.iter().find(|(known, _)| known == kind::type_of(kind));
                 reconciled.with_label_values(&[known.map_or(Category::Other.label(), |(_, label)| label)]).inc();
             }),
         },
@@ -416,7 +417,7 @@ pub fn make_sink(name: &str, sink: &SinkConfig, config: &Config) -> Result<Box<d
         Error::Sink { name: name.to_owned(), detail: faults.join("; ") }
     };
     #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-    let known = sink.known_values(&config.access.applications);
+    let known = sink.known_values(sink.known_applications(&config.access));
     match &sink.kind {
         SinkKind::Stdout(stdout::Settings {}) => Ok(Box::new(stdout::Stdout::new(sink.format))),
         #[cfg(feature = "kafka")]

@@ -29,6 +29,7 @@ use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
 use crate::journal;
+use crate::sendbird::api::ApplicationId;
 use crate::sendbird::category::Category;
 use crate::sendbird::{normalize, reconcile};
 
@@ -235,6 +236,7 @@ impl Gather<'_> {
         }
         self.checked("journal", config.journal.check());
         self.check_addresses(&config);
+        self.check_applications_of_sinks(&config);
         #[cfg(feature = "kafka")]
         self.check_topics(&config);
         self.checked("dedup", config.dedup.check());
@@ -260,12 +262,29 @@ impl Gather<'_> {
         }
     }
 
+    /// A sink cannot get events of an application whose deliveries are refused.
+    fn check_applications_of_sinks(&mut self, config: &Config) {
+        for (name, sink) in &config.sinks {
+            for application in &sink.applications {
+                let is_allowed = |allowed: &[String]| {
+                    allowed.is_empty() || allowed.iter().any(|known| known.eq_ignore_ascii_case(application))
+                };
+                let message = match application.parse::<ApplicationId>() {
+                    Err(message) => message,
+                    Ok(_) if is_allowed(&config.access.applications) => continue,
+                    Ok(_) => format!("expected some of access.applications, but found \"{application}\""),
+                };
+                self.fault(&format!("sinks.{name}.applications"), message);
+            }
+        }
+    }
+
     /// A topic is a set of files and memory on every broker that has it.
     #[cfg(feature = "kafka")]
     fn check_topics(&mut self, config: &Config) {
         for (name, sink) in &config.sinks {
             let SinkKind::Kafka(settings) = &sink.kind else { continue };
-            let topics = settings.topics(config.access.applications.len());
+            let topics = settings.topics(sink.known_applications(&config.access).len());
             if topics > MOST_TOPICS {
                 let message = format!("expected a pattern of at most {MOST_TOPICS} topics, but found one of {topics}");
                 self.fault(&format!("sinks.{name}.topic"), message);
@@ -301,6 +320,7 @@ impl Gather<'_> {
         };
         let kind: Option<String> = self.take(&mut table, &key, "type");
         let categories: Vec<String> = self.take(&mut table, &key, "categories").unwrap_or_default();
+        let applications: Vec<String> = self.take(&mut table, &key, "applications").unwrap_or_default();
         let format: Format = self.take(&mut table, &key, "format").unwrap_or_default();
         self.check_categories(&key, &categories);
         let table = Value::Dict(tag, table);
@@ -324,7 +344,7 @@ impl Gather<'_> {
         for (field, message) in kind.check() {
             self.fault(&format!("{key}.{field}"), message);
         }
-        Some(SinkConfig { kind, categories, format })
+        Some(SinkConfig { kind, categories, applications, format })
     }
 
     fn check_categories(&mut self, key: &str, categories: &[String]) {

@@ -39,10 +39,11 @@ pub use self::status::SinkStatus;
 use crate::access::{Access, Admitted, Denied};
 use crate::domain::backoff::Backoff;
 use crate::domain::clock::Clock;
-use crate::domain::glob;
+use crate::domain::envelope::View;
 use crate::domain::identity::EventId;
+use crate::domain::kind;
 use crate::domain::trace::TraceParent;
-use crate::journal::{AppendError, Appended, Entry, Journal, Pending};
+use crate::journal::{AppendError, Appended, Entry, Journal, Pending, Record};
 use crate::metrics::Metrics;
 use crate::sendbird::category::Category;
 use crate::sendbird::normalize::Provenance;
@@ -191,8 +192,8 @@ pub struct Forwarder {
     pub name: String,
     /// The broker.
     pub sink: Box<dyn Sink>,
-    /// Globs over the types of the events that the sink wants; empty means all.
-    pub types: Vec<String>,
+    /// Patterns of the kinds of the events that the sink wants; empty means all.
+    pub kinds: Vec<String>,
     /// Where the events are.
     pub journal: Journal,
     /// What is counted.
@@ -260,7 +261,20 @@ impl Forwarder {
     }
 
     fn wants(&self, kind: &str) -> bool {
-        self.types.is_empty() || self.types.iter().any(|pattern| glob::matches(pattern, kind))
+        self.kinds.is_empty() || self.kinds.iter().any(|pattern| kind::matches(pattern, kind))
+    }
+
+    /// The same of an event that can be read: one whose kind does not name its application was stored by an earlier
+    /// version, and its envelope does.
+    fn wants_record(&self, record: &Record) -> bool {
+        let decides = |kind: &String| kind::names_application(kind);
+        if kind::names_application(&record.kind) || !self.kinds.iter().any(decides) {
+            return self.wants(&record.kind);
+        }
+        match View::parse(&record.payload) {
+            Ok(view) => self.wants(&kind::of(&record.kind, view.application_id())),
+            Err(_) => self.wants(&record.kind),
+        }
     }
 
     fn note_failure(&self, fault: &Fault, log: &mut FailureLog) {

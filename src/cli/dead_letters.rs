@@ -12,6 +12,7 @@ use super::table::counted;
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::rfc3339;
+use crate::domain::kind;
 use crate::journal::{AdminError, DeadLetter, JournalAdmin, StoredDeadLetter};
 
 #[derive(Debug, Subcommand)]
@@ -216,7 +217,7 @@ fn json_line(stored: &StoredDeadLetter) -> String {
     let event = stored.event.as_ref();
     let line = serde_json::json!({
         "sink": sink, "position": position, "id": stored.id.map(|id| id_text(Some(id))),
-        "key": event.map(|event| &event.key), "type": event.map(|event| &event.kind),
+        "key": event.map(|event| &event.key), "type": event.map(|event| kind::type_of(&event.kind)),
         "reason": reason, "detail": detail, "at": rfc3339(*at_ms),
     });
     format!("{line}\n")

@@ -77,6 +77,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let sink = SinkConfig {
         kind: SinkKind::Stdout(stdout::Settings::default()),
         categories: Vec::new(),
+        applications: Vec::new(),
         format: Format::Structured,
     };
     config.sinks.insert(SINK.into(), sink);

@@ -18,7 +18,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 /// Publish stored events once more, with the same ids; list or cancel what is under way
 ///
 /// Each envelope says "replayed": true. A running bridge begins within a second, a stopped one when it starts, and a
-/// replay goes on over restarts. JetStream drops an event whose id it still has in its duplicate window.
+/// replay goes on over restarts. JetStream drops an event whose id it still has in its duplicate window. Events of
+/// applications that the sink does not get (sinks.NAME.applications) are counted, and not published.
 #[derive(Debug, clap::Args)]
 #[command(subcommand_negates_reqs = true)]
 pub(super) struct Args {

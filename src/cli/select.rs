@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::Failure;
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::Clock;
+use crate::domain::kind;
 use crate::domain::units::Span;
 use crate::journal::{Filter, JournalAdmin};
 use crate::sendbird::category::event_type;
@@ -112,9 +113,10 @@ pub(super) fn id_text(id: Option<[u8; 16]>) -> String {
     id.map_or_else(|| "unknown".to_owned(), |id| Uuid::from_bytes(id).to_string())
 }
 
-/// A type as it is printed in tables, without what all types have in common.
+/// The type of a kind as it is printed in tables, without what all types have in common.
 pub(super) fn short_type(kind: &str) -> &str {
-    kind.strip_prefix("com.sendbird.calls.").unwrap_or(kind)
+    let event_type = kind::type_of(kind);
+    event_type.strip_prefix("com.sendbird.calls.").unwrap_or(event_type)
 }
 
 /// Unix milliseconds from a point in time or a time ago.

@@ -12,6 +12,7 @@ use super::table::{counted, table};
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
+use crate::domain::kind;
 use crate::journal::{JournalAdmin, ListedStuckEvent, StuckEvent, StuckFilter};
 use crate::sendbird::category::event_type;
 
@@ -301,7 +302,7 @@ fn json_line(listed: &ListedStuckEvent) -> String {
     let event = listed.event.as_ref();
     let line = serde_json::json!({
         "sink": listed.sink, "position": position, "id": event.map(|event| id_text(Some(event.id))),
-        "key": event.map(|event| &event.key), "type": event.map(|event| &event.kind),
+        "key": event.map(|event| &event.key), "type": event.map(|event| kind::type_of(&event.kind)),
         "since": rfc3339(*since_ms), "tries": tries, "reason": **reason, "detail": **detail, "target": **target,
         "waiting_behind": listed.waiting_behind,
     });

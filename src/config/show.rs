@@ -72,6 +72,9 @@ struct Sink {
     /// Globs over the categories that the sink wants; empty means all.
     #[serde(default)]
     categories: Vec<String>,
+    /// The applications whose events the sink wants; empty means all.
+    #[serde(default)]
+    applications: Vec<String>,
     /// The content mode of CloudEvents.
     #[serde(default)]
     format: Format,

@@ -6,9 +6,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Config;
+use crate::access;
 use crate::domain::envelope::{Format, object, verb};
-use crate::domain::glob;
 use crate::domain::template::KnownValues;
+use crate::domain::{glob, kind};
 use crate::sendbird::category::{Category, event_type};
 use crate::sink::settings::{ReloadPolicy, Tls};
 use crate::sink::stdout;
@@ -22,6 +23,8 @@ pub struct SinkConfig {
     pub kind: SinkKind,
     /// Globs over the categories that it wants; empty means all.
     pub categories: Vec<String>,
+    /// The applications whose events it wants; empty means all.
+    pub applications: Vec<String>,
     /// The content mode of CloudEvents.
     pub format: Format,
 }
@@ -156,10 +159,28 @@ impl SinkConfig {
             .collect()
     }
 
+    /// The applications that it can get events of, where that is known; empty means any.
+    pub fn known_applications<'a>(&'a self, access: &'a access::Settings) -> &'a [String] {
+        if self.applications.is_empty() { &access.applications } else { &self.applications }
+    }
+
     /// The categories as globs over types of events.
     pub fn types(&self) -> Vec<String> {
         let all = self.categories.iter().any(|pattern| pattern == "*");
         let globs = self.categories.iter().map(|pattern| event_type(pattern));
         if all { Vec::new() } else { globs.collect() }
+    }
+
+    /// Patterns of the kinds of events that it wants: of each type with each application.
+    pub fn kinds(&self) -> Vec<String> {
+        let mut types = self.types();
+        if self.applications.is_empty() {
+            return types;
+        }
+        if types.is_empty() {
+            types.push("*".into());
+        }
+        let applications = self.applications.iter();
+        applications.flat_map(|id| types.iter().map(|event_type| kind::of(event_type, Some(id)))).collect()
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn of(config: &Config) -> Vec<Fault> {
         #[cfg(feature = "kafka")]
         if let super::SinkKind::Kafka(settings) = &sink.kind
             && settings.topic.contains("{application_id}")
-            && config.access.applications.is_empty()
+            && sink.known_applications(&config.access).is_empty()
         {
             let message = "each application has topics of its own, and access.applications does not say which there are; \
                            events of an application whose topics do not exist wait";

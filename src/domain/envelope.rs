@@ -163,6 +163,11 @@ impl<'a> View<'a> {
         &self.head.category
     }
 
+    /// The application, where the delivery named one.
+    pub fn application_id(&self) -> Option<&str> {
+        self.head.application_id.as_deref()
+    }
+
     /// The trace that the delivery belongs to. In each form it is also a header without a prefix, named
     /// [`TraceParent::NAME`], where consumers that know nothing of CloudEvents look for it.
     pub fn trace(&self) -> Option<&str> {

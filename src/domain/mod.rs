@@ -10,6 +10,7 @@ pub mod dedup;
 pub mod envelope;
 pub mod glob;
 pub mod identity;
+pub mod kind;
 pub mod rate_limit;
 pub mod secret;
 pub mod template;

@@ -14,6 +14,7 @@ use super::chain::Chain;
 use super::index::{Index, IndexEntry, Lookup};
 use super::record::{self, Row};
 use super::segment::Segment;
+use crate::domain::kind;
 
 /// How many entries one batch looks at, however few of them a filter lets through.
 const SCAN: usize = 10_000;
@@ -345,7 +346,8 @@ fn decoded(bytes: &[u8], entry: &IndexEntry) -> Option<Row> {
 }
 
 fn select(index: &Index, after: u64, last: u64, filter: &Filter, rows: usize) -> Selection {
-    let kind = filter.kind.as_ref().map(|kind| index.kinds.iter().position(|(known, _)| known == kind));
+    let is_of_type = |kind: &String| filter.kind.as_deref().is_none_or(|wanted| kind::type_of(kind) == wanted);
+    let of_type: Vec<bool> = index.kinds.iter().map(|(kind, _)| is_of_type(kind)).collect();
     let key_hash = filter.key.as_ref().map(|key| record::hash(key.as_bytes()));
     let mut selection = Selection { entries: Vec::new(), through: after, looked_at: 0 };
     for entry in &index.entries[index.after(after)..] {
@@ -354,7 +356,7 @@ fn select(index: &Index, after: u64, last: u64, filter: &Filter, rows: usize) ->
         }
         selection.looked_at += 1;
         selection.through = entry.position;
-        let is_wanted = kind.is_none_or(|kind| kind == Some(entry.kind as usize))
+        let is_wanted = (filter.kind.is_none() || of_type.get(entry.kind as usize).copied().unwrap_or_default())
             && key_hash.is_none_or(|hash| hash == entry.key_hash)
             && filter.id.is_none_or(|id| id == entry.id)
             && filter.since_ms.is_none_or(|since| entry.accepted_ms >= since)

@@ -44,7 +44,7 @@ pub struct Record {
     pub key_hash: u64,
     /// What order is kept by.
     pub key: String,
-    /// The event's type.
+    /// The event's kind: its type, and the application that it is of ([`crate::domain::kind`]).
     pub kind: String,
     /// What was stored.
     pub payload: Bytes,
@@ -63,7 +63,7 @@ pub enum Row {
         key_hash: Option<u64>,
         /// Its id, where the index still tells it.
         id: Option<[u8; 16]>,
-        /// Its type, where the index still tells it.
+        /// Its kind, where the index still tells it.
         kind: Option<String>,
     },
 }

@@ -177,18 +177,20 @@ impl Replays {
         replays.remove(&id).map(|replay| replay.status)
     }
 
-    /// The next events of the first replay of a sink. Looks past what its filter leaves out, but not for long.
+    /// The next events of the first replay of a sink, of the kinds that it may have. Looks past what its filter leaves
+    /// out, but not for long.
     pub(super) fn next(
         &self,
         sink: &str,
         cursor: &mut ResendCursor,
         reader: &mut Reader,
         limits: Limits,
+        may_have: impl Fn(&str) -> bool,
     ) -> Result<Vec<Resend>, ReadError> {
         for _ in 0..MOST_LOOKS {
             let Some(step) = self.step(sink, cursor, limits.rows) else { break };
             let rows = step.read(reader, limits).inspect_err(|_| step.undo(cursor))?;
-            let (given, has_moved) = self.give(&step, rows);
+            let (given, has_moved) = self.give(&step, rows, &may_have);
             if !given.is_empty() || !has_moved {
                 return Ok(given);
             }
@@ -216,7 +218,12 @@ impl Replays {
     }
 
     /// Gives what was read, and says whether the replay has moved on.
-    fn give(&self, step: &Step, (rows, through): (Vec<Row>, u64)) -> (Vec<Resend>, bool) {
+    fn give(
+        &self,
+        step: &Step,
+        (rows, through): (Vec<Row>, u64),
+        may_have: &impl Fn(&str) -> bool,
+    ) -> (Vec<Resend>, bool) {
         let mut replays = self.lock();
         let Some(replay) = replays.get_mut(&step.id) else { return (Vec::new(), true) };
         let id = step.id;
@@ -231,6 +238,7 @@ impl Replays {
         let mut given = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
+                Row::Intact(record) if !may_have(&record.kind) => replay.status.done += 1,
                 Row::Intact(record) => {
                     replay.progress.waiting.insert(record.position);
                     given.push(Resend { origin: Origin::Replay { id }, record });

@@ -34,7 +34,8 @@ pub(super) fn next(
     if resends.len() < limits.rows {
         let limits = Limits { rows: limits.rows - resends.len(), ..limits };
         let mut reader = cursor.reader.take().unwrap_or_else(|| shared.reader());
-        let next = shared.replays.next(sink, cursor, &mut reader, limits);
+        let may_have = |kind: &str| shared.sinks.get(sink).is_none_or(|sink| sink.spec.may_have(kind));
+        let next = shared.replays.next(sink, cursor, &mut reader, limits, may_have);
         cursor.reader = Some(reader);
         resends.extend(next.map_err(NextError::Read)?);
     }

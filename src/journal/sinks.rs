@@ -12,21 +12,26 @@ use std::sync::{Mutex, MutexGuard};
 use super::lock;
 use super::positions::Positions;
 use super::stuck::StuckEvent;
-use crate::domain::glob;
+use crate::domain::kind;
 
 /// A configured sink, as far as the journal has to know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkSpec {
     /// Its name.
     pub name: String,
-    /// Globs over the kinds of the events that it wants; empty means all.
+    /// Patterns of the kinds of the events that it wants; empty means all.
     pub kinds: Vec<String>,
 }
 
 impl SinkSpec {
     /// Whether it wants events of this kind.
     pub fn wants(&self, kind: &str) -> bool {
-        self.kinds.is_empty() || self.kinds.iter().any(|pattern| glob::matches(pattern, kind))
+        self.kinds.is_empty() || self.kinds.iter().any(|pattern| kind::matches(pattern, kind))
+    }
+
+    /// Whether it may be given events of this kind by a replay, which may be of types that it does not want.
+    pub(super) fn may_have(&self, kind: &str) -> bool {
+        self.kinds.is_empty() || self.kinds.iter().any(|pattern| kind::matches_application(pattern, kind))
     }
 }
 

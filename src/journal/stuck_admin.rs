@@ -9,6 +9,7 @@ use rusqlite::params;
 use super::admin::{AdminError, CHUNK, JournalAdmin};
 use super::reader::Reader;
 use super::{DeadLetter, Record, Row, StuckEvent, dead_letters, progress, sqlite, stuck};
+use crate::domain::kind;
 
 /// How often a request is looked at while a running bridge carries it out.
 const POLL: Duration = Duration::from_millis(100);
@@ -232,7 +233,7 @@ impl StuckFilter {
         };
         is(&self.reason, Some(&stuck.reason))
             && is(&self.key, key)
-            && is(&self.kind, kind)
+            && is(&self.kind, kind.map(kind::type_of))
             && self.id.is_none_or(|wanted| id == Some(wanted))
     }
 }

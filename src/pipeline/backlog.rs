@@ -161,7 +161,7 @@ impl Backlog {
         let mut damaged = Vec::new();
         for row in batch.rows {
             match row {
-                Row::Intact(record) if forwarder.wants(&record.kind) => {
+                Row::Intact(record) if forwarder.wants_record(&record) => {
                     waiting.push(record.position);
                     self.queue.add(Item::live(record));
                 }

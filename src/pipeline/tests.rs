@@ -206,7 +206,7 @@ impl Bench {
             "specversion": "1.0", "id": id, "source": "s", "type": kind, "time": "t", "datacontenttype": "j",
             "dataschema": "d", "partitionkey": key, "receivedtime": "t",
             "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "data": { "category": format!("room:{verb}"), "application_id": null },
+            "data": { "category": format!("room:{verb}"), "application_id": key },
         });
         let payload = envelope.to_string().into_bytes();
         let entry = Entry { id: bytes, key: key.into(), kind, accepted_ms: Clock::system().now_ms(), payload };
@@ -243,7 +243,7 @@ impl Bench {
         Forwarder {
             name: "s".into(),
             sink: Box::new(self.broker.clone()),
-            types: types.iter().map(|&glob| glob.to_owned()).collect(),
+            kinds: types.iter().map(|&glob| glob.to_owned()).collect(),
             journal: self.journal(),
             metrics: Arc::clone(&self.metrics),
             clock: Clock::system(),
@@ -380,6 +380,16 @@ async fn a_sink_gets_only_what_it_wants() {
     bench.store(1, "a", "create").await;
     let wanted = bench.store(2, "b", "delete").await;
     bench.forward(&["com.sendbird.calls.*.delete"]).await;
+    assert_eq!(bench.taken(), [wanted]);
+}
+
+#[tokio::test]
+async fn an_event_whose_kind_names_no_application_is_judged_by_its_envelope() {
+    let bench = Bench::new();
+    let wanted = bench.store(1, "A-1", "create").await;
+    bench.store(2, "B-2", "create").await;
+    bench.store(3, "A-1", "delete").await;
+    bench.forward(&[&kind::of("*.create", Some("a-1"))]).await;
     assert_eq!(bench.taken(), [wanted]);
 }
 

@@ -18,6 +18,7 @@ use super::delivery::{Anomalies, Delivery, Object};
 use crate::domain::clock::rfc3339;
 use crate::domain::envelope::{Envelope, SPECVERSION, object};
 use crate::domain::identity::EventId;
+use crate::domain::kind;
 use crate::domain::trace::TraceParent;
 
 /// How envelopes are made.
@@ -67,7 +68,7 @@ pub struct Event {
     pub application_id: Option<String>,
     /// The structured CloudEvent, one line of JSON.
     pub envelope: Vec<u8>,
-    /// The CloudEvents type.
+    /// What the journal filters by: the CloudEvents type and the application.
     pub kind: String,
     /// What was not as expected.
     pub anomalies: Anomalies,
@@ -116,14 +117,14 @@ pub fn normalize(delivery: &Delivery, provenance: Provenance, settings: &Setting
     };
     let id = identity(category, &data).unwrap_or_else(|| EventId::of_body(canonical(delivery.redacted()).as_bytes()));
     let key = key(&data);
-    let kind = kind(category, data.category);
+    let type_name = cloudevents_type(category, data.category);
     let anomalies = Anomalies { unknown_keys: unknown_keys(&source.top), unexpected_types: odd.get() };
     Event {
         id,
         category,
         application_id: delivery.application_id().map(str::to_owned),
-        envelope: envelope(&id, &kind, &key, provenance, settings, data, delivery.redacted().len()),
-        kind,
+        envelope: envelope(&id, &type_name, &key, provenance, settings, data, delivery.redacted().len()),
+        kind: kind::of(&type_name, delivery.application_id()),
         key: key.into_owned(),
         anomalies,
     }
@@ -173,7 +174,7 @@ fn key<'a>(data: &Data<'a>) -> Cow<'a, str> {
 }
 
 /// The CloudEvents type: the category in its documented spelling where it is known.
-fn kind(category: Category, text: &str) -> String {
+fn cloudevents_type(category: Category, text: &str) -> String {
     let name = if category.is_known() { category.label() } else { text };
     attribute(Cow::Owned(event_type(name))).into_owned()
 }

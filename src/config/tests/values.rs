@@ -127,6 +127,8 @@ fn values_that_can_never_work_are_refused() {
         ("envelope.schema_base = 'https://h/<x>/'", "envelope.schema_base"),
         ("reconcile = { every = '1m', application = 'A', api_url = 'https://h:0' }", "reconcile.api_url"),
         ("[sinks.a]\ntype = 'stdout'\ncategories = ['room: create']", "sinks.a.categories"),
+        ("[sinks.a]\ntype = 'stdout'\napplications = ['A 1']", "sinks.a.applications"),
+        ("access.applications = ['B-2']\n[sinks.a]\ntype = 'stdout'\napplications = ['A-1']", "sinks.a.applications"),
     ] {
         let found = faults(&format!("{AUTHENTICATED}{toml}"), &[]);
         assert!(found.len() == 1 && found[0].starts_with(key), "{toml}: {found:?}");

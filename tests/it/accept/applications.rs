@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::bridge::{Bridge, Config, PATH, TOKEN, signed_by};
+use crate::support::bridge::{Bridge, Config, PATH, TOKEN, done, signed_by};
 use crate::support::eventually;
 use crate::support::http::{Request, Response};
+use crate::support::process::Stdout;
 
 /// A delivery that names this application, or none. Each number is an event of its own.
 fn body(application: Option<&str>, n: u64) -> Vec<u8> {
@@ -137,4 +138,44 @@ fn a_rate_alone_leaves_the_tokens_as_they_are() {
     let bridge = Config::new().set("applications.A-1.rate", "1000").start();
     deliver(&bridge, TOKEN, "A-1", 1).stored();
     deliver(&bridge, "another", "A-1", 2).problem(401);
+}
+
+#[test]
+fn a_sink_gets_only_events_of_its_applications() {
+    let config = Config::new().stdout_sink(Stdout::Read).set("sinks.lines.applications", "['a-1', 'C-3']");
+    let bridge = config.start();
+    for (n, application) in ["A-1", "B-2", "C-3", "A-12"].into_iter().enumerate() {
+        deliver(&bridge, TOKEN, application, n as u64).stored();
+    }
+    signed_by(TOKEN, &body(None, 9)).send(bridge.webhook).stored();
+    deliver(&bridge, TOKEN, "A-1", 10).stored();
+    let printed = || {
+        let lines =
+            bridge.printed().so_far().into_iter().map(|line| serde_json::from_str::<Value>(&line).expect("JSON"));
+        lines.map(|event| event["data"]["application_id"].clone()).collect::<Vec<_>>()
+    };
+    eventually("all that it wants is printed", || printed().len() >= 3);
+    bridge.caught_up();
+    assert_eq!(printed(), ["A-1", "C-3", "A-1"]);
+    // All are in the feed, whatever its filter, and a replay gives a sink no others either.
+    assert_eq!((bridge.events().len(), bridge.events_of("type=room:create&follow=false").len()), (6, 6));
+    done(&bridge, &["replay", "--sink", "lines", "--type", "room:create", "--wait"]);
+    assert_eq!(printed(), ["A-1", "C-3", "A-1", "A-1", "C-3", "A-1"]);
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn what_is_pending_is_counted_by_application() {
+    let nobody =
+        Config::new().fixed_address().set("sinks.out.type", "'kafka'").set("sinks.out.brokers", "['127.0.0.1:1']");
+    let config = nobody.set("sinks.out.categories", "['room:create']").set("sinks.out.applications", "['A-1']");
+    let bridge = config.start();
+    for n in 0..5 {
+        deliver(&bridge, TOKEN, "A-1", n).stored();
+        deliver(&bridge, TOKEN, "B-2", n).stored();
+    }
+    let pending = |bridge: &Bridge| bridge.metric("sendbird_bridge_sink_pending_records", &[("sink", "out")]);
+    assert_eq!(pending(&bridge), 5.0);
+    assert_eq!(bridge.stop().code(), Some(0));
+    assert_eq!(pending(&config.start()), 5.0);
 }
