@@ -6,6 +6,7 @@ use super::tls::{ADDRESS, with_certificate};
 use crate::support::bridge::{Bridge, Config, PATH, signed};
 use crate::support::certificates::Authority;
 use crate::support::http::{Connection, Request, Response};
+use crate::support::load_balancer::{Kind, LoadBalancer};
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, large};
 use crate::support::tls::connect_behind;
@@ -295,6 +296,63 @@ fn empty_entries_of_x_forwarded_for_do_not_count() {
     // None of them is an address, and the proxy's own is not allowed.
     signed(&dial("c", 1)).header("x-forwarded-for", " , ,").send(bridge.webhook).problem(403);
     signed(&dial("c", 1)).header("x-forwarded-for", "10.1.2.3, 203.0.113.9,").send(bridge.webhook).problem(403);
+}
+
+/// What real ones send: the client's address arrives, their health checks are answered and count as nothing, and a bridge
+/// that is not ready gets nothing.
+fn a_real_load_balancer_says_who_its_client_is(kind: Kind) {
+    let is_tcp = matches!(kind, Kind::HaproxyTcpVersion1 | Kind::HaproxyTcpVersion2);
+    let config = |networks: &str| {
+        let config = Config::new().set("access.trusted_proxies", "['127.0.0.1']").set("access.networks", networks);
+        if is_tcp { config.set("server.proxy_protocol", "true") } else { config }
+    };
+    // The client and the load balancer have the same address here. What a refusal is logged with says which was meant.
+    let refusing = config("['10.0.0.0/8']").start();
+    let balancer = LoadBalancer::start(kind, refusing.webhook);
+    eventually("it is asked for", || signed(&dial("a", 1)).send(balancer.address).status == 403);
+    eventually("a line", || !sources(&refusing, "network").is_empty());
+    let (address, from) = sources(&refusing, "network").remove(0);
+    assert_eq!(address, "127.0.0.1");
+    assert!(from.starts_with(if is_tcp { "PROXY protocol" } else { "x-forwarded-for" }), "{from}");
+
+    let bridge = config("['127.0.0.1']").start();
+    let balancer = LoadBalancer::start(kind, bridge.webhook);
+    eventually("the bridge is taken into use", || Request::get("/healthz").send(balancer.address).status == 200);
+    let mut connection = Connection::open(balancer.address);
+    for n in 0..20 {
+        connection.send(&signed(&dial("a", n))).stored();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(bridge.metric("sendbird_bridge_rejected_total", &[]), 0.0, "health checks are no faults");
+    // HAProxy asks the bridge whether it is ready; nginx does not.
+    if kind != Kind::Nginx {
+        bridge.process.terminate();
+        eventually("nothing is sent to it any more", || {
+            let mut connection = Connection::open(balancer.address);
+            connection.write(&signed(&dial("b", 1)).bytes());
+            if is_tcp { connection.is_closed() } else { connection.response().status == 503 }
+        });
+    }
+}
+
+#[test]
+fn haproxy_says_who_its_client_is_by_a_proxy_protocol_header_of_version_1() {
+    a_real_load_balancer_says_who_its_client_is(Kind::HaproxyTcpVersion1);
+}
+
+#[test]
+fn haproxy_says_who_its_client_is_by_a_proxy_protocol_header_of_version_2() {
+    a_real_load_balancer_says_who_its_client_is(Kind::HaproxyTcpVersion2);
+}
+
+#[test]
+fn haproxy_says_who_its_client_is_by_x_forwarded_for() {
+    a_real_load_balancer_says_who_its_client_is(Kind::HaproxyHttp);
+}
+
+#[test]
+fn nginx_says_who_its_client_is_by_x_forwarded_for() {
+    a_real_load_balancer_says_who_its_client_is(Kind::Nginx);
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub(crate) mod http;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod issuer;
 pub(crate) mod load;
+pub(crate) mod load_balancer;
 pub(crate) mod metrics;
 pub(crate) mod oracle;
 pub(crate) mod platform;
