@@ -112,11 +112,11 @@ fn a_replay_is_listed_and_cancelled_with_and_without_a_bridge() {
 #[test]
 fn a_replay_is_waited_for_queued_once_and_logged() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
-    let ids: Vec<String> = (0..3).map(|at| bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()).collect();
-    eventually("they are printed", || bridge.printed().count() == 3);
+    let ids: Vec<String> = (0..30).map(|at| bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()).collect();
+    eventually("they are printed", || bridge.printed().count() == 30);
     let said = done(&bridge, &["replay", "--sink", "lines", "--all", "--wait"]);
-    assert!(said.contains("the bridge publishes them now") && said.ends_with("3 events dealt with"), "{said}");
-    eventually("they are printed again", || bridge.printed().count() == 6);
+    assert!(said.contains("the bridge publishes them now") && said.ends_with("30 events dealt with"), "{said}");
+    eventually("they are printed again", || bridge.printed().count() == 60);
     for message in ["replay begins", "replay finished"] {
         let logged = |line: &String| line.contains(message) && line.contains("\"replay\":1");
         eventually(message, || bridge.log().so_far().iter().any(logged));
