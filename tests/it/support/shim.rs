@@ -174,8 +174,8 @@ impl Shim {
 
     /// Waits until nothing is written any more, so that what comes next is what the test does.
     pub(crate) fn wait_until_idle(&self) {
-        /// Longer than a tick of anything that writes.
-        const IDLE: Duration = Duration::from_millis(400);
+        /// Longer than a tick of anything that writes: how far sinks have got is noted once a second.
+        const IDLE: Duration = Duration::from_millis(1_300);
         let mut before = (0, Instant::now());
         eventually("the journal is idle", || {
             let now = self.recorded();
