@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::{self, consumer, stream};
+use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::{self, ErrorCode, consumer, stream};
 use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
 
 use super::{Limits, Message, Place, block_on};
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, eventually};
 
 /// Messages asked for at a time.
 const BATCH: usize = 500;
@@ -20,7 +21,15 @@ async fn connect(place: &Place) -> jetstream::Context {
 }
 
 pub(crate) fn make(place: &Place, limits: Limits) {
-    block_on(async { connect(place).await.create_stream(config(place, limits)).await }).expect("a stream");
+    let create = || block_on(async { connect(place).await.create_stream(config(place, limits)).await });
+    eventually("a stream is made", || match create() {
+        Ok(_) => true,
+        // The servers of a cluster that has just started may not know of each other yet.
+        Err(error) => match error.kind() {
+            CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::CLUSTER_NO_PEERS => false,
+            _ => panic!("expected a stream, but found: {error}"),
+        },
+    });
 }
 
 /// Gives the stream other limits.
