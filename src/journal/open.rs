@@ -106,15 +106,15 @@ fn find(dir: &Path, connection: &Connection, is_whole: bool) -> Result<Found, Op
     let mut released = progress::load_released(connection).unwrap_or_default();
     if !released.is_complete {
         tracing::error!("damaged list of released positions; positions that no file holds are taken for released");
-        drop(progress::drop_damaged_ranges(connection));
     }
     released.is_complete &= is_whole;
     let found = find_chain(dir, connection, &released)?;
-    // Nobody will ever know; from now on it counts as released.
-    for (first, last) in &found.unknown {
-        if let Err(error) = progress::store_released(connection, *first, *last, 0) {
-            tracing::warn!(%error, "cannot write down which positions were released");
-        }
+    // Nobody will ever know; from now on it counts as released. Only then do the damaged rows go: a kill in between must not
+    // leave a list that seems complete.
+    let mut unknown = found.unknown.iter();
+    let stored = unknown.try_for_each(|(first, last)| progress::store_released(connection, *first, *last, 0));
+    if let Err(error) = stored.and_then(|()| progress::drop_damaged_ranges(connection)) {
+        tracing::warn!(%error, "cannot write down which positions were released");
     }
     for (first, last) in &found.gaps {
         tracing::error!(first, last, "events are missing from the journal; see: sendbird-bridge journal verify");

@@ -224,9 +224,13 @@ pub(super) fn load_released(connection: &Connection) -> rusqlite::Result<Release
 
 /// Removes the damaged ones of these ranges.
 pub(super) fn drop_damaged_ranges(connection: &Connection) -> rusqlite::Result<()> {
-    let ranges = load_released(connection)?.ranges;
-    connection.execute("DELETE FROM released", [])?;
-    ranges.into_iter().try_for_each(|(first, last)| store_range(connection, first, last))
+    let whole = load_released(connection)?.ranges;
+    let firsts: Vec<i64> =
+        connection.prepare("SELECT first FROM released")?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    for first in firsts.into_iter().filter(|first| !whole.iter().any(|range| range.0 == *first as u64)) {
+        connection.execute("DELETE FROM released WHERE first = ?1", [first])?;
+    }
+    Ok(())
 }
 
 /// How far beyond what has a checksum a position without one is believed.
