@@ -1,6 +1,8 @@
 //! The rights that the bridge's user needs at each broker, as `docs/security.md` lists them: with exactly these it publishes,
 //! and with one less the check and `/status` say which is lacking, on what, and who lacks it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::sinks::authentication::last_failure;
 use crate::sinks::connection_check::{assert_fails, assert_passes};
 use crate::support::bridge::Config;
@@ -21,11 +23,17 @@ fn assert_not_authorized(config: &Config, words: &[&str]) {
     assert!(faults.iter().any(names), "no not_authorized with {words:?} in {faults:#?}");
 }
 
+/// A delivery like no other before, because a bridge is started on one journal again and again.
+fn new_delivery(key: &str) -> Vec<u8> {
+    static SENT: AtomicU64 = AtomicU64::new(1);
+    dial(key, SENT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// The same of a running bridge that has something to publish.
 #[track_caller]
 fn assert_is_refused(config: &Config, words: &[&str]) {
     let bridge = config.start();
-    assert_eq!(bridge.deliver(&dial("refused", 1)).status, 200);
+    assert_eq!(bridge.deliver(&new_delivery("refused")).status, 200);
     eventually("the failure names the right", || {
         let said = last_failure(&bridge, "it");
         said.starts_with("not_authorized: ") && words.iter().all(|word| said.contains(word))
@@ -37,7 +45,7 @@ fn assert_is_refused(config: &Config, words: &[&str]) {
 #[track_caller]
 fn assert_publishes(config: &Config) {
     let bridge = config.start();
-    assert_eq!(bridge.deliver(&dial("allowed", 1)).status, 200);
+    assert_eq!(bridge.deliver(&new_delivery("allowed")).status, 200);
     bridge.caught_up();
     assert!(bridge.metric("sendbird_bridge_sink_published_total", &[("sink", "it")]) >= 1.0);
     assert_eq!(last_failure(&bridge, "it"), "");
