@@ -135,26 +135,32 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
 
 /// Waits until none is queued any more, and says which are dead letters still.
 fn wait_for(journal: &JournalAdmin, which: &DeadLetterArgs, found: &[StoredDeadLetter]) -> Result<(), Failure> {
-    let sinks: BTreeSet<&str> = found.iter().map(|stored| stored.dead_letter.sink.as_str()).collect();
-    until(journal, || {
-        let waiting = sinks.iter().map(|sink| journal.requeued(sink));
-        Ok(waiting.sum::<Result<u64, AdminError>>()? == 0)
-    })?;
+    let place = |stored: &StoredDeadLetter| (stored.dead_letter.sink.clone(), stored.dead_letter.position);
+    let asked: BTreeSet<_> = found.iter().map(place).collect();
+    let sinks: BTreeSet<&str> = asked.iter().map(|(sink, _)| sink.as_str()).collect();
+    // How many of them are among these positions of each sink.
+    let among = |positions: fn(&JournalAdmin, &str) -> Result<Vec<u64>, AdminError>| {
+        let mut count = 0;
+        for sink in &sinks {
+            let positions = positions(journal, sink)?.into_iter();
+            count += positions.filter(|position| asked.contains(&((*sink).to_owned(), *position))).count();
+        }
+        Ok::<_, AdminError>(count)
+    };
+    until(journal, || Ok(among(JournalAdmin::requeued)? == 0))?;
     let id = which.id.map(Uuid::into_bytes);
     let left = journal.dead_letters(which.sink.as_deref(), id.as_ref())?;
-    let place = |stored: &StoredDeadLetter| (stored.dead_letter.sink.clone(), stored.dead_letter.position);
-    let before: BTreeSet<_> = found.iter().map(place).collect();
-    let refused: Vec<_> = left.iter().filter(|stored| before.contains(&place(stored))).collect();
-    print(&format!("{} published, {} dead letters still\n", before.len() - refused.len(), refused.len()))?;
+    let refused: Vec<_> = left.iter().filter(|stored| asked.contains(&place(stored))).collect();
+    let discarded = among(JournalAdmin::discarded_while_requeued)?;
+    let published = asked.len().saturating_sub(refused.len() + discarded);
+    let meanwhile = if discarded > 0 { format!("{discarded} discarded meanwhile, ") } else { String::new() };
+    print(&format!("{published} published, {meanwhile}{} dead letters still\n", refused.len()))?;
     match refused.first() {
+        None if discarded > 0 => Err(Failure::Failed(format!("{discarded} of {} were discarded", asked.len()))),
         None => Ok(()),
         Some(stored) => {
             let DeadLetter { reason, detail, .. } = &stored.dead_letter;
-            Err(Failure::Failed(format!(
-                "{} of {} were refused again: {reason}: {detail}",
-                refused.len(),
-                before.len()
-            )))
+            Err(Failure::Failed(format!("{} of {} were refused again: {reason}: {detail}", refused.len(), asked.len())))
         }
     }
 }

@@ -145,6 +145,9 @@ fn wait(journal: &JournalAdmin, sink: &str, id: u64, total: u64, since_ms: i64) 
         let replays = journal.replays(Some(sink))?;
         Ok(replays.iter().all(|replay| replay.id != id))
     })?;
+    if let Some(reason) = journal.why_cancelled(sink, id)? {
+        return Err(Failure::Failed(format!("replay {id} ended before all of its events were published: {reason}")));
+    }
     let dead = journal.dead_letters(Some(sink), None)?;
     let dead = dead.iter().filter(|stored| stored.dead_letter.at_ms >= since_ms).count() as u64;
     print(&format!("replay {id} is over: {} dealt with\n", counted(total, "event")))?;

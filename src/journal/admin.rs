@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Transaction, params};
 
+use super::cancelled::{self, Request};
 use super::chain::Chain;
 use super::open::{find_chain, refuse_first_format};
 use super::reader::Reader;
@@ -209,6 +210,7 @@ impl JournalAdmin {
             if stored.event.is_none() || !sinks.contains(sink) {
                 return Ok(0);
             }
+            cancelled::delete(transaction, Request::Requeue, sink, *position)?;
             let sql = "INSERT OR IGNORE INTO resends (sink, position) VALUES (?1, ?2)";
             transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])
         })
@@ -222,7 +224,9 @@ impl JournalAdmin {
         self.write_each(dead_letters, |transaction, stored| {
             let DeadLetter { sink, position, .. } = &stored.dead_letter;
             let sql = "DELETE FROM resends WHERE sink = ?1 AND position = ?2";
-            transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])?;
+            if transaction.prepare_cached(sql)?.execute(params![sink, *position as i64])? > 0 {
+                cancelled::insert(transaction, Request::Requeue, sink, *position, "it was discarded")?;
+            }
             let deleted = dead_letters::delete(transaction, sink, *position)?;
             Ok(usize::try_from(-deleted.count).unwrap_or(0))
         })
@@ -303,12 +307,31 @@ impl JournalAdmin {
         Ok(replays::find_same(&self.connection, sink, filter)?)
     }
 
-    /// How many requeued dead letters of a sink wait.
+    /// Why a replay ended before all of it was published; `None` if it did not, or if that was before the last start.
     ///
     /// # Errors
     /// When the state file cannot be read.
-    pub fn requeued(&self, sink: &str) -> Result<u64, AdminError> {
-        Ok(sqlite::count_of(&self.connection, "resends", sink)?)
+    pub fn why_cancelled(&self, sink: &str, id: u64) -> Result<Option<String>, AdminError> {
+        let cancelled = cancelled::of_sink(&self.connection, Request::Replay, sink)?;
+        Ok(cancelled.into_iter().find(|(number, _)| *number == id).map(|(_, reason)| reason))
+    }
+
+    /// The positions of the requeued dead letters of a sink that wait to be published.
+    ///
+    /// # Errors
+    /// When the state file cannot be read.
+    pub fn requeued(&self, sink: &str) -> Result<Vec<u64>, AdminError> {
+        Ok(sqlite::positions_of(&self.connection, "resends", sink)?)
+    }
+
+    /// The positions of the dead letters of a sink that were discarded while they waited to be published, since the last
+    /// start.
+    ///
+    /// # Errors
+    /// When the state file cannot be read.
+    pub fn discarded_while_requeued(&self, sink: &str) -> Result<Vec<u64>, AdminError> {
+        let cancelled = cancelled::of_sink(&self.connection, Request::Requeue, sink)?;
+        Ok(cancelled.into_iter().map(|(position, _)| position).collect())
     }
 
     /// Whether a bridge runs on this journal.
@@ -321,7 +344,10 @@ impl JournalAdmin {
     /// # Errors
     /// When the state file cannot be written.
     pub fn cancel_replay(&mut self, id: u64) -> Result<bool, AdminError> {
-        Ok(replays::delete_replay(self.writable()?, id)?)
+        let transaction = self.writable()?.transaction()?;
+        let was_cancelled = replays::cancel_replay(&transaction, id, "it was cancelled")?;
+        transaction.commit()?;
+        Ok(was_cancelled)
     }
 
     // ---- backfilling -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 
 mod admin;
 mod backfill;
+mod cancelled;
 mod chain;
 mod dead_letters;
 mod directory;

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use rusqlite::{Connection, Row as SqlRow, params};
+use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
+use super::cancelled::{self, Request};
 use super::reader::{Filter, Limits, ReadError, Reader};
 use super::record::Row;
 use super::resend::{Origin, Resend, ResendCursor};
@@ -316,9 +317,14 @@ pub(super) fn find_same(connection: &Connection, sink: &str, filter: &Filter) ->
     Ok(same.map(|replay| replay.status.id))
 }
 
-/// Cancels a replay; `false` if there is none of that number.
-pub(super) fn delete_replay(connection: &Connection, id: u64) -> rusqlite::Result<bool> {
-    Ok(connection.execute("DELETE FROM replays WHERE id = ?1", [id as i64])? > 0)
+/// Ends a replay before all of it is published; `false` if there is none of that number.
+pub(super) fn cancel_replay(connection: &Connection, id: u64, reason: &str) -> rusqlite::Result<bool> {
+    let sql = "DELETE FROM replays WHERE id = ?1 RETURNING sink";
+    let sink: Option<String> = connection.prepare_cached(sql)?.query_row([id as i64], |row| row.get(0)).optional()?;
+    if let Some(sink) = &sink {
+        cancelled::insert(connection, Request::Replay, sink, id, reason)?;
+    }
+    Ok(sink.is_some())
 }
 
 /// Writes how far the replays have got, and deletes those that have ended. Returns the numbers of the latter.
@@ -329,7 +335,7 @@ pub(super) fn store_replays(
     let mut ended = Vec::new();
     for (id, replay) in replays.iter_mut() {
         if replay.is_finished() {
-            delete_replay(connection, *id)?;
+            connection.prepare_cached("DELETE FROM replays WHERE id = ?1")?.execute([*id as i64])?;
             ended.push(*id);
         } else if std::mem::take(&mut replay.dirty) {
             let waiting: Vec<u8> = replay.progress.waiting.iter().flat_map(u64::to_le_bytes).collect();

@@ -10,7 +10,7 @@ use super::dead_letters;
 use super::reader::{Limits, ReadError};
 use super::resend::{Origin, Resend, ResendCursor};
 use super::shared::Shared;
-use super::{replays, sqlite};
+use super::{cancelled, replays, sqlite};
 
 pub(super) const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS resends (
@@ -93,8 +93,9 @@ pub(super) fn remove(connection: &Connection, seq: u64) -> rusqlite::Result<bool
     Ok(connection.prepare_cached("DELETE FROM resends WHERE seq = ?1")?.execute([seq as i64])? > 0)
 }
 
-/// Drops what is damaged, or names no configured sink or no stored event; returns how many.
+/// At a start: drops what is damaged, or names no configured sink or no stored event; returns how many.
 pub(super) fn drop_orphans(connection: &Connection, sinks: &[&str]) -> rusqlite::Result<u64> {
+    cancelled::delete_all(connection)?;
     let mut dropped = replays::drop_damaged(connection)?;
     let names = |table: &str| -> rusqlite::Result<Vec<String>> {
         let sql = format!("SELECT DISTINCT sink FROM {table}");

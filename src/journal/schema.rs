@@ -6,7 +6,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::segment::MAJOR;
-use super::{OpenError, backfill, dead_letters, replays, resends, stuck};
+use super::{OpenError, backfill, cancelled, dead_letters, replays, resends, stuck};
 
 /// "SBBS" in SQLite's `application_id`, so that `file` and we can tell it from other databases.
 const APPLICATION_ID: i64 = 0x5342_4253;
@@ -47,7 +47,7 @@ const TABLES: &str = "
 ";
 
 /// Tables whose rows are carried over from a damaged file.
-pub(super) const NAMES: [&str; 12] = [
+pub(super) const NAMES: [&str; 13] = [
     "sinks",
     "waiting",
     "durable",
@@ -60,6 +60,7 @@ pub(super) const NAMES: [&str; 12] = [
     "set_aside_requests",
     "backfill_candidates",
     "backfilled",
+    "cancelled",
 ];
 
 /// Whether each table has the columns that it should have. An older minor version may lack tables, a newer one may have
@@ -121,7 +122,15 @@ pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Makes the tables that are not there.
 pub(super) fn create(connection: &mut Connection) -> rusqlite::Result<()> {
-    let all = [TABLES, dead_letters::TABLES, replays::TABLES, resends::TABLES, stuck::TABLES, backfill::TABLES];
+    let all = [
+        TABLES,
+        dead_letters::TABLES,
+        replays::TABLES,
+        resends::TABLES,
+        stuck::TABLES,
+        backfill::TABLES,
+        cancelled::TABLES,
+    ];
     let names = format!("('{}')", NAMES.join("', '"));
     let found: i64 = connection.query_row(
         &format!("SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN {names}"),

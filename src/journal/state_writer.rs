@@ -352,7 +352,9 @@ fn apply(
                 growth.entry(sink.clone()).or_default().resends -= removed;
             }
         }
-        StateOp::CutReplay { id } => drop(replays::delete_replay(transaction, *id)?),
+        StateOp::CutReplay { id } => {
+            replays::cancel_replay(transaction, *id, "it was cut, because the journal is full")?;
+        }
         StateOp::Release { first, last, oldest } => progress::store_released(transaction, *first, *last, *oldest)?,
         StateOp::Flush(_) | StateOp::Close | StateOp::Repair { .. } => {}
     }

@@ -110,6 +110,24 @@ fn a_replay_is_listed_and_cancelled_with_and_without_a_bridge() {
 }
 
 #[test]
+fn who_waits_for_a_replay_is_told_that_it_was_cancelled() {
+    let bridge = Config::new().stdout_sink(Stdout::Read).start();
+    (0..20).for_each(|at| drop(bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()));
+    eventually("they are printed", || bridge.printed().count() == 20);
+    let waiting = bridge.config().process(&["replay", "--sink", "lines", "--all", "--rate", "1", "--wait"]);
+    eventually("it is under way", || done(&bridge, &["replay", "list"]).ends_with("1 replay under way"));
+    done(&bridge, &["replay", "cancel", "1"]);
+    let ended = waiting.wait();
+    assert_eq!(ended.code(), Some(1), "{}", ended.stdout());
+    assert!(
+        ended.stderr().contains("replay 1 ended before all of its events were published: it was cancelled"),
+        "{}",
+        ended.stderr()
+    );
+    assert!(!ended.stdout().contains("dealt with"), "{}", ended.stdout());
+}
+
+#[test]
 fn a_replay_is_waited_for_queued_once_and_logged() {
     let bridge = Config::new().stdout_sink(Stdout::Read).start();
     let ids: Vec<String> = (0..30).map(|at| bridge.deliver(&dial("a", 1_767_225_600_000 + at)).stored()).collect();
@@ -125,8 +143,13 @@ fn a_replay_is_waited_for_queued_once_and_logged() {
     let again = command(&bridge, &["replay", "--sink", "lines", "--key", "a"]);
     assert_eq!(again.code(), Some(1));
     assert!(again.stderr().contains("nothing was queued") && again.stderr().contains("replay 2"), "{}", again.stderr());
+    let has_logged = |message: &str| {
+        let of_the_second = |line: &String| line.contains(message) && line.contains("\"replay\":2");
+        bridge.log().so_far().iter().any(of_the_second)
+    };
+    eventually("it is under way", || has_logged("replay begins"));
     done(&bridge, &["replay", "cancel", "--all"]);
-    eventually("it is logged", || bridge.log().so_far().iter().any(|line| line.contains("replay cancelled")));
+    eventually("it is logged", || has_logged("replay cancelled"));
 
     let config = bridge.config().clone();
     bridge.stop();
@@ -229,7 +252,14 @@ fn a_dead_letter_is_listed_shown_requeued_and_delivered() {
     assert!(refused.stdout().contains("0 published, 1 dead letters still"), "{}", refused.stdout());
     assert!(refused.stderr().contains("1 of 1 were refused again: unroutable"), "{}", refused.stderr());
 
+    bridge.process.freeze();
+    let waiting = bridge.config().process(&["dead-letters", "requeue", "--id", &ids[1], "--wait"]);
+    eventually("it is queued", || waiting.stdout().so_far().iter().any(|line| line == "1 requeued"));
     assert_eq!(done(&bridge, &["dead-letters", "discard", "--id", &ids[1]]), "1 discarded");
+    bridge.process.thaw();
+    let ended = waiting.wait();
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.stdout().contains("0 published, 1 discarded meanwhile, 0 dead letters still"), "{}", ended.stdout());
     eventually("it is counted", || dead() == 2.0);
     for message in ["an operator discarded dead letters", "requeued dead letters are published once more"] {
         eventually(message, || bridge.log().so_far().iter().any(|line| line.contains(message)));
