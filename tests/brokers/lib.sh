@@ -1,7 +1,8 @@
-# Owns: where the test brokers live on this machine, which versions they are, and how a missing apt package comes.
+# Owns: where the test brokers live on this machine, which versions they are, and how a missing apt package or what the
+# build needs comes.
 # Promises: sourcing it changes nothing but variables and functions; the functions that look for a program print its
 # path or fail silently; the functions that install say on standard error what went wrong, with the last lines of the
-# installer's output. Sourced by tests/run, tests/brokers/install and tests/brokers/broker.
+# installer's output. Sourced by tests/run, tests/bench/run and whatever needs brokers.
 # shellcheck shell=bash disable=SC2034
 
 brokers_src="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)"
@@ -163,4 +164,34 @@ apt_install() {
     "${get[@]}" install --no-install-recommends "$@" >/dev/null 2>&1 </dev/null && return 0
     quietly "apt-get update" "${get[@]}" update || return 1
     quietly "apt-get install $*" "${get[@]}" install --no-install-recommends "$@"
+}
+
+# The C toolchain: SQLite and ring are compiled in every build, librdkafka and OpenSSL (which needs perl) with Kafka.
+# Asked by program and not by package, so that a machine without apt that has them all is as good.
+build_tools() {
+    local packages=()
+    if ! { command -v cc && command -v c++ && command -v make; } >/dev/null; then packages+=(build-essential); fi
+    command -v perl >/dev/null || packages+=(perl)
+    if ((${#packages[@]} == 0)); then
+        echo "build tools: present"
+    else
+        echo "build tools: installing ${packages[*]}"
+        apt_install "${packages[@]}"
+    fi
+}
+
+# Sets PATH where cargo is not on it, and installs what is missing of the C toolchain.
+toolchain() {
+    if ! command -v cargo >/dev/null; then
+        # Where rustup puts it; a shell that was not opened anew after the installation lacks it on PATH.
+        if [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]]; then
+            PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+            export PATH
+        else
+            die "there is no Rust here (cargo is not on PATH). Install a toolchain of at least the rust-version that" \
+                "Cargo.toml names, with rustup (components rustfmt and clippy), and run this again"
+        fi
+    fi
+    cargo --version
+    build_tools
 }
