@@ -96,6 +96,8 @@ pub(super) struct Sink {
     /// Whether the frontier or what waits has changed since it was last written down.
     pub(super) dirty: AtomicBool,
     pub(super) dead_letters: AtomicU64,
+    /// Events that no longer wait and whose dead letters are being written: they count as pending until those are there.
+    pub(super) setting_aside: AtomicU64,
     pub(super) resends: AtomicU64,
     /// The oldest position that it has not published when that was last asked, and when its event was accepted.
     pub(super) oldest_pending: Mutex<Option<(u64, i64)>>,
@@ -142,10 +144,10 @@ impl Sink {
         lock(&self.progress)
     }
 
-    /// Events that it wants and has not published.
+    /// Events that it wants, has not published and has not set aside.
     pub(super) fn pending(&self) -> u64 {
         let progress = self.progress();
-        progress.waiting.len() + progress.unread
+        progress.waiting.len() + progress.unread + self.setting_aside.load(Ordering::Acquire)
     }
 
     /// So many new events that it wants were stored, none of them behind `last`.
@@ -179,6 +181,18 @@ impl Sink {
         let removed = progress.remove(position);
         self.dirty.fetch_or(removed, Ordering::Release);
         removed
+    }
+
+    /// The events cease to wait, and their dead letters are written with the next commit. A commit that failed names its
+    /// events once more.
+    pub(super) fn set_aside(&self, positions: impl Iterator<Item = u64>) {
+        let mut progress = self.progress();
+        let mut count = 0;
+        for position in positions {
+            count += 1;
+            self.dirty.fetch_or(progress.remove(position), Ordering::Release);
+        }
+        self.setting_aside.store(count, Ordering::Release);
     }
 }
 

@@ -110,12 +110,12 @@ impl StateWriter {
         // While they wait: what waits for nobody may be released.
         let rows = copies(ops, &mut self.reader);
         // In the same transaction as its dead letter, an event ceases to wait.
-        for op in ops {
-            if let StateOp::SetAside(DeadLetter { sink, position, .. }, _) = op
-                && let Some(sink) = shared.sinks.get(sink)
-            {
-                sink.acknowledge(*position);
-            }
+        for sink in shared.sinks.iter() {
+            let positions = ops.iter().filter_map(|op| match op {
+                StateOp::SetAside(dead_letter, _) if dead_letter.sink == sink.spec.name => Some(dead_letter.position),
+                _ => None,
+            });
+            sink.set_aside(positions);
         }
         let is_dirty = |sink: &Sink| {
             let has_stuck = !lock(&sink.stuck).is_empty();
@@ -172,6 +172,7 @@ impl StateWriter {
                 add(&sink.resends, grown.resends);
             }
         }
+        self.shared.sinks.iter().for_each(|sink| sink.setting_aside.store(0, Ordering::Release));
         for id in ended {
             self.shared.replays.lock().remove(id);
             tracing::info!(replay = id, "replay finished");

@@ -160,3 +160,30 @@ fn numbers_of_segments_grow_in_the_order_of_their_positions() {
         last = summary.last;
     }
 }
+
+#[test]
+fn an_event_that_is_set_aside_is_pending_or_a_dead_letter_at_every_moment() {
+    const EVENTS: u32 = 200;
+    let bench = Bench::small();
+    let journal = bench.open();
+    bench.fill(&journal, 1..=EVENTS, 100);
+    let all: Vec<u64> = (1..=u64::from(EVENTS)).collect();
+    publish_but(&journal, "a", u64::from(EVENTS), &all);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            loop {
+                // In this order: what becomes a dead letter in between is counted twice.
+                let pending = journal.pending("a");
+                let sum = pending + journal.dead_letters("a");
+                assert!(sum >= u64::from(EVENTS), "{sum} of {EVENTS} are pending or dead letters");
+                if pending == 0 {
+                    break;
+                }
+            }
+        });
+        for position in all {
+            block_on(journal.set_aside(dead_letter("a", position))).unwrap();
+        }
+    });
+    assert_eq!((journal.pending("a"), journal.dead_letters("a")), (0, u64::from(EVENTS)));
+}
