@@ -307,11 +307,12 @@ pub(super) struct FoundLog {
 pub(super) fn read_log(name: Name, dir: &Path, known: &Index, proof: &Proof) -> io::Result<FoundLog> {
     let mut found = FoundLog::default();
     let mut unreadable = Vec::new();
-    let mut proven = proof.offset;
+    let (mut proven, mut end) = (proof.offset, HEADER as u64);
     if let Some(file) = directory::open_readable(&name.log(dir))? {
         found.header = read_header(&file).ok().flatten();
         scan(&file, HEADER as u64, |scanned| match scanned {
             Scanned::Record { offset, record } => {
+                end = offset + record.length as u64;
                 if record.first_of_commit {
                     proven = proven.max(offset);
                 }
@@ -321,7 +322,7 @@ pub(super) fn read_log(name: Name, dir: &Path, known: &Index, proof: &Proof) -> 
             }
             Scanned::Unreadable(range) => unreadable.push(range),
         })?;
-        found.index.log_bytes = file.metadata()?.len();
+        found.index.log_bytes = end_of_content(&file, end)?;
     }
     for range in unreadable {
         // What lies behind was left by a kill or a power cut, and never answered.
@@ -334,6 +335,22 @@ pub(super) fn read_log(name: Name, dir: &Path, known: &Index, proof: &Proof) -> 
     found.damaged =
         found.index.entries.iter().filter(|entry| !is_readable(entry)).map(|entry| entry.position).collect();
     Ok(found)
+}
+
+/// The length of a file without the zeros that its writer has written ahead behind the last record, which ends at `end`.
+fn end_of_content(file: &File, end: u64) -> io::Result<u64> {
+    let length = file.metadata()?.len();
+    let mut rest = vec![0; 64 * 1024];
+    let mut at = end.min(length);
+    while at < length {
+        let bytes = &mut rest[..(length - at).min(64 * 1024) as usize];
+        // What cannot be read may be anything.
+        if file.read_exact_at(bytes, at).is_err() || bytes.iter().any(|byte| *byte != 0) {
+            return Ok(length);
+        }
+        at += bytes.len() as u64;
+    }
+    Ok(end.min(length))
 }
 
 /// How many events a hole may stand for. A segment cannot hold more, so a wider one is none.

@@ -50,11 +50,19 @@ const LONGEST_SEGMENT: u64 = 2 * 1024 * 1024 * 1024;
 
 type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 
+/// How many zeros are written behind a commit that makes the file longer, or a sixteenth of a small segment. The commits
+/// that follow overwrite them, and their fsyncs do not have to write the length of the file too, which costs as much as the
+/// events.
+const ZEROS: u64 = 256 * 1024;
+
 /// The newest segment, which is written to.
 pub(super) struct Active {
     pub(super) segment: Arc<Segment>,
     pub(super) file: File,
+    /// Where the next record begins.
     pub(super) length: u64,
+    /// The length of the file: what lies behind `length` is zeros.
+    file_length: u64,
 }
 
 pub(super) struct Writer {
@@ -88,6 +96,32 @@ struct Commit {
     entries: Vec<(IndexEntry, String)>,
     /// Twins inside the commit share it.
     twins: HashMap<[u8; 16], u64>,
+}
+
+impl Active {
+    /// Writes what makes the file longer, with zeros behind it where there is room for them. Page by page, as the system
+    /// would otherwise cache them in larger pieces, and count each of those as written with every commit.
+    fn write_with_zeros(&mut self, bytes: &[u8], zeros: u64) -> io::Result<()> {
+        const PAGE: u64 = 4096;
+        self.file.write_all_at(bytes, self.length)?;
+        self.file_length = self.length + bytes.len() as u64;
+        let end = (self.file_length + zeros) / PAGE * PAGE;
+        while self.file_length < end {
+            let page = PAGE - self.file_length % PAGE;
+            match self.file.write_all_at(&[0; PAGE as usize][..page as usize], self.file_length) {
+                Ok(()) => self.file_length += page,
+                Err(error) if is_full(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts off all behind the last record.
+    fn truncate(&mut self) -> io::Result<()> {
+        self.file_length = self.length;
+        self.file.set_len(self.length)
+    }
 }
 
 impl Group {
@@ -142,6 +176,10 @@ impl Writer {
                 housekeeping = Instant::now();
                 self.housekeeping();
             }
+        }
+        // Only for who looks at it: a start would find the same.
+        if let Some(Err(error)) = self.active.as_mut().map(Active::truncate) {
+            tracing::warn!(%error, "cannot cut off the zeros at the end of the newest segment");
         }
         self.shared.set_health(Health::Closed);
     }
@@ -218,10 +256,16 @@ impl Writer {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let zeros = ZEROS.min(self.options.settings.segment_bytes() / 16);
         let Some(active) = &mut self.active else { return Err(io::Error::other("bug: there is no segment")) };
-        active.file.write_all_at(bytes, active.length)?;
+        let length = active.length + bytes.len() as u64;
+        if length > active.file_length {
+            active.write_with_zeros(bytes, zeros)?;
+        } else {
+            active.file.write_all_at(bytes, active.length)?;
+        }
         active.file.sync_data()?;
-        active.length += bytes.len() as u64;
+        active.length = length;
         Ok(())
     }
 
@@ -297,7 +341,7 @@ impl Writer {
         self.shared.set_proof(name, length, 0);
         self.shared.account_for(segment.bytes() as i64, 0);
         self.shared.chain.push(Arc::clone(&segment));
-        Ok(Active { segment, file, length })
+        Ok(Active { segment, file, length, file_length: length })
     }
 
     /// The budget is used up: waits a moment for what is published to be released.
@@ -312,9 +356,8 @@ impl Writer {
     /// A write failed. A full disk may have room for the next one, and the file is as it was. After any other error the
     /// positions and the segment are not used any more.
     fn fail(&mut self, error: &io::Error, positions: u64) -> AppendError {
-        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let is_as_before = self.active.as_ref().is_some_and(|active| active.file.set_len(active.length).is_ok());
-        if is_full && is_as_before {
+        let is_as_before = self.active.as_mut().is_some_and(|active| active.truncate().is_ok());
+        if is_full(error) && is_as_before {
             self.is_disk_full = true;
             self.report(Health::Full, error);
             return AppendError::Full;
@@ -383,11 +426,11 @@ impl Writer {
     }
 
     /// Whether there is room for an event: a quota is not seen in the free space of the disk.
-    fn probe(&self) -> io::Result<()> {
-        let Some(active) = &self.active else { return Ok(()) };
+    fn probe(&mut self) -> io::Result<()> {
+        let Some(active) = &mut self.active else { return Ok(()) };
         let written =
             active.file.write_all_at(&vec![0; COMMIT_BYTES / 4], active.length).and_then(|()| active.file.sync_data());
-        active.file.set_len(active.length)?;
+        active.truncate()?;
         written
     }
 
@@ -464,4 +507,8 @@ impl Writer {
             self.shared.state.push(StateOp::Backfill(outcomes));
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -257,3 +257,29 @@ fn a_close_answers_what_was_queued_before() {
     assert_eq!(all(&journal).len(), 500);
     journal.close();
 }
+
+#[test]
+fn zeros_behind_the_newest_event_are_no_damage_and_are_cut_off() {
+    let mut bench = Bench::new();
+    let journal = bench.open();
+    bench.fill(&journal, 1..=3, 100);
+    let length = |bench: &Bench| fs::metadata(&bench.files("log")[0]).unwrap().len();
+    let (with_zeros, records) = (length(&bench), journal.stats().bytes);
+    assert!(with_zeros > 200_000 && records < 3_000, "{with_zeros} bytes, of which {records} are counted");
+    bench.fill(&journal, 4..=5, 100);
+    assert_eq!(length(&bench), with_zeros, "the next commits overwrite them");
+    let stopped = bench.settings.dir.clone();
+    bench.crash(&journal);
+    let kept = std::mem::replace(&mut bench.settings.dir, stopped);
+    assert!(length(&bench) < 2_000, "a stop cuts them off");
+    bench.settings.dir = kept;
+    assert_eq!(length(&bench), with_zeros);
+    let mut faults = Vec::new();
+    assert_eq!(bench.admin().verify(|fault| faults.push(fault)).unwrap(), 5);
+    assert_eq!(faults, []);
+    let journal = bench.open();
+    assert_eq!((all(&journal), damaged(&rows(&journal))), ((1..=5).collect(), vec![]));
+    eventually("the segment is closed", || length(&bench) < 2_000);
+    assert!(journal.stats().bytes < 3_000);
+    journal.close();
+}

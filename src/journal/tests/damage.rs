@@ -205,8 +205,7 @@ fn a_last_event_that_was_answered_is_damaged_and_one_that_was_not_is_torn() {
     flush(&journal);
     bench.crash(&journal);
     let path = &bench.files("log")[0];
-    let length = fs::metadata(path).unwrap().len();
-    truncate(path, length - 10);
+    truncate(path, records_of(path).len() as u64 - 10);
     let journal = bench.open();
     assert_eq!((damaged(&rows(&journal)), journal.stats().damaged_records), (vec![10], 1), "the state knows of it");
     assert_eq!(append(&journal, bench.entry(11)), Ok(Appended::Stored(11)));
@@ -215,7 +214,7 @@ fn a_last_event_that_was_answered_is_damaged_and_one_that_was_not_is_torn() {
     bench.crash(&journal);
     // The beginning of a commit that a kill has cut off.
     let path = &bench.files("log")[1];
-    let mut bytes = fs::read(path).unwrap();
+    let mut bytes = records_of(path);
     let mut torn = Vec::new();
     record::encode(&mut torn, 12, true, 1, &bench.entry(12));
     bytes.extend(&torn[..80]);

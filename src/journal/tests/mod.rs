@@ -129,6 +129,13 @@ impl Bench {
     }
 }
 
+/// A segment without the zeros behind its last record.
+pub(super) fn records_of(path: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(path).unwrap();
+    bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+    bytes
+}
+
 /// All files but the lock, as they were at one moment.
 pub(super) fn snapshot(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let read = || {
