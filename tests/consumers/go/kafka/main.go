@@ -11,13 +11,13 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"sendbird-bridge/tests/consumers/work"
+	"sendbird-bridge/tests/consumers/once"
 )
 
 func main() {
 	log.SetFlags(0)
 	stop, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	done, err := work.Open(os.Getenv("WORK_FILE"))
+	done, err := once.Open(os.Getenv("WORK_FILE"))
 	check(err)
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(strings.Split(os.Getenv("KAFKA_BROKERS"), ",")...),
@@ -37,7 +37,7 @@ func main() {
 			log.Fatal(err)
 		}
 		records.EachRecord(func(record *kgo.Record) {
-			event, ok := work.Read(record.Value)
+			event, ok := once.Read(record.Value)
 			if !ok {
 				log.Printf("set aside: %s/%d@%d", record.Topic, record.Partition, record.Offset)
 				return

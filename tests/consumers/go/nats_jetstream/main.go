@@ -13,13 +13,13 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"sendbird-bridge/tests/consumers/work"
+	"sendbird-bridge/tests/consumers/once"
 )
 
 func main() {
 	log.SetFlags(0)
 	stop, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	done, err := work.Open(os.Getenv("WORK_FILE"))
+	done, err := once.Open(os.Getenv("WORK_FILE"))
 	check(err)
 	wait, err := time.ParseDuration(os.Getenv("NATS_ACK_WAIT") + "s")
 	if err != nil {
@@ -46,7 +46,7 @@ func main() {
 			return
 		}
 		check(err)
-		event, ok := work.Read(message.Data())
+		event, ok := once.Read(message.Data())
 		if !ok {
 			log.Println("set aside:", message.Subject())
 			check(message.Term()) // is not delivered again, and stays in the stream

@@ -10,14 +10,14 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"sendbird-bridge/tests/consumers/work"
+	"sendbird-bridge/tests/consumers/once"
 )
 
 func main() {
 	log.SetFlags(0)
 	stop, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	exchange, queue := os.Getenv("RABBITMQ_EXCHANGE"), os.Getenv("RABBITMQ_QUEUE")
-	done, err := work.Open(os.Getenv("WORK_FILE"))
+	done, err := once.Open(os.Getenv("WORK_FILE"))
 	check(err)
 	connection, err := amqp.Dial(os.Getenv("RABBITMQ_URL"))
 	check(err)
@@ -37,7 +37,7 @@ func main() {
 	messages, err := channel.ConsumeWithContext(stop, queue, "", false, false, false, false, nil)
 	check(err)
 	for message := range messages {
-		event, ok := work.Read(message.Body)
+		event, ok := once.Read(message.Body)
 		if !ok {
 			log.Println("set aside:", message.RoutingKey)
 			check(message.Reject(false))

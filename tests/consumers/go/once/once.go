@@ -1,8 +1,8 @@
-// Package work is the work of these examples, and the memory of what was worked on already.
+// Package once does the work of these examples once for each event: it remembers what was worked on already.
 //
 // The work is a line in a file, and the event's id stands in that line, so that after a crash both are there or neither.
 // Yours is a database: make the id the primary key of a table, and insert it in the transaction that does the work.
-package work
+package once
 
 import (
 	"bufio"
