@@ -1,6 +1,6 @@
 //! `dead-letters`: what brokers refused for good, or an operator set aside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Subcommand;
 use uuid::Uuid;
@@ -111,7 +111,7 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
         }
         Command::Requeue { change: ChangeArgs { journal, which, .. }, wait } => {
             let mut journal = journal.open(load)?;
-            let found = which.find(&journal)?;
+            let mut found = which.find(&journal)?;
             let sinks = journal.sinks()?;
             let mut requeued = Requeued::count(&found, &sinks);
             requeued.queued = journal.requeue(&found)? as u64;
@@ -120,6 +120,9 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
                 return Err(Failure::Failed("not requeued".into()));
             }
             if *wait {
+                let is_queued =
+                    |stored: &StoredDeadLetter| stored.event.is_some() && sinks.contains(&stored.dead_letter.sink);
+                found.retain(is_queued);
                 return wait_for(&journal, which, &found);
             }
         }
@@ -133,34 +136,35 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
     Ok(())
 }
 
-/// Waits until none is queued any more, and says which are dead letters still.
+/// Waits until none of these is queued any more, and says what became of them.
 fn wait_for(journal: &JournalAdmin, which: &DeadLetterArgs, found: &[StoredDeadLetter]) -> Result<(), Failure> {
-    let place = |stored: &StoredDeadLetter| (stored.dead_letter.sink.clone(), stored.dead_letter.position);
-    let asked: BTreeSet<_> = found.iter().map(place).collect();
-    let sinks: BTreeSet<&str> = asked.iter().map(|(sink, _)| sink.as_str()).collect();
-    // How many of them are among these positions of each sink.
+    let mut asked = BTreeMap::<&str, BTreeSet<u64>>::new();
+    for StoredDeadLetter { dead_letter: DeadLetter { sink, position, .. }, .. } in found {
+        asked.entry(sink).or_default().insert(*position);
+    }
+    // How many of them are among the positions of their sinks.
     let among = |positions: fn(&JournalAdmin, &str) -> Result<Vec<u64>, AdminError>| {
         let mut count = 0;
-        for sink in &sinks {
-            let positions = positions(journal, sink)?.into_iter();
-            count += positions.filter(|position| asked.contains(&((*sink).to_owned(), *position))).count();
+        for (sink, asked) in &asked {
+            count += positions(journal, sink)?.iter().filter(|position| asked.contains(position)).count();
         }
         Ok::<_, AdminError>(count)
     };
     until(journal, || Ok(among(JournalAdmin::requeued)? == 0))?;
     let id = which.id.map(Uuid::into_bytes);
     let left = journal.dead_letters(which.sink.as_deref(), id.as_ref())?;
-    let refused: Vec<_> = left.iter().filter(|stored| asked.contains(&place(stored))).collect();
+    let is_asked = |of: &DeadLetter| asked.get(of.sink.as_str()).is_some_and(|asked| asked.contains(&of.position));
+    let refused: Vec<_> = left.iter().filter(|stored| is_asked(&stored.dead_letter)).collect();
     let discarded = among(JournalAdmin::discarded_while_requeued)?;
-    let published = asked.len().saturating_sub(refused.len() + discarded);
+    let published = found.len().saturating_sub(refused.len() + discarded);
     let meanwhile = if discarded > 0 { format!("{discarded} discarded meanwhile, ") } else { String::new() };
-    print(&format!("{published} published, {meanwhile}{} dead letters still\n", refused.len()))?;
+    print(&format!("{published} published, {meanwhile}{} still\n", counted(refused.len() as u64, "dead letter")))?;
     match refused.first() {
-        None if discarded > 0 => Err(Failure::Failed(format!("{discarded} of {} were discarded", asked.len()))),
+        None if discarded > 0 => Err(Failure::Failed(format!("{discarded} of {} were discarded", found.len()))),
         None => Ok(()),
         Some(stored) => {
             let DeadLetter { reason, detail, .. } = &stored.dead_letter;
-            Err(Failure::Failed(format!("{} of {} were refused again: {reason}: {detail}", refused.len(), asked.len())))
+            Err(Failure::Failed(format!("{} of {} were refused again: {reason}: {detail}", refused.len(), found.len())))
         }
     }
 }

@@ -17,7 +17,7 @@ use self::state::{Counts, RunScope, State};
 use super::output::{Output, OutputArgs};
 use super::platform::{Http, PlatformArgs, explain};
 use super::select::{JournalArgs, time};
-use super::table::progress_bar;
+use super::table::{counted, progress_bar};
 use super::{Failure, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
@@ -276,20 +276,22 @@ fn conclude(counts: &Counts, publish: bool, output: Output) -> Result<(), Failur
     })?;
     if counts.unknown > 0 {
         return Err(Failure::Failed(format!(
-            "{} events may be missing: the journal has no record of their time",
-            counts.unknown
+            "{} may be missing: the journal has no record of that time",
+            counted(counts.unknown, "event")
         )));
     }
     let missing: u64 = counts.missing.values().sum();
     if missing > 0 && !publish {
-        return Err(Failure::Failed(format!("{missing} events are missing; publish them with --publish")));
+        return Err(Failure::Failed(format!("{} missing; publish with --publish", counted(missing, "event"))));
     }
     Ok(())
 }
 
 fn sums(counts: &Counts, publish: bool) -> String {
     let Counts { calls, rooms, participants, stored, candidates, missing, queued, unknown, without_time } = counts;
-    let mut text = format!("{calls} calls, {rooms} rooms, {participants} participants of that time\n");
+    let [calls, rooms, participants] =
+        [(*calls, "call"), (*rooms, "room"), (*participants, "participant")].map(|(count, what)| counted(count, what));
+    let mut text = format!("{calls}, {rooms}, {participants} of that time\n");
     text += &format!("{stored:>8} events are stored\n");
     for (category, count) in missing {
         text += &format!("{count:>8} are missing: {category}\n");

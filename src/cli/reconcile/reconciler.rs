@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::read_on;
 use super::state::{Phase, State};
 use crate::cli::platform::{Http, explain};
+use crate::cli::table::counted;
 use crate::cli::{Failure, print};
 use crate::domain::clock::{Clock, rfc3339};
 use crate::journal::{BackfillCandidate, JournalAdmin};
@@ -286,7 +287,9 @@ impl Reconciler {
     fn show(&self, at_ms: Option<i64>) {
         let counts = &self.state.counts;
         let missing: u64 = counts.missing.values().sum();
-        self.bar.set_message(format!("{} calls, {} rooms, {missing} events missing", counts.calls, counts.rooms));
+        let [calls, rooms, missing] = [(counts.calls, "call"), (counts.rooms, "room"), (missing, "event")]
+            .map(|(count, what)| counted(count, what));
+        self.bar.set_message(format!("{calls}, {rooms}, {missing} missing"));
         let back = at_ms.map(|at| self.state.scope.until_ms.saturating_sub(at));
         if let Some(back) = back.and_then(|back| u64::try_from(back).ok()) {
             self.bar.set_position(back.min(self.bar.length().unwrap_or(back)));

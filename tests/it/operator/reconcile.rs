@@ -334,7 +334,7 @@ fn nothing_is_called_missing_on_a_guess() {
     platform.set("enabled_events", json!(["room:create"]));
     let ended = reconcile(&config, &platform, &["--since", "2h"]);
     assert_eq!(ended.code(), Some(0), "a dial was not to be delivered: {}", ended.stdout());
-    refused(1, &["--since", "2h", "--category", "direct_call:dial"], "1 events are missing");
+    refused(1, &["--since", "2h", "--category", "direct_call:dial"], "1 event missing; publish with --publish");
     platform.set("enabled", json!(false));
     refused(1, &["--since", "2h"], "not enabled");
     bridge.stop();

@@ -249,7 +249,7 @@ fn a_dead_letter_is_listed_shown_requeued_and_delivered() {
 
     let refused = command(&bridge, &["dead-letters", "requeue", "--id", &ids[1], "--wait"]);
     assert_eq!(refused.code(), Some(1));
-    assert!(refused.stdout().contains("0 published, 1 dead letters still"), "{}", refused.stdout());
+    assert!(refused.stdout().contains("0 published, 1 dead letter still"), "{}", refused.stdout());
     assert!(refused.stderr().contains("1 of 1 were refused again: unroutable"), "{}", refused.stderr());
 
     bridge.process.freeze();
