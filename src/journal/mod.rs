@@ -12,6 +12,7 @@
 //!
 //! It knows bytes, ids, keys, kinds and positions, and nothing of HTTP, brokers or Sendbird.
 
+mod active;
 mod admin;
 mod backfill;
 mod cancelled;

@@ -5,9 +5,7 @@
 //! written to again, and nothing is taken until a new one has been made on the same disk.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -16,6 +14,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::active::{Active, is_full};
 use super::backfill::{Backfill, Backfilled, Outcome, PlanError};
 use super::index::{ENTRY_BYTES, Index, IndexEntry};
 use super::reader::Reader;
@@ -50,21 +49,6 @@ const LONGEST_SEGMENT: u64 = 2 * 1024 * 1024 * 1024;
 
 type Reply<T> = oneshot::Sender<Result<T, AppendError>>;
 
-/// How many zeros are written behind a commit that makes the file longer, or a sixteenth of a small segment. The commits
-/// that follow overwrite them, and their fsyncs do not have to write the length of the file too, which costs as much as the
-/// events.
-const ZEROS: u64 = 256 * 1024;
-
-/// The newest segment, which is written to.
-pub(super) struct Active {
-    pub(super) segment: Arc<Segment>,
-    pub(super) file: File,
-    /// Where the next record begins.
-    pub(super) length: u64,
-    /// The length of the file: what lies behind `length` is zeros.
-    file_length: u64,
-}
-
 pub(super) struct Writer {
     /// `None` while the disk fails.
     pub(super) active: Option<Active>,
@@ -96,32 +80,6 @@ struct Commit {
     entries: Vec<(IndexEntry, String)>,
     /// Twins inside the commit share it.
     twins: HashMap<[u8; 16], u64>,
-}
-
-impl Active {
-    /// Writes what makes the file longer, with zeros behind it where there is room for them. Page by page, as the system
-    /// would otherwise cache them in larger pieces, and count each of those as written with every commit.
-    fn write_with_zeros(&mut self, bytes: &[u8], zeros: u64) -> io::Result<()> {
-        const PAGE: u64 = 4096;
-        self.file.write_all_at(bytes, self.length)?;
-        self.file_length = self.length + bytes.len() as u64;
-        let end = (self.file_length + zeros) / PAGE * PAGE;
-        while self.file_length < end {
-            let page = PAGE - self.file_length % PAGE;
-            match self.file.write_all_at(&[0; PAGE as usize][..page as usize], self.file_length) {
-                Ok(()) => self.file_length += page,
-                Err(error) if is_full(&error) => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Cuts off all behind the last record.
-    fn truncate(&mut self) -> io::Result<()> {
-        self.file_length = self.length;
-        self.file.set_len(self.length)
-    }
 }
 
 impl Group {
@@ -177,7 +135,7 @@ impl Writer {
                 self.housekeeping();
             }
         }
-        // Only for who looks at it: a start would find the same.
+        // For whoever looks at the file; a start finds the same events either way.
         if let Some(Err(error)) = self.active.as_mut().map(Active::truncate) {
             tracing::warn!(%error, "cannot cut off the zeros at the end of the newest segment");
         }
@@ -238,7 +196,7 @@ impl Writer {
             return Err(AppendError::Full);
         }
         let position = self.next_position + commit.entries.len() as u64;
-        let offset = self.active.as_ref().map_or(0, |active| active.length) + commit.bytes.len() as u64;
+        let offset = self.active.as_ref().map_or(0, |active| active.length()) + commit.bytes.len() as u64;
         let key_hash = record::hash(entry.key.as_bytes());
         record::encode(&mut commit.bytes, position, commit.entries.is_empty(), key_hash, entry);
         commit.twins.insert(entry.id, position);
@@ -256,17 +214,8 @@ impl Writer {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let zeros = ZEROS.min(self.options.settings.segment_bytes() / 16);
         let Some(active) = &mut self.active else { return Err(io::Error::other("bug: there is no segment")) };
-        let length = active.length + bytes.len() as u64;
-        if length > active.file_length {
-            active.write_with_zeros(bytes, zeros)?;
-        } else {
-            active.file.write_all_at(bytes, active.length)?;
-        }
-        active.file.sync_data()?;
-        active.length = length;
-        Ok(())
+        active.append(bytes, self.options.settings.segment_bytes())
     }
 
     /// The commit is durable: everything that depends on it may now be said.
@@ -277,7 +226,7 @@ impl Writer {
             for (entry, kind) in &commit.entries {
                 index.push_entry(*entry, kind);
             }
-            index.log_bytes = active.length;
+            index.log_bytes = active.length();
         }
         let last = self.next_position + count - 1;
         self.kinds.count(&self.shared.sinks, commit.entries.iter().map(|(_, kind)| kind.as_str()), last);
@@ -288,7 +237,7 @@ impl Writer {
         let bytes = commit.bytes.len() as u64 + count * ENTRY_BYTES;
         self.shared.account_for(bytes as i64, count as i64);
         self.shared.dedup_ids.store(self.window.len() as u64, Ordering::Relaxed);
-        self.shared.set_proof(active.segment.name, active.length, last);
+        self.shared.set_proof(active.segment.name, active.length(), last);
         self.shared.chain.set_last(last);
         self.shared.durable.send_replace(last);
     }
@@ -296,7 +245,7 @@ impl Writer {
     /// After the answers, so that none of them waits for it.
     fn rotate_if_full(&mut self) {
         let limit = self.options.settings.segment_bytes();
-        if self.active.as_ref().is_some_and(|active| active.length >= limit) {
+        if self.active.as_ref().is_some_and(|active| active.length() >= limit) {
             self.rotate();
         }
     }
@@ -307,7 +256,7 @@ impl Writer {
             Ok(active) => self.replace_active(Some(active)),
             Err(error) => {
                 tracing::warn!(%error, "cannot make a new segment; filling the present one on");
-                let is_longest = |active: &Active| active.length >= LONGEST_SEGMENT;
+                let is_longest = |active: &Active| active.length() >= LONGEST_SEGMENT;
                 if self.active.as_ref().is_some_and(is_longest) {
                     self.report(Health::Failed, &error);
                     self.replace_active(None);
@@ -341,7 +290,7 @@ impl Writer {
         self.shared.set_proof(name, length, 0);
         self.shared.account_for(segment.bytes() as i64, 0);
         self.shared.chain.push(Arc::clone(&segment));
-        Ok(Active { segment, file, length, file_length: length })
+        Ok(Active::new(segment, file, length))
     }
 
     /// The budget is used up: waits a moment for what is published to be released.
@@ -427,11 +376,7 @@ impl Writer {
 
     /// Whether there is room for an event: a quota is not seen in the free space of the disk.
     fn probe(&mut self) -> io::Result<()> {
-        let Some(active) = &mut self.active else { return Ok(()) };
-        let written =
-            active.file.write_all_at(&vec![0; COMMIT_BYTES / 4], active.length).and_then(|()| active.file.sync_data());
-        active.truncate()?;
-        written
+        self.active.as_mut().map_or(Ok(()), |active| active.probe(COMMIT_BYTES / 4))
     }
 
     fn reopen(&mut self) {
@@ -507,8 +452,4 @@ impl Writer {
             self.shared.state.push(StateOp::Backfill(outcomes));
         }
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
