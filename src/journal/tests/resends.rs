@@ -212,6 +212,11 @@ fn a_replay_keeps_what_it_needs_and_is_cut_where_room_is_short() {
     flush(&journal);
     assert!(bench.admin().replays(None).unwrap().is_empty());
     assert!(!journal.is_wanted(&Origin::Replay { id: 1 }));
+    let why = || bench.admin().why_cancelled("a", 1).unwrap();
+    assert_eq!(why().as_deref(), Some("it was cut, because the journal is full"));
+    journal.close();
+    let journal = bench.open();
+    assert_eq!(why(), None, "a start forgets it");
     journal.close();
 }
 
