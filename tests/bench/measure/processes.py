@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
@@ -250,6 +251,15 @@ class Brokers:
 
     def resume(self, broker):
         self.command("resume", broker)
+
+    @contextmanager
+    def paused(self, broker):
+        """The broker stands still, whatever happens meanwhile."""
+        self.pause(broker)
+        try:
+            yield
+        finally:
+            self.resume(broker)
 
     def cpu_s(self, broker):
         return cpu_s(int(self.command("pid", broker)))

@@ -374,11 +374,8 @@ type = "classic"
         try:
             self.warm(bridge.port)
             bridge.drained()
-            self.brokers.pause(broker)
-            try:
+            with self.brokers.paused(broker):
                 figures = self.open_load(bridge.port, 3000, self.plan["frozen"])
-            finally:
-                self.brokers.resume(broker)
             backlog, before, begun = bridge.pending(), bridge.published(), time.monotonic()
             beside = self.load(bridge.port, start=True, connections=64, rate=1000, seconds=self.plan["open"])
             # Until the connection is back, nothing moves; that is not the speed of catching up.
@@ -410,11 +407,8 @@ type = "classic"
         try:
             self.warm(bridge.port)
             bridge.drained()
-            self.brokers.pause(broker)
-            try:
+            with self.brokers.paused(broker):
                 answers = self.closed_load(bridge.port, self.plan["floor"])["per_s"]
-            finally:
-                self.brokers.resume(broker)
             before, begun = bridge.published(), time.monotonic()
             eventually("the broker is published to", lambda: bridge.published() > before, 120)
             from_then, moving = bridge.published(), time.monotonic()
@@ -511,13 +505,10 @@ type = "classic"
             load = self.load(server.port, start=True, connections=256, rate=1000, seconds=30, drain_timeout=1,
                              answered=answered)
             time.sleep(2)
-            self.brokers.pause(broker)
-            try:
+            with self.brokers.paused(broker):
                 time.sleep(2)
                 server.stop(signal.SIGKILL)
                 figures = load.finish()
-            finally:
-                self.brokers.resume(broker)
             if kind == "bridge":
                 server.start()
                 server.drained()
