@@ -4,10 +4,10 @@
 //! message that no queue took is rejected, never lost. A [`Connection`] is one TCP connection; when it is
 //! in doubt everything in flight fails as `Fatal`. Every wait has a limit.
 //!
-//! One publish at a time goes through a channel, many channels run side by side. That is on purpose: the
-//! client gives a returned message to whichever confirmation comes next on its channel, and the broker ends
-//! a channel, with all that is pending on it, for the fault of one message. With one message on a channel
-//! both can only mean that message.
+//! Publishes share a few channels, with a bound for each. The client gives a returned message to whichever
+//! confirmation comes next on its channel, and the broker ends a channel, with all that is in flight on it, for
+//! the fault of one message. So returned messages are sorted by their id, and after a channel's end each
+//! publish is tried on a channel of its own.
 //!
 //! Leaves to others: order, retries and back-off (the pipeline); queues and policies (whoever runs the broker,
 //! unless `declare` is set).
@@ -15,28 +15,27 @@
 mod bindings;
 mod channels;
 mod check;
+mod confirm_channel;
 mod contract;
 mod dial;
 mod errors;
 mod message;
 mod settings;
+mod settlement;
 mod topology;
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use lapin::options::BasicPublishOptions;
+use lapin::BasicProperties;
 use lapin::types::{ShortString, ShortStringError};
-use lapin::{BasicProperties, Channel, Confirmation};
-use tokio::sync::SemaphorePermit;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use channels::Channels;
-use errors::{blocked, confirmed, connecting, failure, lost};
+use errors::{answered, connecting, lost};
 use settings::AttributePrefix;
 pub use settings::{Declare, Queue, QueueType, Settings};
 
@@ -47,13 +46,6 @@ use crate::domain::template::{KnownValues, Template};
 
 /// For a whole `connect`: TCP, TLS, the handshake and the look at the exchange.
 const CONNECT: Duration = Duration::from_secs(10);
-/// For one confirmation, before the publish gives its place in the pool to another and waits on beside it. Half of
-/// what the pipeline waits for, so that what had to wait for a channel is not counted as unanswered as well. A dead
-/// connection is found by the heartbeat.
-const CONFIRM: Duration = Duration::from_secs(5);
-
-/// The same for a publish that is overtaken by another one: its queue is silent or slow, and the pool is there for all.
-const OVERTAKEN: Duration = Duration::from_millis(100);
 
 /// Between an exchange's declaration and the binding of its queue.
 const BINDING: Duration = Duration::from_millis(500);
@@ -159,7 +151,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn begin(&self, event: &View<'_>, kind: ChannelKind) -> BoxFuture<'static, Result<Ack, Failure>> {
+    fn begin(&self, event: &View<'_>, is_alone: bool) -> BoxFuture<'static, Result<Ack, Failure>> {
         let routing_key = self.routing_key.render(&event.values());
         let target = target(&self.exchange, &routing_key);
         let properties = message::properties(event, self.format, self.attribute_prefix);
@@ -167,10 +159,10 @@ impl Connection {
         let message = Message::build(properties, body, &self.exchange, routing_key, target.clone());
         let (channels, peer) = (Arc::clone(&self.channels), Arc::clone(&self.peer));
         async move {
-            let message = message?;
+            let message = Arc::new(message?);
             tokio::select! {
                 biased;
-                result = send_until_routed(&channels, &message, kind) => {
+                result = send_until_routed(&channels, &message, is_alone) => {
                     if matches!(result, Err(Failure::Fatal(_))) {
                         channels.broken.cancel();
                     }
@@ -186,11 +178,11 @@ impl Connection {
 
 impl super::Connection for Connection {
     fn publish(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
-        self.begin(event, ChannelKind::Pool)
+        self.begin(event, false)
     }
 
     fn publish_unbatched(&self, event: &View<'_>) -> BoxFuture<'static, Result<Ack, Failure>> {
-        self.begin(event, ChannelKind::Own)
+        self.begin(event, true)
     }
 
     fn target(&self, event: &View<'_>) -> Target {
@@ -198,7 +190,7 @@ impl super::Connection for Connection {
     }
 
     fn window(&self) -> usize {
-        channels::WINDOW
+        self.channels.window
     }
 
     fn unanswered(&self) -> usize {
@@ -237,20 +229,12 @@ impl Drop for Connection {
     }
 }
 
-/// On which channel a message goes.
-#[derive(Clone, Copy)]
-enum ChannelKind {
-    /// One of the pool's.
-    Pool,
-    /// One that is opened for it.
-    Own,
-}
-
 fn target(exchange: &ShortString, routing_key: &str) -> Target {
     Target::new(format!("exchange \"{exchange}\", routing key \"{routing_key}\""))
 }
 
 /// All that goes to the broker for one event.
+#[derive(Debug)]
 struct Message {
     exchange: ShortString,
     routing_key: ShortString,
@@ -276,75 +260,21 @@ impl Message {
             target,
         })
     }
-
-    async fn publish_on(&self, channel: &Channel) -> lapin::Result<Confirmation> {
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
-        let (exchange, routing_key) = (self.exchange.clone(), self.routing_key.clone());
-        channel.basic_publish(exchange, routing_key, options, &self.body, self.properties.clone()).await?.await
-    }
 }
 
 /// An exchange and its bindings can't be made in one step, so what no queue took is sent once more before
-/// it counts as unroutable. Meanwhile it holds no channel.
-async fn send_until_routed(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Ack, Failure> {
-    match send(channels, message, kind).await {
+/// it counts as unroutable. Meanwhile it holds no place on a channel.
+async fn send_until_routed(channels: &Channels, message: &Arc<Message>, is_alone: bool) -> Result<Ack, Failure> {
+    match send(channels, message, is_alone).await {
         Err(Failure::Reject(fault)) if fault.reason == Reason::Unroutable => {
             sleep(BINDING).await;
-            send(channels, message, kind).await
+            send(channels, message, is_alone).await
         }
         result => result,
     }
 }
 
-async fn send(channels: &Channels, message: &Message, kind: ChannelKind) -> Result<Ack, Failure> {
-    let (channel, permit) = match kind {
-        ChannelKind::Pool => channels.take(&message.target).await?,
-        ChannelKind::Own => (channels.open(&message.target).await?, None),
-    };
-    let confirmation = confirmation(channels, message, &channel, permit).await?;
-    // Only now is the channel known to be clean; in every other case it is closed here.
-    if matches!(kind, ChannelKind::Pool) {
-        channels.put_back(channel);
-    }
-    confirmed(confirmation, message.properties.message_id().as_ref(), &message.target)
-}
-
-/// Waits for as long as it takes, but only at first with the permit of the pool: a silent queue must not keep other
-/// publishes from a channel, unless too many are silent.
-async fn confirmation(
-    channels: &Channels,
-    message: &Message,
-    channel: &Channel,
-    permit: Option<SemaphorePermit<'_>>,
-) -> Result<Confirmation, Failure> {
-    let number = channels.begin();
-    let mut confirming = pin!(message.publish_on(channel));
-    let confirmation = tokio::select! {
-        biased;
-        confirmation = &mut confirming => confirmation,
-        // The broker does not read while it is blocked, and does when it is done: nothing is broken.
-        () = is_left_behind(channels, number) => if channels.is_blocked() {
-            return Err(blocked());
-        } else {
-            tokio::select! {
-                confirmation = &mut confirming => confirmation,
-                _unanswered = channels.unanswered.acquire() => {
-                    drop(permit);
-                    confirming.await
-                }
-            }
-        },
-    };
-    if confirmation.is_ok() {
-        channels.confirmed(number);
-    }
-    confirmation.map_err(|error| failure(&error, channels.is_connected(), &message.target))
-}
-
-/// Waits until a publish is to give its place in the pool to another.
-async fn is_left_behind(channels: &Channels, number: u64) {
-    let until = Instant::now() + CONFIRM;
-    while Instant::now() < until && !channels.is_overtaken(number) {
-        sleep(OVERTAKEN).await;
-    }
+async fn send(channels: &Channels, message: &Arc<Message>, is_alone: bool) -> Result<Ack, Failure> {
+    let answer = if is_alone { channels.publish_alone(message).await? } else { channels.publish(message).await? };
+    answered(answer, channels.is_connected(), &message.target)
 }

@@ -1,31 +1,31 @@
-//! A pool of channels in confirm mode on one connection, each lent to one publish at a time.
-//!
-//! A channel comes back only after a clean confirmation. Otherwise it is dropped, which closes it, and the next
-//! publish opens another, for one round trip; the other channels are not touched. A publish that is left unanswered
-//! keeps its channel and gives up its permit, so that the pool stays as large as it is for the others.
+//! The channels of one connection: those that all publishes share, and channels of their own for single publishes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lapin::Connection;
 use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, Connection};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Message;
+use super::confirm_channel::{Answer, ConfirmChannel, IN_FLIGHT};
 use super::errors::{blocked, failure, lost};
 use crate::sink::{Failure, Reason, Target};
 
-/// Publishes that wait for the broker at once; more wait for a channel. Enough to hide a round trip, and far
-/// below the channels that a broker allows (2,047 by default).
-const CHANNELS: usize = 64;
-/// Publishes at once: each channel has its next one waiting, and what no queue took holds no channel.
-pub(super) const WINDOW: usize = 2 * CHANNELS;
+/// Shared channels that are in use at once, as long as no queue is silent.
+const SHARED: usize = 8;
+/// Publishes in flight at once.
+const WINDOW: usize = SHARED * IN_FLIGHT;
 /// Publishes that have waited for so long that they no longer count, each with a channel; past this they count.
 const UNANSWERED: usize = 1024;
-/// Channels that are neither lent nor left unanswered: idle ones, and those for the exchange and for single publishes.
-const SPARE: usize = CHANNELS + 16;
+/// Channels for all else: one for each publish, while each has one to itself, and those that are ending meanwhile.
+const SPARE: usize = WINDOW + SHARED + OTHERS;
+/// Channels to look at the exchange, and for single publishes.
+const OTHERS: usize = 8;
+/// For how long each publish has a channel to itself after one has ended the channel of others.
+const APART: Duration = Duration::from_secs(60);
 /// For opening a channel and switching on confirmations.
 const OPEN: Duration = Duration::from_secs(10);
 
@@ -33,71 +33,78 @@ pub(super) struct Channels {
     pub(super) connection: Connection,
     /// Cancelled as soon as the connection is of no more use; everything that waits then fails.
     pub(super) broken: CancellationToken,
-    /// As many as there may be publishes left unanswered at once.
-    pub(super) unanswered: Semaphore,
     pub(super) most_unanswered: usize,
-    idle: Mutex<Vec<Channel>>,
-    permits: Semaphore,
-    /// How many publishes have begun to wait for their confirmation.
-    begun: AtomicU64,
-    /// The last of those that were confirmed.
-    newest_confirmed: AtomicU64,
+    /// Publishes in flight at once.
+    pub(super) window: usize,
+    /// Those that take publishes.
+    shared: Mutex<Vec<ConfirmChannel>>,
+    /// Held while a shared channel is opened, so that those that need one do not each open one.
+    opening: tokio::sync::Mutex<()>,
+    /// Until when each publish has a channel to itself.
+    apart_until: Mutex<Option<Instant>>,
 }
 
 impl Channels {
     pub(super) fn new(connection: Connection) -> Self {
         let allowed = usize::from(connection.configuration().channel_max());
-        let most_unanswered = most_unanswered(allowed);
         Self {
             connection,
             broken: CancellationToken::new(),
-            unanswered: Semaphore::new(most_unanswered),
-            most_unanswered,
-            idle: Mutex::new(Vec::with_capacity(CHANNELS)),
-            permits: Semaphore::new(CHANNELS),
-            begun: AtomicU64::new(0),
-            newest_confirmed: AtomicU64::new(0),
+            most_unanswered: most_unanswered(allowed),
+            window: window(allowed),
+            shared: Mutex::new(Vec::with_capacity(SHARED)),
+            opening: tokio::sync::Mutex::new(()),
+            apart_until: Mutex::new(None),
         }
     }
 
-    /// A publish begins to wait for its confirmation; its number.
-    pub(super) fn begin(&self) -> u64 {
-        self.begun.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    /// That publish is confirmed.
-    pub(super) fn confirmed(&self, number: u64) {
-        self.newest_confirmed.fetch_max(number, Ordering::Relaxed);
-    }
-
-    /// Whether a publish that began later than this one is confirmed.
-    pub(super) fn is_overtaken(&self, number: u64) -> bool {
-        self.newest_confirmed.load(Ordering::Relaxed) > number
-    }
-
-    /// A channel with nothing in flight, as soon as one of the pool is free, and the permit for it.
-    pub(super) async fn take(&self, target: &Target) -> Result<(Channel, Option<SemaphorePermit<'_>>), Failure> {
+    /// Publishes on a shared channel; if that ends with others in flight on it, on a channel of its own.
+    pub(super) async fn publish(&self, message: &Arc<Message>) -> Result<Answer, Failure> {
         self.usable()?;
-        let permit = self.permits.acquire().await.map_err(|_closed| lost())?;
-        let idle = self.idle().pop().filter(|channel| channel.status().connected());
-        let channel = match idle {
-            Some(channel) => {
-                // The wait may have been long.
-                self.usable()?;
-                channel
-            }
-            None => self.open(target).await?,
+        let publishing = match self.publish_if_room(message) {
+            Some(publishing) => publishing,
+            None => self.open_shared(message).await?,
         };
-        Ok((channel, Some(permit)))
+        match publishing.await.map_err(|_given_up| lost())? {
+            Answer::Ended { is_alone: false, .. } if self.is_connected() => {
+                *locked(&self.apart_until) = Some(Instant::now() + APART);
+                self.publish_alone(message).await
+            }
+            answer => Ok(answer),
+        }
     }
 
-    /// Takes a channel back; only after nothing is in flight on it.
-    pub(super) fn put_back(&self, channel: Channel) {
-        let mut idle = self.idle();
-        // More than that were lent where some were left unanswered.
-        if idle.len() < CHANNELS {
-            idle.push(channel);
+    /// Publishes on a channel of its own.
+    pub(super) async fn publish_alone(&self, message: &Arc<Message>) -> Result<Answer, Failure> {
+        let channel = self.open(&message.target).await?;
+        channel.publish(Arc::clone(message)).await.map_err(|_given_up| lost())
+    }
+
+    /// On the first channel that has room, so that at low rates one has all publishes, and the broker confirms many at
+    /// once.
+    fn publish_if_room(&self, message: &Arc<Message>) -> Option<oneshot::Receiver<Answer>> {
+        let (most_channels, most_in_flight) = if self.is_apart() { (usize::MAX, 1) } else { (SHARED, IN_FLIGHT) };
+        let mut shared = locked(&self.shared);
+        shared.retain(|channel| !channel.is_retired());
+        shared.truncate(most_channels);
+        let channel = shared.iter().find(|channel| channel.in_flight() < most_in_flight)?;
+        Some(channel.publish(Arc::clone(message)))
+    }
+
+    async fn open_shared(&self, message: &Arc<Message>) -> Result<oneshot::Receiver<Answer>, Failure> {
+        let _one_at_a_time = if self.is_apart() { None } else { Some(self.opening.lock().await) };
+        if let Some(publishing) = self.publish_if_room(message) {
+            return Ok(publishing);
         }
+        let channel = self.open(&message.target).await?;
+        let publishing = channel.publish(Arc::clone(message));
+        locked(&self.shared).push(channel);
+        Ok(publishing)
+    }
+
+    /// Whether each publish has a channel to itself.
+    fn is_apart(&self) -> bool {
+        locked(&self.apart_until).is_some_and(|until| Instant::now() < until)
     }
 
     /// A blocked broker takes nothing, and the client would queue frames for it without a bound.
@@ -115,12 +122,12 @@ impl Channels {
         self.connection.status().connected()
     }
 
-    pub(super) fn is_blocked(&self) -> bool {
+    fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
 
     /// Another channel, for a publish to this target.
-    pub(super) async fn open(&self, target: &Target) -> Result<Channel, Failure> {
+    async fn open(&self, target: &Target) -> Result<ConfirmChannel, Failure> {
         self.usable()?;
         let opened = timeout(OPEN, async {
             let channel = self.connection.create_channel().await?;
@@ -128,21 +135,26 @@ impl Channels {
             Ok(channel)
         });
         match opened.await {
-            Ok(Ok(channel)) => Ok(channel),
+            Ok(Ok(channel)) => Ok(ConfirmChannel::new(channel, self.connection.status().clone(), self.broken.clone())),
             Ok(Err(error)) => Err(failure(&error, self.is_connected(), target)),
             Err(_) if self.is_blocked() => Err(blocked()),
             Err(_) => Err(Failure::fatal(Reason::Timeout, format!("no channel within {OPEN:?}"))),
         }
     }
+}
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Channel>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How many publishes may be in flight where a connection may have so many channels, since each may need one.
+fn window(allowed: usize) -> usize {
+    allowed.saturating_sub(SHARED + OTHERS).clamp(1, WINDOW)
 }
 
 /// How many publishes may be left unanswered where a connection may have so many channels.
 fn most_unanswered(allowed: usize) -> usize {
-    allowed.saturating_sub(CHANNELS + SPARE).min(UNANSWERED)
+    allowed.saturating_sub(SPARE).min(UNANSWERED)
 }
 
 #[cfg(test)]
@@ -153,7 +165,8 @@ mod tests {
     fn the_unanswered_leave_enough_channels_to_the_others() {
         assert_eq!(most_unanswered(2047), UNANSWERED);
         assert_eq!(most_unanswered(usize::from(u16::MAX)), UNANSWERED);
-        assert_eq!(most_unanswered(CHANNELS + SPARE + 3), 3);
+        assert_eq!(most_unanswered(SPARE + 3), 3);
         assert_eq!(most_unanswered(10), 0);
+        assert_eq!([2047, SPARE, 100, 10].map(window), [WINDOW, WINDOW, 100 - SHARED - OTHERS, 1]);
     }
 }

@@ -1,35 +1,36 @@
 //! What the broker's confirmations and the client's errors mean: one table for each.
 
+use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use lapin::types::ShortString;
-use lapin::{Confirmation, ErrorKind};
 
+use super::confirm_channel::Answer;
+use super::settlement::{Outcome, Reply};
 use crate::sink::{About, Ack, Failure, Fault, Reason, Target, tls};
 
-/// What a confirmation says about the message with this id, published to this target.
-pub(super) fn confirmed(confirmation: Confirmation, id: Option<&ShortString>, target: &Target) -> Result<Ack, Failure> {
-    match confirmation {
-        Confirmation::Ack(None) => Ok(Ack::default()),
-        // A returned message is confirmed as well, although nobody has it.
-        Confirmation::Ack(Some(message)) => {
-            let returned = message.delivery.properties.message_id().as_ref();
-            Err(returned_as(message.reply_code, message.reply_text.as_str(), returned == id, target))
-        }
+/// What the answer to a publish to this target means, given whether the connection itself is alive.
+pub(super) fn answered(answer: Answer, alive: bool, target: &Target) -> Result<Ack, Failure> {
+    match answer {
+        Answer::Settled(Outcome::Published) => Ok(Ack::default()),
+        Answer::Settled(Outcome::Returned(Reply { code, text })) => Err(returned(code, &text, target)),
         // A queue that is full or has no quorum; the broker does not say which.
-        Confirmation::Nack(_) => {
+        Answer::Settled(Outcome::Refused) => {
             let detail = "the broker refused the message (nack)";
             Err(Failure::retry(About::Target(target.clone()), Reason::Unavailable, detail))
         }
-        Confirmation::NotRequested => {
+        Answer::Settled(Outcome::Unconfirmed) => {
             Err(Failure::fatal(Reason::Other, "bug: the channel is not in confirm mode, so nothing is confirmed"))
+        }
+        Answer::Ended { error, .. } => Err(failure(&error, alive, target)),
+        Answer::Blocked => Err(blocked()),
+        Answer::Unsure => {
+            let detail = "the channel ended, or went silent, before it was known whether the message came back";
+            Err(Failure::retry(About::Event, Reason::Timeout, detail))
         }
     }
 }
 
-/// What a returned message means, if it is ours.
-fn returned_as(code: u16, text: &str, ours: bool, target: &Target) -> Failure {
+fn returned(code: u16, text: &str, target: &Target) -> Failure {
     match code {
-        _ if !ours => Failure::fatal(Reason::Other, "bug: expected the message that was sent back, but found another"),
         312 => Failure::reject(Reason::Unroutable, format!("{text}: no queue is bound for the routing key")),
         _ => {
             let detail = format!("the broker sent the message back: {text} ({code})");
@@ -182,17 +183,23 @@ mod tests {
     }
 
     #[test]
-    fn confirmations_are_sorted() {
-        assert_eq!(confirmed(Confirmation::Ack(None), None, &target()), Ok(Ack::default()));
-        let of = |confirmation| confirmed(confirmation, None, &target()).expect_err("a failure").sorted();
-        assert_eq!(of(Confirmation::Nack(None)), ("target", Reason::Unavailable));
-        assert_eq!(of(Confirmation::NotRequested), ("fatal", Reason::Other));
-        for (code, ours, expected) in [
-            (312, true, ("reject", Reason::Unroutable)),
-            (313, true, ("target", Reason::Unavailable)),
-            (312, false, ("fatal", Reason::Other)),
+    fn answers_to_publishes_are_sorted() {
+        let of = |answer| answered(answer, true, &target());
+        let returned = |code| Answer::Settled(Outcome::Returned(Reply { code, text: "NO_ROUTE".into() }));
+        let ended = || Answer::Ended { error: ErrorKind::InvalidChannel(1).into(), is_alone: true };
+        assert_eq!(of(Answer::Settled(Outcome::Published)), Ok(Ack::default()));
+        for (answer, expected) in [
+            (returned(312), ("reject", Reason::Unroutable)),
+            (returned(313), ("target", Reason::Unavailable)),
+            (Answer::Settled(Outcome::Refused), ("target", Reason::Unavailable)),
+            (Answer::Settled(Outcome::Unconfirmed), ("fatal", Reason::Other)),
+            (ended(), ("event", Reason::Connection)),
+            (Answer::Blocked, ("every event", Reason::Unavailable)),
+            (Answer::Unsure, ("event", Reason::Timeout)),
         ] {
-            assert_eq!(returned_as(code, "NO_ROUTE", ours, &target()).sorted(), expected, "{code} {ours}");
+            let said = format!("{answer:?}");
+            assert_eq!(of(answer).expect_err(&said).sorted(), expected, "{said}");
         }
+        assert_eq!(answered(ended(), false, &target()).expect_err("ended").sorted().0, "fatal");
     }
 }

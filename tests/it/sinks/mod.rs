@@ -19,6 +19,8 @@ mod network_faults;
 mod oauth_tokens;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod outages;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq_channels;
 #[cfg(all(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod rights;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
