@@ -174,10 +174,10 @@ RENDERED = [
         == ["old"],
     ),
     (
-        "a pod that answers nothing leaves the Service within 6 s, and is being replaced after 70 s",
+        "a pod that answers nothing leaves the Service within 5 s, and is being replaced after 35 s",
         [],
-        lambda release: silence(release.probe("readiness")) <= 6
-        and silence(release.probe("liveness")) + release.probe("liveness")["terminationGracePeriodSeconds"] <= 70,
+        lambda release: silence(release.probe("readiness")) < 5
+        and silence(release.probe("liveness")) + release.probe("liveness")["terminationGracePeriodSeconds"] < 35,
     ),
     (
         "a restarted pod is Ready within a second of its listener, and has five minutes to open a journal",
