@@ -4,9 +4,10 @@ import time
 
 import brokers
 import kubernetes
-from release import Release
+from release import Release, merged
 
 NATS = {"config": {"sinks": {"nats": brokers.SINKS["nats"]}}}
+LITTLE = {"max_bytes": "60MiB", "retain_bytes": "16MiB"}
 FIRST = {"metadata": {"uid": ""}}
 # The goals of docs/reliability.md.
 OUT_OF_SERVICE_SECONDS = 5
@@ -17,7 +18,7 @@ class Replicas(Release):
     """A release with a stream of its own."""
 
     def __init__(self, world, namespace, replicas, values=None):
-        super().__init__(world.cluster, namespace, {**NATS, "replicas": replicas, **(values or {})})
+        super().__init__(world.cluster, namespace, merged({**NATS, "replicas": replicas}, values or {}))
         world.brokers.start("nats")
         self.install()
 
@@ -153,7 +154,8 @@ def a_drained_node(world):
 def fewer_and_more_replicas(world):
     """What a removed replica had not published waits in its claim, and is published when it is there again."""
     with Replicas(world, "scaled", 3) as release:
-        world.brokers.do("pause", "nats")
+        # Not paused, because what lies in its buffers would still reach it.
+        world.brokers.do("stop", "nats")
         try:
             with release.load("scaled", rate=100) as load:
                 time.sleep(3)
@@ -161,7 +163,7 @@ def fewer_and_more_replicas(world):
             release.await_ready(1)
             world.cluster.await_true("two pods are gone", lambda: len(release.pods()) == 1, 90)
         finally:
-            world.brokers.do("resume", "nats")
+            world.brokers.do("start", "nats")
         # pod 0 publishes its own.
         time.sleep(3)
         meanwhile = sum(call.startswith("scaled-") for call in world.brokers.events("nats"))
@@ -188,7 +190,7 @@ def a_broken_revision(world):
             kept = release.ready()
             begun = time.monotonic()
             release.helm("rollback", release.name)
-            # The controller of StatefulSets waits until the broken pod is Ready, so somebody must delete it.
+            # Kubernetes' documentation asks for it ("forced rollback"): the controller may wait for the broken pod.
             release.kubectl("delete", "pod", release.pod(2), "--ignore-not-found")
             release.await_ready(3)
             again = time.monotonic() - begun
@@ -203,8 +205,7 @@ def a_full_volume(world):
     cluster.make_storage("little", 1)
     volume = cluster.scratch / "volumes/little-0"
     cluster.node.output("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", volume)
-    values = {"journal": {"storageClassName": "little", "size": "80Mi"}, "config": {"journal": {"max_bytes": "60MiB"}}}
-    values["config"] = {**NATS["config"], **values["config"]}
+    values = {"journal": {"storageClassName": "little", "size": "80Mi"}, "config": {"journal": LITTLE}}
     with Replicas(world, "full", 1, values) as release:
         with release.watch() as watch:
             with release.load("full-before", rate=50) as before:

@@ -242,10 +242,10 @@ disabled_plugins = {json.dumps([*DISABLED, "io.containerd.internal.v1.opt"])}
             raise RuntimeError(f"PATCH {path}: expected 200, but found {status} {answer[:2000]}")
         return json.loads(answer)
 
-    def http(self, url):
+    def http(self, url, seconds=5):
         """The status of an answer, 0 without one."""
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=seconds) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             return error.code

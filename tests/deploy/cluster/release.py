@@ -158,8 +158,16 @@ class Release:
         service = self.cluster.get(f"{self.path}/services/{self.full}")
         return f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}{path}"
 
+    def await_service(self):
+        """Waits until kube-proxy has seen the Service's pods, which takes it up to a second after they are Ready."""
+        # The bridge answers a path that it does not have by 404.
+        url = self.url("/")
+        self.cluster.await_true(f"{url} answers", lambda: self.cluster.http(url, 0.3) != 0, 20)
+        time.sleep(1)
+
     def load(self, tag, rate=50, tries=1, keep=False, token=TOKEN):
         """A sender, for `with`: it sends until that ends."""
+        self.await_service()
         return Load(self.url(), tag, rate, tries, keep, token)
 
     def watch(self):
@@ -197,7 +205,12 @@ class Load:
         """The outcome in a line."""
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.report["first"].items()))
         lost = f", {self.lost()} lost" if self.lost() else ""
-        return f"{self.sent()} sent: {outcomes}{lost}, slowest {self.report['slowest_ms']} ms"
+        failed = f", between {self.report['failed_from']} and {self.report['failed_to']} s" if self.failed() else ""
+        return f"{self.sent()} sent: {outcomes}{failed}{lost}, slowest {self.report['slowest_ms']} ms"
+
+    def failed(self):
+        """How many first tries were not answered 200."""
+        return sum(count for outcome, count in self.report["first"].items() if outcome != "200")
 
 
 class Watch:

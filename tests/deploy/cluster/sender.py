@@ -3,7 +3,7 @@ that it does not share its errors.
 
 Promises: sends at a fixed rate whatever the answers are, each delivery with its own call (TAG-NUMBER), each try with a
 second to be answered. Without --keep each try is a connection of its own. It prints JSON: how each first try and each
-delivery ended, the calls that were answered 200, and the slowest answer.
+delivery ended, the calls that were answered 200, the slowest answer, and the longest time without an answer 200.
 
 Usage: sender.py URL TOKEN --tag TAG --rate N --seconds N [--tries N] [--keep] [--workers N]
 Stops early, and prints, when its standard input ends.
@@ -34,7 +34,7 @@ class Sender:
         self.numbers = iter(range(int(options.rate * options.seconds)))
         self.begun = time.monotonic()
         self.first, self.last, self.seconds = collections.Counter(), collections.Counter(), []
-        self.stored, self.failed_at = [], []
+        self.stored, self.failed_at, self.answered_at = [], [], []
         self.stopping = False
 
     def attempt(self, connection, body):
@@ -93,6 +93,7 @@ class Sender:
                     self.first[outcome] += 1
                 if outcome == "200":
                     self.stored.append(call)
+                    self.answered_at.append(now)
                     break
                 self.failed_at.append(round(now - self.begun, 1))
             if number + 1 < self.options.tries:
@@ -113,10 +114,11 @@ class Sender:
         threading.Thread(target=self.await_end, daemon=True).start()
         for thread in threads:
             thread.join()
-        seconds = sorted(self.seconds) or [0.0]
+        seconds, answered = sorted(self.seconds) or [0.0], sorted(self.answered_at)
         return {
             "first": self.first, "last": self.last, "stored": self.stored,
             "failed_from": min(self.failed_at, default=None), "failed_to": max(self.failed_at, default=None),
+            "silence": round(max((later - now for now, later in zip(answered, answered[1:])), default=0.0), 1),
             "p50_ms": round(seconds[len(seconds) // 2] * 1000, 1),
             "p99_ms": round(seconds[int(len(seconds) * 0.99)] * 1000, 1),
             "slowest_ms": round(seconds[-1] * 1000, 1),
