@@ -493,7 +493,14 @@ fn the_checker_finds_a_word_that_does_not_belong() {
 #[test]
 fn every_test_that_the_documents_name_exists() {
     let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reliability.md")).unwrap();
-    let all: String = ["src", "tests/it"].into_iter().flat_map(rust_files).map(|(_, text)| text).collect();
+    let mut all: String = ["src", "tests/it"].into_iter().flat_map(rust_files).map(|(_, text)| text).collect();
+    // The checks in a cluster.
+    for file in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/cluster")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "py") {
+            all += &fs::read_to_string(path).unwrap().replace("def ", "fn ");
+        }
+    }
     let is_test =
         |name: &&str| name.matches('_').count() > 1 && name.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric());
     let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(is_test).collect();
