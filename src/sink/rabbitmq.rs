@@ -275,6 +275,6 @@ async fn send_until_routed(channels: &Channels, message: &Arc<Message>, is_alone
 }
 
 async fn send(channels: &Channels, message: &Arc<Message>, is_alone: bool) -> Result<Ack, Failure> {
-    let answer = if is_alone { channels.publish_alone(message).await? } else { channels.publish(message).await? };
+    let answer = if is_alone { channels.publish_unbatched(message).await? } else { channels.publish(message).await? };
     answered(answer, channels.is_connected(), &message.target)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use lapin::Connection;
 use lapin::options::ConfirmSelectOptions;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +43,8 @@ pub(super) struct Channels {
     opening: tokio::sync::Mutex<()>,
     /// Until when each publish has a channel to itself.
     apart_until: Mutex<Option<Instant>>,
+    /// The tasks that own the channels; they end with this.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Channels {
@@ -55,6 +58,7 @@ impl Channels {
             shared: Mutex::new(Vec::with_capacity(SHARED)),
             opening: tokio::sync::Mutex::new(()),
             apart_until: Mutex::new(None),
+            tasks: Mutex::new(JoinSet::new()),
         }
     }
 
@@ -68,14 +72,14 @@ impl Channels {
         match publishing.await.map_err(|_given_up| lost())? {
             Answer::Ended { is_alone: false, .. } if self.is_connected() => {
                 *locked(&self.apart_until) = Some(Instant::now() + APART);
-                self.publish_alone(message).await
+                self.publish_unbatched(message).await
             }
             answer => Ok(answer),
         }
     }
 
     /// Publishes on a channel of its own.
-    pub(super) async fn publish_alone(&self, message: &Arc<Message>) -> Result<Answer, Failure> {
+    pub(super) async fn publish_unbatched(&self, message: &Arc<Message>) -> Result<Answer, Failure> {
         let channel = self.open(&message.target).await?;
         channel.publish(Arc::clone(message)).await.map_err(|_given_up| lost())
     }
@@ -135,7 +139,15 @@ impl Channels {
             Ok(channel)
         });
         match opened.await {
-            Ok(Ok(channel)) => Ok(ConfirmChannel::new(channel, self.connection.status().clone(), self.broken.clone())),
+            Ok(Ok(channel)) => {
+                let (channel, task) =
+                    ConfirmChannel::new(channel, self.connection.status().clone(), self.broken.clone());
+                let mut tasks = locked(&self.tasks);
+                // Those that have ended; a panic has failed their publishes.
+                while tasks.try_join_next().is_some() {}
+                tasks.spawn(task);
+                Ok(channel)
+            }
             Ok(Err(error)) => Err(failure(&error, self.is_connected(), target)),
             Err(_) if self.is_blocked() => Err(blocked()),
             Err(_) => Err(Failure::fatal(Reason::Timeout, format!("no channel within {OPEN:?}"))),

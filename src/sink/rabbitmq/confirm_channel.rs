@@ -56,7 +56,7 @@ pub(super) enum Answer {
 
 /// The one end of a channel that publishes are given to. The channel closes when this is dropped and nothing is in flight.
 pub(super) struct ConfirmChannel {
-    publishes: mpsc::UnboundedSender<Publish>,
+    publishes: mpsc::Sender<Publish>,
     state: Arc<State>,
 }
 
@@ -72,9 +72,13 @@ struct Publish {
 }
 
 impl ConfirmChannel {
-    /// Takes a channel that is in confirm mode; `broken` ends it at once.
-    pub(super) fn new(channel: Channel, connection: ConnectionStatus, broken: CancellationToken) -> Self {
-        let (publishes, receiver) = mpsc::unbounded_channel();
+    /// Takes a channel that is in confirm mode; `broken` ends it at once. The future is the task that owns it.
+    pub(super) fn new(
+        channel: Channel,
+        connection: ConnectionStatus,
+        broken: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (publishes, receiver) = mpsc::channel(IN_FLIGHT);
         let state = Arc::new(State::default());
         let task = Task {
             channel,
@@ -86,8 +90,7 @@ impl ConfirmChannel {
             sent: 0,
             has_ended: false,
         };
-        tokio::spawn(task.run(receiver, broken));
-        Self { publishes, state }
+        (Self { publishes, state }, task.run(receiver, broken))
     }
 
     /// Whether it takes no more publishes: it has ended, or one of its own waits for long.
@@ -100,12 +103,14 @@ impl ConfirmChannel {
         self.state.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Publishes a message. The receiver fails if the connection is given up before there is an answer.
+    /// Publishes a message, if fewer than [`IN_FLIGHT`] are in flight. The receiver fails otherwise, and if the connection
+    /// is given up before there is an answer.
     pub(super) fn publish(&self, message: Arc<Message>) -> oneshot::Receiver<Answer> {
         let (answer, receiver) = oneshot::channel();
         self.state.in_flight.fetch_add(1, Ordering::Relaxed);
-        // Fails only with the connection, which fails the receiver too.
-        let _given_up = self.publishes.send(Publish { message, answer });
+        if self.publishes.try_send(Publish { message, answer }).is_err() {
+            self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
         receiver
     }
 }
@@ -140,7 +145,7 @@ impl Waiting {
 }
 
 impl Task {
-    async fn run(mut self, mut publishes: mpsc::UnboundedReceiver<Publish>, broken: CancellationToken) {
+    async fn run(mut self, mut publishes: mpsc::Receiver<Publish>, broken: CancellationToken) {
         let mut confirming = FuturesUnordered::new();
         let mut cancelled = pin!(broken.cancelled());
         let mut look = interval(LOOK);

@@ -191,8 +191,8 @@ mod tests {
         Return(usize),
         /// The broker confirms some, in whatever order the client takes them.
         Confirm(Vec<usize>),
-        /// The channel's task looks at what was confirmed.
-        Look,
+        /// The channel's task settles what was confirmed.
+        Settle,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -201,7 +201,7 @@ mod tests {
                 .prop_map(|(is_returned, is_refused)| Step::Send { is_returned, is_refused }),
             3 => any::<usize>().prop_map(Step::Return),
             3 => prop::collection::vec(any::<usize>(), 1..6).prop_map(Step::Confirm),
-            2 => Just(Step::Look),
+            2 => Just(Step::Settle),
         ]
     }
 
@@ -213,7 +213,7 @@ mod tests {
             let (mut unreturned, mut unconfirmed) = (Vec::new(), Vec::new());
             let (mut waiting, mut seen) = (VecDeque::new(), Vec::new());
             let (mut settlement, mut outcomes) = (Settlement::default(), BTreeMap::new());
-            let end = [Step::Return(0), Step::Confirm(vec![0]), Step::Look];
+            let end = [Step::Return(0), Step::Confirm(vec![0]), Step::Settle];
             let ends = end.iter().cycle().take(3 * 130).cloned();
             for step in steps.into_iter().chain(ends) {
                 match step {
@@ -236,7 +236,7 @@ mod tests {
                         let outcome = if truth[&number] == "refused" { Outcome::Refused } else { Outcome::Published };
                         seen.push(confirmed(number, outcome, waiting.pop_front()));
                     },
-                    Step::Look => {
+                    Step::Settle => {
                         // The task sees them in any order.
                         seen.reverse();
                         let in_flight = unreturned.len() + unconfirmed.len();
