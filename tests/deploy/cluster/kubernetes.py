@@ -6,17 +6,16 @@ programs write lies under the node's directory. Nobody but this program can reac
 
 import contextlib
 import json
-import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 
+import api
 import images
 import node as nodes
 
-TOKEN = "a-token-of-the-test"
 ADDRESS = nodes.ADDRESS
 NODE = "node"
 PAUSE = "localhost/pause:1"
@@ -26,15 +25,15 @@ VOLUMES = 60
 DISABLED = [f"io.containerd.snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper", "zfs")]
 
 
-class Cluster:
+class Cluster(api.Api):
     """The cluster: started, asked by its own HTTP API, by kubectl and by helm."""
 
     def __init__(self, node, helm):
+        super().__init__(f"https://{ADDRESS}:6443", node.scratch / "certificates")
         self.node = node
         self.scratch = node.scratch
         self.helm_program = helm
         self.kubectl_program = node.programs / "kubectl"
-        self.authority = self.scratch / "certificates/apiserver.crt"
         self.kubeconfig = self.scratch / "kubeconfig"
 
     # ---- the start ---------------------------------------------------------------------------------------------------
@@ -88,14 +87,8 @@ class Cluster:
         subprocess.run(
             ["openssl", "genrsa", "-out", scratch / "service-account.key", "2048"], check=True, capture_output=True
         )
-        (scratch / "tokens.csv").write_text(f"{TOKEN},admin,admin,system:masters\n", encoding="utf-8")
-        self.write("kubeconfig", {
-            "apiVersion": "v1", "kind": "Config", "current-context": "it",
-            "clusters": [{"name": "it", "cluster": {
-                "server": f"https://{ADDRESS}:6443", "certificate-authority": str(self.authority)}}],
-            "users": [{"name": "it", "user": {"token": TOKEN}}],
-            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
-        })  # fmt: skip
+        (scratch / "tokens.csv").write_text(api.TOKENS, encoding="utf-8")
+        self.write("kubeconfig", self.access())
         (scratch / "containerd.toml").write_text(f"""
 version = 2
 root = "{scratch}/containerd"
@@ -202,33 +195,6 @@ disabled_plugins = {json.dumps([*DISABLED, "io.containerd.internal.v1.opt"])}
             })  # fmt: skip
 
     # ---- asking ------------------------------------------------------------------------------------------------------
-
-    def is_ready(self):
-        """Whether the API server says so."""
-        if not self.authority.exists():
-            return False
-        self.tls = ssl.create_default_context(cafile=self.authority)
-        with contextlib.suppress(OSError):
-            return self.ask("GET", "/readyz")[0] == 200
-        return False
-
-    def ask(self, method, path, body=None, kind="application/json"):
-        """Status, answer and warnings."""
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": kind}
-        data = None if body is None else json.dumps(body, default=str).encode()
-        request = urllib.request.Request(f"https://{ADDRESS}:6443{path}", data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, context=self.tls, timeout=30) as answer:
-                return answer.status, answer.read().decode(), answer.headers.get_all("Warning") or []
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode(), error.headers.get_all("Warning") or []
-
-    def make(self, path, body):
-        """Creates an object that the checks stand on."""
-        status, answer, _warnings = self.ask("POST", path, body)
-        if status != 201:
-            sys.exit(f"POST {path}: expected 201, but found {status} {answer[:2000]}")
-        return json.loads(answer)
 
     def get(self, path):
         """The object, or nothing."""

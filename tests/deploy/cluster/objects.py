@@ -7,22 +7,19 @@ looked at nothing fails. The server and its etcd end with this program.
 import argparse
 import contextlib
 import json
-import ssl
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import yaml
 
+import api
 from chart_checks import CHART, Checks, documents, free_port, label, name_of
 
 # A lone equals sign, which stands for itself in the definitions.
 yaml.SafeLoader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
 
-TOKEN = "a-token-of-the-test"
 # What a pod may not be here: the same for every release, so that nobody's pods are admitted because nothing is refused.
 FORBIDDEN = {
     "metadata": {"name": "forbidden"},
@@ -30,12 +27,13 @@ FORBIDDEN = {
 }
 
 
-class Server:
+class Server(api.Api):
     """A running API server: asked by its own HTTP API, and by helm."""
 
     def __init__(self, options, stack):
         self.scratch = options.scratch
-        (client, peer, self.port) = (free_port() for _ in range(3))
+        (client, peer, port) = (free_port() for _ in range(3))
+        super().__init__(f"https://127.0.0.1:{port}", options.scratch / "certificates")
         etcd = f"http://127.0.0.1:{client}"
         self.start(
             stack, "etcd", options.server / "etcd",
@@ -46,25 +44,17 @@ class Server:
         key = self.scratch / "service-account.key"
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         tokens = self.scratch / "tokens.csv"
-        tokens.write_text(f"{TOKEN},admin,admin,system:masters\n", encoding="utf-8")
+        tokens.write_text(api.TOKENS, encoding="utf-8")
         self.process = self.start(
             stack, "kube-apiserver", options.server / "kube-apiserver",
-            f"--etcd-servers={etcd}", "--bind-address=127.0.0.1", f"--secure-port={self.port}",
+            f"--etcd-servers={etcd}", "--bind-address=127.0.0.1", f"--secure-port={port}",
             f"--cert-dir={self.scratch}/certificates", f"--token-auth-file={tokens}", "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.0.0.0/24,fd00:10::/112", "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}",
         )  # fmt: skip
-        self.authority = self.scratch / "certificates/apiserver.crt"
         self.await_ready()
-        config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "it",
-            "clusters": [{"name": "it", "cluster": {
-                "server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self.authority)}}],
-            "users": [{"name": "it", "user": {"token": TOKEN}}],
-            "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
-        }  # fmt: skip
         self.kubeconfig = self.scratch / "kubeconfig"
-        self.kubeconfig.write_text(yaml.safe_dump(config), encoding="utf-8")
+        self.kubeconfig.write_text(yaml.safe_dump(self.access()), encoding="utf-8")
 
     def start(self, stack, name, *command):
         """A process that ends with us; what it says is in a file."""
@@ -78,32 +68,11 @@ class Server:
         """Until the server says that it is ready, for a minute and a half."""
         until = time.monotonic() + 90
         while time.monotonic() < until and self.process.poll() is None:
-            if self.authority.exists():
-                self.tls = ssl.create_default_context(cafile=self.authority)
-                with contextlib.suppress(OSError):
-                    if self.ask("GET", "/readyz")[0] == 200:
-                        return
+            if self.is_ready():
+                return
             time.sleep(0.2)
         log = (self.scratch / "kube-apiserver.log").read_text(encoding="utf-8", errors="replace")
         sys.exit("the API server is not ready; the last that it said:\n" + "\n".join(log.splitlines()[-20:]))
-
-    def ask(self, method, path, body=None):
-        """Status, answer and warnings."""
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body, default=str).encode()
-        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, context=self.tls, timeout=30) as answer:
-                return answer.status, answer.read().decode(), answer.headers.get_all("Warning") or []
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode(), error.headers.get_all("Warning") or []
-
-    def make(self, path, body):
-        """Creates an object that the checks stand on."""
-        status, answer, _warnings = self.ask("POST", path, body)
-        if status != 201:
-            sys.exit(f"POST {path}: {status} {answer[:2000]}")
-        return json.loads(answer)
 
 
 def define(server, folder):

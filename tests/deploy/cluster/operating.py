@@ -111,7 +111,7 @@ def the_readme(world):
     await_events(world, "kafka", before + 1)
     rotation = shell.run(block(readme, "using the renewed secret"), status=1)
     world.expect("renewed secrets of a release that has just begun", "", rotation)
-    fed = shell.run("kubectl exec -n calls calls-sendbird-bridge-0 -- /sendbird-bridge dead-letters list")
+    shell.run("kubectl exec -n calls calls-sendbird-bridge-0 -- /sendbird-bridge dead-letters list")
     world.cluster.ask("DELETE", "/api/v1/namespaces/calls")
     world.expect_true(f"helm test shows its delivery, but found {tested}", "200" in tested)
     return f"Ready {ready:.1f} s after helm install"
@@ -162,7 +162,6 @@ def the_runbook(world):
                 continue
             if not re.search(part, said):
                 world.faults.append(f"{name}: expected {part}, but found {said[-1000:]}")
-        # One event is there a second time, marked as replayed.
         return f"{len(rows)} commands, {load.sent()} events"
 
 

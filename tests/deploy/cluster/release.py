@@ -14,6 +14,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import api
 import brokers
 import kubernetes
 from objects import warnings_of
@@ -224,8 +225,8 @@ class Watch:
         cluster = self.release.cluster
         path = f"/apis/discovery.k8s.io/v1/namespaces/{self.release.namespace}/endpointslices"
         path += f"?watch=1&labelSelector=kubernetes.io/service-name={self.release.full}"
-        headers = {"Authorization": f"Bearer {kubernetes.TOKEN}"}
-        request = urllib.request.Request(f"https://{kubernetes.ADDRESS}:6443{path}", headers=headers)
+        headers = {"Authorization": f"Bearer {api.TOKEN}"}
+        request = urllib.request.Request(f"{cluster.url}{path}", headers=headers)
         self.begun = time.monotonic()
         self.answer = urllib.request.urlopen(request, context=cluster.tls, timeout=600)
         threading.Thread(target=self.read, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Owns: the checks of what rollouts cost the senders. Each has its negative control: the same with `preStopSeconds: 0`."""
+"""Owns: the checks of what rollouts cost the senders. The negative control is three replicas with `preStopSeconds: 0`."""
 
 import time
 
