@@ -330,8 +330,9 @@ fn find_segment(name: Name, dir: &Path, proof: &Proof) -> io::Result<(Segment, F
             let segment = Segment::sealed(name, dir, summary, header.unwrap_or_default());
             Ok((segment, FoundLog { header, ..FoundLog::default() }))
         }
-        _ => {
-            let (known, _) = Index::read(&name.index(dir))?;
+        summary => {
+            let (mut known, _) = Index::read(&name.index(dir))?;
+            known.name_ends(&summary.unwrap_or_default());
             let mut log = read_log(name, dir, &known, proof)?;
             let segment = Segment::open(name, dir, std::mem::take(&mut log.index), header.unwrap_or_default());
             Ok((segment, log))

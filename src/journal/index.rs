@@ -50,6 +50,13 @@ pub(super) struct IndexEntry {
     pub(super) id: [u8; 16],
 }
 
+impl IndexEntry {
+    /// One of which nothing is known but its position, and a time that it may have been accepted at.
+    pub(super) fn unknown(position: u64, accepted_ms: i64) -> Self {
+        Self { position, offset: 0, length: 0, kind: 0, accepted_ms, key_hash: 0, id: [0; 16] }
+    }
+}
+
 /// A segment's entries in order of position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Index {
@@ -106,6 +113,17 @@ impl Index {
     pub(super) fn push_entry(&mut self, entry: IndexEntry, kind: &str) {
         let kind = self.kind_number(kind);
         self.entries.push(IndexEntry { kind, ..entry });
+    }
+
+    /// Names the first and the last event, which the summary tells, where their entries cannot be read.
+    pub(super) fn name_ends(&mut self, summary: &Summary) {
+        for position in [summary.first, summary.last].into_iter().filter(|position| *position > 0) {
+            if self.at(position).is_none() {
+                let kind = self.kind_number("");
+                let entry = IndexEntry { kind, ..IndexEntry::unknown(position, summary.newest_ms) };
+                self.entries.insert(self.after(position), entry);
+            }
+        }
     }
 
     fn kind_number(&mut self, kind: &str) -> u32 {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::index::{Index, IndexEntry};
 use super::positions::Positions;
 use super::record::Row;
-use super::segment::{self, Header, Name, Proof, Segment, read_log};
+use super::segment::{self, Header, Name, Segment};
 use super::state_queue::StateOp;
 use super::{Options, Shared, directory, record};
 
@@ -168,12 +168,15 @@ impl Keeper {
         let mut errors = FirstError::default();
         for segment in self.shared.chain.segments().iter().filter(|segment| segment.is_finished()) {
             let Some(index) = segment.entries().map(|index| index.clone()) else { continue };
-            errors.note(if index.entries.is_empty() { self.drop_empty(segment) } else { self.seal(segment, &index) });
+            errors.note(self.seal(segment, &index));
         }
         errors.0.map_or(Ok(()), Err)
     }
 
     fn seal(&self, segment: &Segment, index: &Index) -> io::Result<()> {
+        if index.entries.is_empty() {
+            return self.drop_empty(segment);
+        }
         let (chain, name) = (&self.shared.chain, segment.name);
         // What lies behind the last event is left from a commit that was refused.
         if let Ok(file) = File::options().write(true).open(name.log(&chain.dir))
@@ -201,8 +204,7 @@ impl Keeper {
         let chain = &self.shared.chain;
         let Some(name) = chain.damaged_index() else { return Ok(()) };
         if let Some(segment) = chain.segments().iter().find(|segment| segment.name == name) {
-            let (known, _) = Index::read(&name.index(&chain.dir))?;
-            let found = read_log(name, &chain.dir, &known, &Proof::default())?;
+            let found = segment.read_log(Index::read(&name.index(&chain.dir))?.0)?;
             found.damaged.iter().for_each(|position| chain.note_damaged(*position));
             self.seal(segment, &found.index)?;
         }
@@ -401,7 +403,12 @@ impl Keeper {
                         let (offset, length) = (index.log_bytes as u32, bytes.len() as u32);
                         index.push_entry(IndexEntry { offset, length, ..*entry }, kind);
                     }
-                    _ => index.push_entry(IndexEntry { offset: 0, length: 0, ..*entry }, kind),
+                    Some(Row::Damaged { .. }) => {
+                        index.push_entry(IndexEntry { offset: 0, length: 0, ..*entry }, kind);
+                    }
+                    None => {
+                        return Err(io::Error::other(format!("event {} is not found in its segment", entry.position)));
+                    }
                 }
                 out.write_all(&bytes)?;
                 index.log_bytes += bytes.len() as u64;

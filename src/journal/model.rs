@@ -665,6 +665,12 @@ impl Model {
                     assert!(kept.contains(position), "(5) {position} is lost for {name}");
                 }
             }
+            // (5) Nor is it released after it was read above: by its position it is found as well.
+            let mut reader = self.journal.reader();
+            let lacks = |position| position > model.now.frontier || model.now.waiting.contains(&position);
+            for row in rows.iter().filter(|row| lacks(row.position())).step_by(7) {
+                assert_eq!(reader.at(row.position()).unwrap().as_ref(), Some(row), "(5) of {name}");
+            }
             // (4) Of damaged events that are wholly unknown only the count can be off, until the sink has read on.
             let is_wanted = |row: &&Row| match row {
                 Row::Intact(record) => wants(name, &record.kind),

@@ -232,11 +232,13 @@ impl Segment {
             return Ok((index.clone(), true));
         }
         let (index, whole) = Index::read(&self.name.index(&self.dir))?;
-        if whole {
-            return Ok((index, true));
-        }
-        let found = read_log(self.name, &self.dir, &index, &Proof::default())?;
-        Ok((found.index, false))
+        if whole { Ok((index, true)) } else { Ok((self.read_log(index)?.index, false)) }
+    }
+
+    /// Makes the index from the segment's file, `known` being what is left of the index file.
+    pub(super) fn read_log(&self, mut known: Index) -> io::Result<FoundLog> {
+        known.name_ends(&self.summary());
+        read_log(self.name, &self.dir, &known, &Proof::default())
     }
 
     /// For single entries of a sealed segment; `None` of any other, and where its index file cannot be opened.
@@ -360,15 +362,6 @@ const WIDEST_HOLE: u64 = 1 << 21;
 /// between the end of the one before it and its own.
 fn with_damaged(readable: &Index, known: &Index, name: Name, previous_last: Option<u64>, last: u64) -> Index {
     let mut index = Index::of_bytes(readable.log_bytes);
-    let damaged = |position, accepted_ms| IndexEntry {
-        position,
-        offset: 0,
-        length: 0,
-        kind: 0,
-        accepted_ms,
-        key_hash: 0,
-        id: [0; 16],
-    };
     // What the file says comes last, so that it is what is kept.
     let mut entries = BTreeMap::new();
     entries.extend(known.entries.iter().map(|entry| (entry.position, (*entry, known.kind(entry)))));
@@ -376,7 +369,7 @@ fn with_damaged(readable: &Index, known: &Index, name: Name, previous_last: Opti
     let end = entries.last_key_value().map_or(0, |(end, _)| *end);
     if last > end.max(previous_last.unwrap_or(0)) {
         let accepted_ms = entries.last_key_value().map_or(0, |(_, (entry, _))| entry.accepted_ms);
-        entries.insert(last, (damaged(last, accepted_ms), ""));
+        entries.insert(last, (IndexEntry::unknown(last, accepted_ms), ""));
     }
     let (mut expected, mut accepted_ms) = (previous_last.map(|last| last + 1), 0);
     for (position, (entry, kind)) in entries {
@@ -384,7 +377,7 @@ fn with_damaged(readable: &Index, known: &Index, name: Name, previous_last: Opti
             expected.filter(|expected| name.generation == 0 && position - (*expected).min(position) < WIDEST_HOLE)
         {
             let accepted_ms = if accepted_ms == 0 { entry.accepted_ms } else { accepted_ms };
-            (expected..position).for_each(|hole| index.push_entry(damaged(hole, accepted_ms), ""));
+            (expected..position).for_each(|hole| index.push_entry(IndexEntry::unknown(hole, accepted_ms), ""));
         }
         index.push_entry(entry, kind);
         (expected, accepted_ms) = (Some(position + 1), entry.accepted_ms);

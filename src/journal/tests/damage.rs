@@ -271,6 +271,47 @@ fn a_missing_segment_is_counted_and_all_others_are_read() {
     journal.close();
 }
 
+/// The log of a segment is missing, and then its index is damaged: the events of the others are found and compacted.
+#[test]
+fn a_missing_segment_whose_index_is_damaged_costs_no_other_its_events() {
+    // A byte of the summary, and one of the entries.
+    for (at, is_running) in [(33, false), (33, true), (300, false), (300, true)] {
+        let bench = with_segments();
+        let index = &bench.files("idx")[1];
+        let lost = positions_in(index);
+        fs::remove_file(&bench.files("log")[1]).unwrap();
+        let all_are_sealed = |journal: &Journal| {
+            eventually("sealing", || {
+                journal.shared.chain.segments().iter().filter(|segment| !segment.is_sealed()).count() == 1
+            });
+        };
+        let journal = bench.open();
+        all_are_sealed(&journal);
+        if !is_running {
+            journal.close();
+        }
+        flip(index, at);
+        let journal = if is_running { journal } else { bench.open() };
+        // Without the summary, a start knows from the neighbours how many are missing.
+        let named = if at == 33 && !is_running { Vec::new() } else { lost.clone() };
+        assert_eq!(damaged(&rows(&journal)), named, "byte {at}");
+        assert_eq!(journal.stats().damaged_records, lost.len() as u64, "byte {at}");
+        all_are_sealed(&journal);
+        eventually("the index", || journal.shared.chain.damaged_index().is_none());
+        let kept: Vec<u64> = (1..=EVENTS).filter(|position| !lost.contains(position)).collect();
+        let is_intact = |position: &u64| matches!(journal.reader().at(*position), Ok(Some(Row::Intact(_))));
+        assert!(kept.iter().all(is_intact), "byte {at}");
+        // Every tenth waits; all others go.
+        let waiting: Vec<u64> = (1..=EVENTS).filter(|position| position.is_multiple_of(10)).collect();
+        publish_but(&journal, "a", EVENTS, &waiting);
+        bench.forward(30 * DAY_MS);
+        eventually("compaction", || journal.stats().records < EVENTS / 2);
+        let waiting: Vec<u64> = waiting.into_iter().filter(|position| !lost.contains(position)).collect();
+        assert!(waiting.iter().all(is_intact), "byte {at}");
+        journal.close();
+    }
+}
+
 #[test]
 fn a_start_does_not_wait_for_a_missing_segment_twice() {
     let bench = with_segments();
