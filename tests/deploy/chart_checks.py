@@ -51,6 +51,16 @@ WRONG = [
     (["--set", "journal.size=8.5G"], "journal.size: expected more than config.journal.max_bytes (8GiB)"),
     (["--set", "journal.accessModes={ReadWriteMany}"], "value must be one of 'ReadWriteOnce', 'ReadWriteOncePod'"),
     (["--set", "config.journal.max_bytes=64GiB"], "journal.size: expected more than config.journal.max_bytes (64GiB)"),
+    (["--set", "config.journal.max_bytes=512MiB"], "config.journal.retain_bytes: expected at most config.journal.max_bytes"),
+    (
+        ["--set", "config.journal.max_bytes=4GiB,config.journal.retain_bytes=5000MiB"],
+        "config.journal.retain_bytes: expected at most config.journal.max_bytes (4GiB), but found 5000MiB",
+    ),
+    (["--set", "config.journal.max_bytes=512KiB"], "config.journal.max_bytes: expected at least 1MiB"),
+    (["--set", "config.server.proxy_protocol=true"], "config.server.proxy_protocol: expected the load balancer's networks"),
+    (["--set", "config.sinks.k.type=kafka"], "config.sinks.k.brokers: expected it because the type is kafka"),
+    (["--set", "config.sinks.n.type=nats"], "config.sinks.n.servers: expected it because the type is nats"),
+    (["--set", "config.sinks.r.type=rabbitmq"], "config.sinks.r.url_file: expected it because the type is rabbitmq"),
     (["--set", "config.journal.max_bytes=5"], "got number, want string"),
     (["--set", "config.sever.path=/x"], "additional properties 'sever' not allowed"),
     (["--set", "config.server.pth=/x"], "additional properties 'pth' not allowed"),
@@ -1010,7 +1020,10 @@ def check_notes(checks):
         ([], "helm test release --namespace calls --logs"),
         (["--set", "tls.server.secretName=t,tls.server.clientCaKey=ca.crt"], "There is no helm test: senders need"),
         (["--set", "test.enabled=false"], "There is no helm test: test.enabled"),
-        (["--set", "config.server.proxy_protocol=true"], "There is no helm test: with server.proxy_protocol"),
+        (
+            ["--set", "config.server.proxy_protocol=true,config.access.trusted_proxies={10.0.0.0/8}"],
+            "There is no helm test: with server.proxy_protocol",
+        ),
     ]
     faults = []
     for arguments, expected in rows:

@@ -186,6 +186,27 @@ for the names of users and clients. Argument: a list of a map and its path.
 {{- if and (not $v.journal.existingClaim) (gt $size 0.0) (ge (include "bridge.mebibytes" $budget | float64) $size) -}}
 {{- fail (printf "journal.size: expected more than config.journal.max_bytes (%s), because the state of the sinks and the ids of the window need room too, but found %s" $budget $v.journal.size) -}}
 {{- end -}}
+{{- $most := include "bridge.mebibytes" $budget | float64 -}}
+{{- if and (gt $most 0.0) (lt $most 1.0) -}}
+{{- fail (printf "config.journal.max_bytes: expected at least 1MiB, but found %s" $budget) -}}
+{{- end -}}
+{{- $retained := default "1GiB" $v.config.journal.retain_bytes -}}
+{{- if and (gt $most 0.0) (gt (include "bridge.mebibytes" $retained | float64) $most) -}}
+{{- fail (printf "config.journal.retain_bytes: expected at most config.journal.max_bytes (%s), but found %s" $budget $retained) -}}
+{{- end -}}
+{{- /* Variables of the container may be configuration too. */ -}}
+{{- if not $v.env -}}
+{{- if and $v.config.server.proxy_protocol (not $v.config.access.trusted_proxies) -}}
+{{- fail "config.server.proxy_protocol: expected the load balancer's networks in config.access.trusted_proxies with it, but found none" -}}
+{{- end -}}
+{{- $needs := dict "kafka" "brokers" "nats" "servers" "rabbitmq" "url_file" -}}
+{{- range $name, $sink := default dict $v.config.sinks -}}
+{{- $key := get $needs $sink.type -}}
+{{- if and $key (not (get $sink $key)) -}}
+{{- fail (printf "config.sinks.%s.%s: expected it because the type is %s, but found none" $name $key $sink.type) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and $v.tls.server.clientCaKey (not $v.tls.server.secretName) -}}
 {{- fail "tls.server.clientCaKey: expected tls.server.secretName with it, but found none" -}}
 {{- end -}}
