@@ -51,6 +51,16 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/*
+Whether there is one replica. While it stops nobody can take over, so whatever delays its end delays the next one's beginning: it
+does not wait before it stops.
+*/}}
+{{- define "bridge.isAlone" -}}
+{{- if and (not .Values.autoscaling.enabled) (le (int .Values.replicas) 1) -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{/* Where the Secret's keys are files. */}}
 {{- define "bridge.secretDir" -}}/run/secrets/sendbird-bridge{{- end -}}
 {{- define "bridge.serverTlsDir" -}}/run/secrets/sendbird-bridge-server-tls{{- end -}}
