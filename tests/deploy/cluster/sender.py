@@ -3,7 +3,8 @@ that it does not share its errors.
 
 Promises: sends at a fixed rate whatever the answers are, each delivery with its own call (TAG-NUMBER), each try with a
 second to be answered. Without --keep each try is a connection of its own. It prints JSON: how each first try and each
-delivery ended, the calls that were answered 200, the slowest answer, and the longest time without an answer 200.
+delivery ended, the calls that were answered 200, the slowest answer, the longest time without an answer 200, and each of more than
+half a second, as moments of the machine's monotonic clock.
 
 Usage: sender.py URL TOKEN --tag TAG --rate N --seconds N [--tries N] [--keep] [--workers N]
 Stops early, and prints, when its standard input ends.
@@ -115,10 +116,12 @@ class Sender:
         for thread in threads:
             thread.join()
         seconds, answered = sorted(self.seconds) or [0.0], sorted(self.answered_at)
+        pairs = list(zip(answered, answered[1:]))
         return {
             "first": self.first, "last": self.last, "stored": self.stored,
             "failed_from": min(self.failed_at, default=None), "failed_to": max(self.failed_at, default=None),
-            "silence": round(max((later - now for now, later in zip(answered, answered[1:])), default=0.0), 1),
+            "silence": round(max((end - begin for begin, end in pairs), default=0.0), 1),
+            "silences": [pair for pair in pairs if pair[1] - pair[0] > 0.5],
             "p50_ms": round(seconds[len(seconds) // 2] * 1000, 1),
             "p99_ms": round(seconds[int(len(seconds) * 0.99)] * 1000, 1),
             "slowest_ms": round(seconds[-1] * 1000, 1),
@@ -134,7 +137,7 @@ def main():
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--tries", type=int, default=1)
     parser.add_argument("--keep", action="store_true")
-    parser.add_argument("--workers", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=200)
     print(json.dumps(Sender(parser.parse_args()).run()))
 
 
