@@ -9,6 +9,9 @@ from release import Release, merged
 NATS = {"config": {"sinks": {"nats": brokers.SINKS["nats"]}}}
 LITTLE = {"max_bytes": "60MiB", "retain_bytes": "16MiB"}
 FIRST = {"metadata": {"uid": ""}}
+ZONE = "topology.kubernetes.io/zone"
+LOADED_SECONDS = 45
+STILL_SECONDS = 6
 # The goals of docs/reliability.md.
 OUT_OF_SERVICE_SECONDS = 5
 REPLACED_SECONDS = 45
@@ -78,34 +81,95 @@ def a_killed_process(world):
 
 def a_frozen_process(world):
     """A frozen pod (SIGSTOP) leaves the Service within 5 s and is replaced within 45 s."""
-    with Replicas(world, "frozen", 3) as release:
-        with release.watch() as watch, release.load("frozen", rate=50, tries=3) as load:
+    left, again, load = freeze(world, "frozen")
+    world.expect_at_most("seconds until it leaves the Service", OUT_OF_SERVICE_SECONDS, left)
+    world.expect_at_most("seconds until it is replaced", REPLACED_SECONDS, again)
+    return f"out of the Service after {left:.1f} s, replaced after {again:.1f} s; {load.figures()}"
+
+
+def a_frozen_process_with_slow_probes(world):
+    """The negative control: with probes as Kubernetes has them by itself, the goals of the check above are missed."""
+    slow = {"periodSeconds": 10, "timeoutSeconds": 1, "failureThreshold": 3}
+    liveness = {**slow, "failureThreshold": 6, "terminationGracePeriodSeconds": 45}
+    left, again, load = freeze(world, "frozen-slow", {"probes": {"readiness": slow, "liveness": liveness}})
+    world.expect_true(f"it leaves the Service too late, not after {left:.1f} s", left > OUT_OF_SERVICE_SECONDS)
+    world.expect_true(f"it is replaced too late, not after {again:.1f} s", again > REPLACED_SECONDS)
+    return f"out of the Service after {left:.1f} s, replaced after {again:.1f} s; {load.figures()}"
+
+
+def freeze(world, tag, values=None):
+    """Freezes one of three: after how many seconds it left the Service, after how many it was replaced, and the sender."""
+    with Replicas(world, tag, 3, values) as release:
+        with release.watch() as watch, release.load(tag, rate=50, tries=3) as load:
             time.sleep(3)
             frozen = time.monotonic()
             release.signal("STOP", 1)
             left = watch.await_change(frozen, lambda ready: release.pod(1) not in ready)
             again = left + watch.await_change(frozen + left, lambda ready: len(ready) == 3)
             time.sleep(2)
-        only(world, "frozen", load, once=False)
-        world.expect_at_most("seconds until it leaves the Service", OUT_OF_SERVICE_SECONDS, left)
-        world.expect_at_most("seconds until it is replaced", REPLACED_SECONDS, again)
+        only(world, tag, load, once=False)
         world.expect("restarts of all pods", [0, 1, 0], [release.restarts(number) for number in range(3)])
-        return f"out of the Service after {left:.1f} s, replaced after {again:.1f} s; {load.figures()}"
+        return left, again, load
 
 
 def no_false_alarm(world):
     """Under as much load as the machine makes, no probe fails so often that a pod leaves the Service."""
-    with Replicas(world, "loaded", 2) as release:
+    fewer, restarts, load = overload(world, "loaded")
+    world.expect("moments with fewer than two pods in the Service", [], fewer)
+    world.expect("restarts", [0, 0], restarts)
+    return f"{load.sent() / LOADED_SECONDS:.0f} deliveries a second for {LOADED_SECONDS} s, {load.figures()}"
+
+
+def an_alarm(world):
+    """The negative control: under the same load, a pod that stands still for some seconds does leave the Service, for these seconds."""
+    fewer, restarts, load = overload(world, "still", STILL_SECONDS)
+    world.expect_true("a pod leaves the Service", fewer)
+    world.expect("restarts", [0, 0], restarts)
+    return f"{len(fewer)} times fewer than two pods in the Service, no restart; {load.figures()}"
+
+
+def overload(world, tag, still=0):
+    """Two pods under more load than they can take: when fewer were in the Service, their restarts, and the sender. `still`: for how
+    many seconds one of them is frozen meanwhile.
+    """
+    with Replicas(world, tag, 2) as release:
         with release.watch() as watch:
             time.sleep(1)
             begun = time.monotonic()
             # Faster than it can go: as many at once as there are workers.
-            with release.load("loaded", rate=5000, keep=True) as load:
-                time.sleep(45)
+            with release.load(tag, rate=5000, keep=True) as load:
+                if still:
+                    release.signal("STOP", 1)
+                    time.sleep(still)
+                    release.signal("CONT", 1)
+                time.sleep(LOADED_SECONDS - still)
             fewer = [sorted(ready) for at, ready in watch.changes if at > begun and len(ready) < 2]
-        world.expect("moments with fewer than two pods in the Service", [], fewer)
-        world.expect("restarts", [0, 0], [release.restarts(number) for number in range(2)])
-        return f"{load.sent() / 45:.0f} deliveries a second for 45 s, {load.figures()}"
+        return fewer, [release.restarts(number) for number in range(2)], load
+
+
+def a_strict_spread(world):
+    """DoNotSchedule: by the node's name each pod has a place; by a label that no node has, none until a node has it."""
+    strict = [{"topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}]
+    with Replicas(world, "spread", 1, {"topologySpread": {"constraints": strict}}) as release:
+        zones = [{**strict[0], "topologyKey": ZONE}]
+        release.helm("uninstall", release.name)
+        world.cluster.await_true("the pod is gone", lambda: not release.pods())
+        release.values["topologySpread"]["constraints"] = zones
+        release.install(ready=False)
+
+        def refused():
+            """Whether the scheduler has said why the pod has no node."""
+            conditions = (release.found() or {}).get("status", {}).get("conditions", [])
+            return any("topology spread" in each.get("message", "") for each in conditions)
+
+        world.cluster.await_true("the pod has no node, because none has the label", refused, 30)
+        node = f"/api/v1/nodes/{kubernetes.NODE}"
+        world.cluster.patch(node, {"metadata": {"labels": {ZONE: "a"}}})
+        try:
+            again = release.await_ready(1)
+        finally:
+            world.cluster.patch(node, {"metadata": {"labels": {ZONE: None}}})
+        return f"Ready {again:.1f} s after the node has the label"
 
 
 def evictions(world):
@@ -231,7 +295,8 @@ def a_full_volume(world):
 
 
 CHECKS = [
-    a_deleted_pod, a_killed_process, a_frozen_process, no_false_alarm, evictions, a_drained_node, fewer_and_more_replicas,
+    a_deleted_pod, a_killed_process, a_frozen_process, a_frozen_process_with_slow_probes, no_false_alarm, an_alarm,
+    a_strict_spread, evictions, a_drained_node, fewer_and_more_replicas,
     a_broken_revision, a_full_volume,
 ]  # fmt: skip
 SHORT = [a_deleted_pod, evictions]
