@@ -127,6 +127,7 @@ impl App {
                 connections: descriptors::room_for(server.max_connections),
                 write: webhook::WRITE_LIMIT,
                 idle: server.idle_timeout.0,
+                linger: server.linger.0,
             },
             tls: open_certificates("server", server.tls.as_ref(), &mut certificates)?,
             proxies: server.proxy_protocol.then(|| TrustedProxies::new(&config.access)),

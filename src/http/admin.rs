@@ -33,7 +33,12 @@ use crate::pipeline::SinkStatus;
 
 /// Of connections to the admin endpoint: how many, one more is answered 503 and closed, and how long one may take
 /// nothing of what is written to it before it is closed. A reader of the feed has its reasons to pause, and can resume.
-pub const LIMITS: Limits = Limits { connections: 256, write: Duration::from_secs(60), idle: Duration::from_secs(90) };
+pub const LIMITS: Limits = Limits {
+    connections: 256,
+    write: Duration::from_secs(60),
+    idle: Duration::from_secs(90),
+    linger: Duration::from_secs(1),
+};
 
 /// `admin.*`: where operators look.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -5,7 +5,7 @@
 //! problem document is written in its place.
 //!
 //! While the bridge shuts down, each response carries `Connection: close`. An idle connection stays open for
-//! [`LINGER`], because its sender may already have sent the next request; closing it then would lose that request.
+//! [`Limits::linger`], because its sender may already have sent the next request; closing it then would lose that request.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -48,10 +48,6 @@ const HEAD_LIMIT: Duration = Duration::from_secs(5);
 const DISCARD: u64 = 64 * 1024;
 const DISCARD_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long an idle connection stays open once the bridge is stopping: long enough for a busy sender's next request,
-/// whose answer then says that it was the last.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// A filter that answers every request.
 pub trait Answers: Filter<Extract: Reply, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static {}
 
@@ -66,6 +62,9 @@ pub struct Limits {
     pub write: Duration,
     /// How long a connection may be idle.
     pub idle: Duration,
+    /// How long an idle connection stays open once the bridge is stopping: long enough for a busy sender's next request,
+    /// whose answer then says that it was the last.
+    pub linger: Duration,
 }
 
 /// On what terms the connections of a listener are served.
@@ -141,7 +140,7 @@ async fn introduced(
     };
     let read = tokio::select! {
         read = timeout(HEAD_LIMIT, read) => read,
-        () = lingered(stop) => return None,
+        () = lingered(terms, stop) => return None,
     };
     let (problem, detail) = match read {
         Ok(Ok(client)) => return client.map(|client| proxies.introduce(peer, client)),
@@ -167,7 +166,7 @@ async fn answer_over_tls<F: Answers, S: Socket>(
 ) {
     let shaken = tokio::select! {
         shaken = timeout(HEAD_LIMIT, tls.accept(stream)) => shaken,
-        () = lingered(stop) => return,
+        () = lingered(terms, stop) => return,
     };
     let refusals = &terms.refusals;
     let line = |detail: String| Line::of_connection(None, detail, peer);
@@ -184,10 +183,10 @@ async fn answer_over_tls<F: Answers, S: Socket>(
     }
 }
 
-/// Until the bridge has been stopping for [`LINGER`].
-async fn lingered(stop: &CancellationToken) {
+/// Until the bridge has been stopping for as long as an idle connection stays open.
+async fn lingered(terms: &Terms, stop: &CancellationToken) {
     stop.cancelled().await;
-    sleep(LINGER).await;
+    sleep(terms.limits.linger).await;
 }
 
 async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, terms: &Terms, stop: &CancellationToken) {
@@ -221,7 +220,7 @@ async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, terms: 
         .writev(false)
         .serve_connection(io, service);
 
-    let mut linger = pin!(lingered(stop));
+    let mut linger = pin!(lingered(terms, stop));
     let (mut lingered, mut closing) = (false, false);
     let mut overdue: Option<(Instant, Pin<Box<Sleep>>)> = None;
     let ended = poll_fn(|cx| {

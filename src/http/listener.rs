@@ -225,7 +225,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_panics_is_no_longer_counted() {
-        let limits = Limits { connections: 1, write: Duration::from_secs(1), idle: Duration::from_secs(1) };
+        let second = Duration::from_secs(1);
+        let limits = Limits { connections: 1, write: second, idle: second, linger: second };
         let terms = Terms::unregistered("test", limits, None).unwrap();
         let open = terms.open.clone();
         let bound = Bound::to(([127, 0, 0, 1], 0).into(), terms).unwrap();

@@ -133,12 +133,14 @@ RENDERED = [
     (
         "one replica stops at once",
         ["--kube-version", "1.37.0"],
-        lambda release: "lifecycle" not in release.pod()["containers"][0],
+        lambda release: release.configuration()["server"]["linger"] == "0s"
+        and "lifecycle" not in release.pod()["containers"][0],
     ),
     (
         "one of several goes on answering for a while",
         ["--kube-version", "1.37.0", "--set", "replicas=2"],
-        lambda release: release.pod()["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}},
+        lambda release: "linger" not in release.configuration()["server"]
+        and release.pod()["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 5}}},
     ),
     (
         "OpenShift is recognized, and gives pods their user",

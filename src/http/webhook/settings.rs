@@ -26,6 +26,9 @@ pub struct Settings {
     /// How long a connection may be idle. Longer than the load balancer in front: if the bridge closed first, the load
     /// balancer could send a request into a closed connection.
     pub idle_timeout: Span,
+    /// How long a connection may stay idle once the bridge is stopping. Its sender may already have sent the next request; the answer
+    /// says that it was the last.
+    pub linger: Span,
     /// A path that answers 200 to GET and HEAD while the bridge is ready, and otherwise 503; empty for none.
     pub health_path: String,
     /// Whether each connection begins with a PROXY protocol header, which is trusted if it comes from one of
@@ -45,6 +48,7 @@ impl Default for Settings {
             max_connections: 4096,
             answer_deadline: Span::from_millis(800),
             idle_timeout: Span::from_secs(90),
+            linger: Span::from_secs(1),
             health_path: "/healthz".into(),
             proxy_protocol: false,
             tls: None,
@@ -74,6 +78,9 @@ impl Settings {
         }
         if !(Span::from_secs(5)..=Span::from_secs(3600)).contains(&self.idle_timeout) {
             faults.push(("idle_timeout", format!("expected 5s to 1h, but found {}", self.idle_timeout)));
+        }
+        if self.linger > Span::from_secs(3) {
+            faults.push(("linger", format!("expected 0s to 3s, but found {}", self.linger)));
         }
         if self.proxy_protocol && !has_proxies {
             let message = "expected the load balancer's networks in access.trusted_proxies, but found none: \

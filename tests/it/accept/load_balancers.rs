@@ -360,6 +360,7 @@ fn settings_that_cannot_work_are_faults() {
     for (key, value, expected) in [
         ("server.idle_timeout", "'4s'", "5s to 1h"),
         ("server.idle_timeout", "'2h'", "5s to 1h"),
+        ("server.linger", "'4s'", "0s to 3s"),
         ("server.health_path", "'healthz'", "/healthz"),
         ("server.health_path", "'/a b'", "/healthz"),
         ("server.proxy_protocol", "true", "access.trusted_proxies"),

@@ -181,6 +181,25 @@ fn a_connection_that_is_idle_at_a_stop_may_send_once_more() {
 }
 
 #[test]
+fn without_linger_an_idle_connection_does_not_delay_a_stop() {
+    // One is enough to hold up the end for as long as it may linger.
+    let stop = |linger: &str| {
+        let bridge = Config::new().set("server.linger", linger).start();
+        let mut idle = Connection::open(bridge.webhook);
+        idle.send(&signed(&dial("a", 1))).stored();
+        let begun = Instant::now();
+        bridge.process.terminate();
+        assert!(idle.is_closed(), "an idle connection is closed");
+        let closed = begun.elapsed();
+        assert_eq!(bridge.process.wait_within(SOON).code(), Some(0));
+        closed
+    };
+    let (without, with) = (stop("'0s'"), stop("'3s'"));
+    assert!(without < Duration::from_secs(2), "closed after {without:?}");
+    assert!(with >= Duration::from_secs(3), "closed after {with:?}");
+}
+
+#[test]
 fn it_is_not_ready_while_it_stops() {
     let bridge = patient().start();
     let mut begun = Begun::on(&bridge, 1.0);

@@ -53,7 +53,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 
 {{/*
 Whether there is one replica. While it stops nobody can take over, so whatever delays its end delays the next one's beginning: it
-does not wait before it stops.
+neither waits before it stops nor for the next request on an idle connection.
 */}}
 {{- define "bridge.isAlone" -}}
 {{- if and (not .Values.autoscaling.enabled) (le (int .Values.replicas) 1) -}}
@@ -316,6 +316,9 @@ then be in conflict with it as soon as it has changed. Argument: the StatefulSet
 {{- $access = dict "api_tokens_file" (printf "%s/%s" $secrets $v.secret.apiTokensKey) -}}
 {{- end -}}
 {{- $server := dict "listen" (printf "%s:8080" (include "bridge.listen" .)) -}}
+{{- if include "bridge.isAlone" . -}}
+{{- $_ := set $server "linger" "0s" -}}
+{{- end -}}
 {{- if $v.tls.server.secretName -}}
 {{- $dir := include "bridge.serverTlsDir" . -}}
 {{- $tls := dict "cert_file" (printf "%s/tls.crt" $dir) "key_file" (printf "%s/tls.key" $dir) -}}
