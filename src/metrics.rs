@@ -38,6 +38,8 @@ pub struct Metrics {
     pub reconciled: IntCounterVec,
     /// Time to the answer, by status.
     pub answer_seconds: HistogramVec,
+    /// Events stored whose delivery was answered late, 503 or not at all.
+    pub late_commits: IntCounter,
     /// Time of a group commit.
     pub journal_commit_seconds: Histogram,
     /// Events kept.
@@ -129,6 +131,10 @@ impl Metrics {
                 "Seconds from a delivery's head to its answer, by status.",
                 &["status"],
                 ANSWER,
+            )?,
+            late_commits: declare.counter(
+                "late_commits_total",
+                "Events stored whose delivery was answered late, 503 or not at all, so that its sender tries again.",
             )?,
             journal_commit_seconds: declare.add(Histogram::with_opts(
                 HistogramOpts::new(name("journal_commit_seconds"), "Seconds of a group commit with its fsync.")

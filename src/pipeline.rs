@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use warp::http::HeaderMap;
 
@@ -159,10 +159,8 @@ impl Intake {
     /// # Errors
     /// [`Refused::Unavailable`] and [`Refused::Deadline`].
     pub async fn durable(&self, accepting: Accepting, deadline: Instant) -> Result<Accepted, Refused> {
-        let appended = timeout_at(deadline, accepting.pending.durable())
-            .await
-            .map_err(|_elapsed| Refused::Deadline)?
-            .map_err(Refused::Unavailable)?;
+        let durable = accepting.pending.durable_by(deadline).await;
+        let appended = durable.ok_or(Refused::Deadline)?.map_err(Refused::Unavailable)?;
         let (id, duplicate) = match appended {
             Appended::Stored(_) => (accepting.id, false),
             Appended::Duplicate(_) => (accepting.id, true),

@@ -246,6 +246,8 @@ impl Admin {
         metrics.dedup_ids.set(gauge(stats.dedup_ids));
         let dropped = self.journal.resends_dropped();
         metrics.resends_dropped.inc_by(dropped.saturating_sub(metrics.resends_dropped.get()));
+        let late = self.journal.late_commits();
+        metrics.late_commits.inc_by(late.saturating_sub(metrics.late_commits.get()));
         for sink in self.sink_reports().await {
             let label = &[sink.name];
             metrics.sink_connected.with_label_values(label).set(i64::from(sink.connected));

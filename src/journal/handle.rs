@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::reader::ReadError;
 use super::resends::{self, NextError};
@@ -37,16 +38,51 @@ pub(super) struct Threads {
     pub(super) state: Option<JoinHandle<()>>,
 }
 
-/// An append under way. It goes on to its end even if this is dropped.
-pub struct Pending(pub(super) oneshot::Receiver<Result<Appended, AppendError>>);
+/// An append under way. It goes on to its end even if this is dropped; an event that is stored then is a late commit.
+pub struct Pending {
+    answer: oneshot::Receiver<Result<Appended, AppendError>>,
+    shared: Arc<Shared>,
+}
 
 impl Pending {
-    /// Waits for the commit.
+    /// Waits for the commit, without a limit.
     ///
     /// # Errors
     /// See [`AppendError`].
-    pub async fn durable(self) -> Result<Appended, AppendError> {
-        self.0.await.unwrap_or(Err(AppendError::Closed))
+    pub async fn durable(mut self) -> Result<Appended, AppendError> {
+        (&mut self.answer).await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    /// Waits for the commit until `deadline`; `None` if there is none by then.
+    ///
+    /// # Errors
+    /// See [`AppendError`].
+    pub async fn durable_by(mut self, deadline: Instant) -> Option<Result<Appended, AppendError>> {
+        let answer = timeout_at(deadline, &mut self.answer).await.ok()?.unwrap_or(Err(AppendError::Closed));
+        // On a busy machine the answer may be here in time and this run after it.
+        if Instant::now() > deadline {
+            self.shared.count_if_late(&answer);
+        }
+        Some(answer)
+    }
+}
+
+#[cfg(test)]
+impl Pending {
+    /// Waits for the commit on a thread that may block.
+    pub(super) fn wait(mut self) -> Result<Appended, AppendError> {
+        let (_, nothing) = oneshot::channel();
+        std::mem::replace(&mut self.answer, nothing).blocking_recv().unwrap_or(Err(AppendError::Closed))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // Closed first: either the writer finds that nobody waits, or its answer is here.
+        self.answer.close();
+        if let Ok(answer) = self.answer.try_recv() {
+            self.shared.count_if_late(&answer);
+        }
     }
 }
 
@@ -75,7 +111,7 @@ impl Journal {
                 TrySendError::Disconnected(_) => AppendError::Closed,
             }
         })?;
-        Ok(Pending(answer))
+        Ok(Pending { answer, shared: Arc::clone(&self.shared) })
     }
 
     // ---- what a sink does ------------------------------------------------------------------------------------------
@@ -307,6 +343,12 @@ impl Journal {
     /// Follows the newest durable position.
     pub fn durable(&self) -> watch::Receiver<u64> {
         self.shared.durable.subscribe()
+    }
+
+    /// How many events were stored since the start although their sender had no answer in time that says so: nobody
+    /// waited for the commit any more, or it came after the deadline.
+    pub fn late_commits(&self) -> u64 {
+        self.shared.late_commits.load(Ordering::Relaxed)
     }
 
     /// How many dead letters a sink has.

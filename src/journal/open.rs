@@ -300,6 +300,7 @@ impl Loaded {
             sinks: Sinks(std::mem::take(&mut self.sinks)),
             replays: Replays::default(),
             resends_dropped: AtomicU64::new(0),
+            late_commits: AtomicU64::new(0),
             state: StateQueue::default(),
             keeper: KeeperSignal::default(),
             next_number: AtomicU64::new(number + 1),

@@ -51,6 +51,8 @@ pub(super) struct Shared {
     pub(super) sinks: Sinks,
     pub(super) replays: Replays,
     pub(super) resends_dropped: AtomicU64,
+    /// Events that were stored after their sender had an answer, or had none.
+    pub(super) late_commits: AtomicU64,
     pub(super) state: StateQueue,
     pub(super) keeper: KeeperSignal,
     /// The number of the next segment.
@@ -110,6 +112,13 @@ impl Shared {
             Ok(before) if before == Health::Full as u8 => Health::Full,
             Ok(_) => Health::Failed,
             Err(_closed) => health,
+        }
+    }
+
+    /// Notes an answer to an append that reaches its sender too late, or not at all.
+    pub(super) fn count_if_late(&self, answer: &Result<Appended, AppendError>) {
+        if matches!(answer, Ok(Appended::Stored(_))) {
+            self.late_commits.fetch_add(1, Ordering::Relaxed);
         }
     }
 

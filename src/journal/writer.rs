@@ -149,10 +149,10 @@ impl Writer {
         }
         let (entries, replies): (Vec<_>, Vec<_>) = group.appends.into_iter().unzip();
         let outcomes = self.commit(&entries);
-        // Who has hung up changes nothing.
         for (reply, outcome) in replies.into_iter().zip(outcomes) {
-            if reply.send(outcome).is_err() {
-                tracing::trace!("nobody waits for the answer to an append");
+            // Who has hung up, or was answered at the deadline, changes nothing but the count.
+            if let Err(unheard) = reply.send(outcome) {
+                self.shared.count_if_late(&unheard);
             }
         }
         self.rotate_if_full();

@@ -129,7 +129,7 @@ fn twins_in_flight_share_one_commit() {
     let pending: Vec<_> = (0..200).map(|n| journal.append(bench.entry(n / 2)).unwrap()).collect();
     let mut stored = 0;
     for (n, pending) in pending.into_iter().enumerate() {
-        match pending.0.blocking_recv().unwrap().unwrap() {
+        match pending.wait().unwrap() {
             Appended::Stored(position) => {
                 assert_eq!((n % 2, position), (0, n as u64 / 2 + 1));
                 stored += 1;
@@ -148,6 +148,42 @@ fn an_append_is_stored_though_nobody_waits_for_it() {
     let journal = bench.open();
     drop(journal.append(bench.entry(1)).unwrap());
     eventually("the commit", || *journal.durable().borrow() == 1);
+    journal.close();
+}
+
+#[test]
+fn an_append_that_nobody_hears_of_is_one_late_commit_whenever_it_is_dropped() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    for n in 0..200_u64 {
+        let pending = journal.append(bench.entry(n as u32)).unwrap();
+        // Before the commit, after it, and in between.
+        if n % 2 == 0 {
+            eventually("the commit", || *journal.durable().borrow() == n + 1);
+        }
+        drop(pending);
+        eventually("it is counted", || journal.late_commits() == n + 1);
+    }
+    assert_eq!(append(&journal, bench.entry(1_000)), Ok(Appended::Stored(201)));
+    drop(journal.append(bench.entry(1_000)).unwrap());
+    assert_eq!(append(&journal, bench.entry(1_001)), Ok(Appended::Stored(202)));
+    assert_eq!(journal.late_commits(), 200, "what somebody has heard of, and a duplicate, are none");
+    journal.close();
+}
+
+#[tokio::test]
+async fn an_answer_after_the_deadline_is_a_late_commit() {
+    let bench = Bench::new();
+    let journal = bench.open();
+    let deadline = |pending: Pending, at| async move { pending.durable_by(at).await };
+    let future = tokio::time::Instant::now() + Duration::from_secs(60);
+    let in_time = deadline(journal.append(bench.entry(1)).unwrap(), future).await;
+    assert_eq!((in_time, journal.late_commits()), (Some(Ok(Appended::Stored(1))), 0));
+    let pending = journal.append(bench.entry(2)).unwrap();
+    eventually("the commit", || *journal.durable().borrow() == 2);
+    let late = deadline(pending, tokio::time::Instant::now()).await;
+    assert_eq!(late, Some(Ok(Appended::Stored(2))), "what is here is said");
+    assert_eq!(journal.late_commits(), 1);
     journal.close();
 }
 
@@ -251,7 +287,7 @@ fn a_close_answers_what_was_queued_before() {
     let pending: Vec<_> = (1..=500).map(|n| journal.append(bench.entry(n)).unwrap()).collect();
     journal.close();
     for (pending, position) in pending.into_iter().zip(1..) {
-        assert_eq!(pending.0.blocking_recv().unwrap(), Ok(Appended::Stored(position)));
+        assert_eq!(pending.wait(), Ok(Appended::Stored(position)));
     }
     let journal = bench.open();
     assert_eq!(all(&journal).len(), 500);

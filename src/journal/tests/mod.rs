@@ -168,13 +168,13 @@ pub(super) fn id(n: u32) -> [u8; 16] {
 
 pub(super) fn append(journal: &Journal, entry: Entry) -> Result<Appended, AppendError> {
     let pending = journal.append(entry)?;
-    pending.0.blocking_recv().unwrap_or(Err(AppendError::Closed))
+    pending.wait()
 }
 
 /// Appends many events with few commits; each must be stored.
 pub(super) fn append_all(journal: &Journal, entries: impl Iterator<Item = Entry>) {
     let mut pending = std::collections::VecDeque::new();
-    let stored = |pending: Pending| assert!(matches!(pending.0.blocking_recv(), Ok(Ok(Appended::Stored(_)))));
+    let stored = |pending: Pending| assert!(matches!(pending.wait(), Ok(Appended::Stored(_))));
     for entry in entries {
         if pending.len() >= 1_000 {
             pending.drain(..500).for_each(stored);

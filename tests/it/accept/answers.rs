@@ -9,6 +9,7 @@ use crate::support::bridge::{Config, PATH, TOKEN, signed, signed_by};
 use crate::support::http::{Connection, Request};
 use crate::support::process::Stdout;
 use crate::support::samples::{dial, golden, large, samples, without_received_time};
+use crate::support::shim::Shim;
 use crate::support::{eventually, eventually_within};
 
 /// In the path, the headers and the body of what is refused; no answer may hold it.
@@ -394,6 +395,40 @@ fn a_full_journal_answers_503_until_it_has_space_and_loses_nothing() {
         .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(printed, stored);
+}
+
+#[test]
+fn events_that_are_stored_after_their_sender_was_answered_503_or_hung_up_are_counted() {
+    let (shim, config) = Shim::under(Config::new().set("server.answer_deadline", "'200ms'"));
+    let bridge = config.start();
+    let late = || bridge.metric("sendbird_bridge_late_commits_total", &[]);
+    bridge.deliver(&dial("in-time", 1)).stored();
+    bridge.deliver(&dial("in-time", 1)).duplicate();
+    assert_eq!(late(), 0.0);
+
+    shim.delay_syncs(Duration::from_secs(1));
+    bridge.deliver(&dial("answered-503", 1)).problem(503);
+    let mut hangs_up = Connection::open(bridge.webhook);
+    hangs_up.write(&signed(&dial("hangs-up", 1)).bytes());
+    drop(hangs_up);
+    eventually("both are stored", || bridge.events().len() == 3);
+    shim.heal();
+    eventually("both are counted", || late() == 2.0);
+    // What tells that another replica would publish them a second time: here their retries are known.
+    bridge.deliver(&dial("answered-503", 1)).duplicate();
+    bridge.deliver(&dial("hangs-up", 1)).duplicate();
+    assert_eq!(late(), 2.0, "a duplicate is no commit");
+}
+
+#[test]
+fn a_delivery_that_is_answered_503_and_not_stored_is_no_late_commit() {
+    let bridge = Config::new().set("journal.max_bytes", "'1MiB'").start();
+    let mut sent = 0;
+    eventually("it is full", || {
+        sent += 1;
+        bridge.deliver(&large("filling", sent, 100_000)).status == 503
+    });
+    assert_eq!(bridge.metric("sendbird_bridge_late_commits_total", &[]), 0.0);
 }
 
 #[test]
