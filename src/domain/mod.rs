@@ -5,6 +5,7 @@
 //! is where the rest of the program gets its time from.
 
 pub mod backoff;
+pub mod claims;
 pub mod clock;
 pub mod dedup;
 pub mod envelope;

@@ -15,5 +15,6 @@ mod contracts;
 mod deploy;
 mod operator;
 mod recovery;
+mod replicas;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 mod sinks;
