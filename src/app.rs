@@ -34,12 +34,15 @@ use crate::sendbird::category::{Category, event_type};
 use crate::sendbird::reconcile;
 use crate::sink::{Reason, Sink, stdout};
 
-/// From the signal to the end of the process, at most; each step has its own, shorter limit. The grace period of a pod
-/// must be longer.
+/// From the signal to the end of the process, at most, without `stop.publish_for`; each step has its own, shorter limit. The
+/// grace period of a pod must be longer.
 pub const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// What closing the journal has of [`STOP_LIMIT`], at least. What is not closed then is recovered by the next start.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a stopping bridge looks whether anything is pending.
+const PENDING_CHECK: Duration = Duration::from_millis(50);
 
 /// Why the bridge can't start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -222,7 +225,8 @@ impl App {
     }
 
     /// Runs until `stop`, or until one of its tasks ends unasked; then stops in order: no more
-    /// deliveries, answer those under way, let the sinks finish what is in flight, close the journal.
+    /// deliveries, answer those under way, let the sinks publish what is pending for `stop.publish_for` and finish what is
+    /// in flight, close the journal.
     ///
     /// # Errors
     /// [`Error::TaskEnded`], after everything was stopped; [`Error::CloseTimedOut`].
@@ -258,10 +262,13 @@ impl App {
             tracing::error!(task, "task exited unexpectedly; shutting down");
         }
         readiness.begin_stop();
-        let deadline = tokio::time::Instant::now() + STOP_LIMIT;
+        // Where a task is missing, not all that is pending can be published.
+        let publish_for = if ended.is_none() { config.stop.publish_for.0 } else { Duration::ZERO };
+        let deadline = tokio::time::Instant::now() + STOP_LIMIT + publish_for;
         let in_order = async {
             stop_webhook.cancel();
             tasks.finish("webhook").await;
+            publish_pending(&journal, config.sinks.keys(), publish_for).await;
             stop_sinks.cancel();
             tasks.finish("sink").await;
             // Nothing makes a span any more.
@@ -284,6 +291,24 @@ impl App {
             Err(_elapsed) => tracing::error!("{}", Error::CloseTimedOut),
         }
         ended.map_or(Ok(()), |task| Err(Error::TaskEnded { task }))
+    }
+}
+
+/// Lets the sinks publish until nothing is pending, for as long as this.
+async fn publish_pending(journal: &Journal, sinks: impl Iterator<Item = &String> + Clone, limit: Duration) {
+    let pending = || sinks.clone().map(|sink| journal.pending(sink) + journal.resends(sink)).sum::<u64>();
+    if limit.is_zero() || pending() == 0 {
+        return;
+    }
+    tracing::info!(pending = pending(), limit = ?limit, "publishing what is pending before the end");
+    let published = async {
+        while pending() > 0 {
+            tokio::time::sleep(PENDING_CHECK).await;
+        }
+    };
+    if tokio::time::timeout(limit, published).await.is_err() {
+        let pending = pending();
+        tracing::warn!(pending, "not all was published within stop.publish_for; the next start goes on with the rest");
     }
 }
 

@@ -29,6 +29,7 @@ use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
 use crate::journal;
+use crate::pipeline;
 use crate::sendbird::api::ApplicationId;
 use crate::sendbird::category::Category;
 use crate::sendbird::{normalize, reconcile};
@@ -53,6 +54,8 @@ pub struct Config {
     pub journal: journal::Settings,
     /// `dedup.*`.
     pub dedup: journal::DedupSettings,
+    /// `stop.*`.
+    pub stop: pipeline::StopSettings,
     /// `envelope.*`.
     pub envelope: normalize::Settings,
     /// `reconcile.*`; none without the table.
@@ -205,6 +208,7 @@ impl Gather<'_> {
             "applications",
             "journal",
             "dedup",
+            "stop",
             "envelope",
             "reconcile",
             "sinks",
@@ -222,6 +226,7 @@ impl Gather<'_> {
             applications: self.section("applications"),
             journal: self.section("journal"),
             dedup: self.section("dedup"),
+            stop: self.section("stop"),
             envelope: self.section("envelope"),
             reconcile: self.section("reconcile"),
             sinks: self.sinks(),
@@ -240,6 +245,7 @@ impl Gather<'_> {
         #[cfg(feature = "kafka")]
         self.check_topics(&config);
         self.checked("dedup", config.dedup.check());
+        self.checked("stop", config.stop.check());
         self.checked("envelope", config.envelope.check());
         let allowed = &config.access.applications;
         let reconcile = config.reconcile.as_ref().map(|settings| {

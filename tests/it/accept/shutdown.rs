@@ -342,3 +342,56 @@ fn a_signal_right_at_the_start_leads_to_a_stop_in_order() {
         assert_eq!(Config::new().start().stop().code(), Some(0));
     }
 }
+
+/// A bridge with events that wait for a standard output that nobody reads, and how many were delivered.
+fn with_pending_events(publish_for: &str) -> (Bridge, usize) {
+    const EVENTS: usize = 400;
+    let config = Config::new().set("stop.publish_for", publish_for).stdout_sink(Stdout::Held);
+    let bridge = config.start();
+    (0..EVENTS as u64).for_each(|n| drop(bridge.deliver(&dial(&format!("k{n}"), n)).stored()));
+    let pending = || bridge.metric("sendbird_bridge_sink_pending_records", &[("sink", "lines")]);
+    assert!(pending() > 100.0, "a full pipe holds the sink up");
+    (bridge, EVENTS)
+}
+
+#[test]
+fn a_stopping_bridge_publishes_what_is_pending_before_the_end() {
+    let (mut bridge, events) = with_pending_events("'60s'");
+    let config = bridge.config().clone();
+    bridge.process.terminate();
+    nobody_is_let_in(&bridge);
+    assert_eq!(bridge.admin("/readyz").status, 503, "it does not come back");
+    let log = bridge.log();
+    eventually("it says so", || log.so_far().iter().any(|line| line.contains("publishing what is pending")));
+    bridge.process.read_stdout();
+    let at = Instant::now();
+    let ended = bridge.process.wait_within(Duration::from_secs(40));
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    eprintln!("published {events} events and stopped within {:?}", at.elapsed());
+    assert_eq!(ended.stdout.len(), events, "all of them, each once");
+    let bridge = config.stdout(Stdout::Read).start();
+    assert_eq!(bridge.metric("sendbird_bridge_sink_pending_records", &[("sink", "lines")]), 0.0);
+}
+
+#[test]
+fn a_stopping_bridge_publishes_for_no_longer_than_it_may_and_keeps_the_rest() {
+    let (bridge, events) = with_pending_events("'2s'");
+    let config = bridge.config().clone();
+    let at = Instant::now();
+    let ended = stops_in_order(bridge, STOP_LIMIT + Duration::from_secs(2) + MARGIN);
+    assert!(at.elapsed() >= Duration::from_secs(2), "{:?}", at.elapsed());
+    assert!(ended.stderr().contains("not all was published within stop.publish_for"), "{}", ended.stderr());
+    let bridge = config.stdout(Stdout::Read).start();
+    bridge.caught_up();
+    assert_eq!(bridge.events().len(), events);
+}
+
+#[test]
+fn a_second_signal_ends_a_bridge_that_still_publishes() {
+    let (bridge, _) = with_pending_events("'60s'");
+    let log = bridge.log();
+    bridge.process.terminate();
+    eventually("it publishes", || log.so_far().iter().any(|line| line.contains("publishing what is pending")));
+    bridge.process.terminate();
+    assert_eq!(bridge.process.wait_within(SOON).code(), Some(1));
+}
