@@ -202,5 +202,21 @@ def a_missing_secret(world):
         return f"Ready {time.monotonic() - begun:.0f} s after the Secret"
 
 
-CHECKS = [the_readme, the_runbook, another_size, a_missing_secret, a_renewed_secret]
+def a_wrong_option(world):
+    """kubectl exec -i of a command that ends before it has read its input: what is wrong is said, as the README tells."""
+    with Release(world.cluster, "wrong", {"config": {"sinks": {}}}) as release:
+        release.install()
+        begun = time.monotonic()
+        command = ["kubectl", "exec", "-i", "--namespace", release.namespace, release.pod(), "--", "/sendbird-bridge"]
+        # As much as the events of another replica are.
+        wrong = " ".join([*command, "reconcile", "--sinse", "3h", "--also", "-"])
+        script = f"yes | head -c 50000000 | {wrong}; test $? -ne 0"
+        said = Shell(world).run(script)
+        took = time.monotonic() - begun
+        world.expect_true(f"the option is named, but found {said}", "--sinse" in said)
+        world.expect_at_most("seconds", 75, took)
+        return f"{took:.0f} s"
+
+
+CHECKS = [the_readme, the_runbook, another_size, a_missing_secret, a_renewed_secret, a_wrong_option]
 SHORT = [the_readme]
