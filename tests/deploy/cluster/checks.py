@@ -12,16 +12,20 @@ import time
 import traceback
 from pathlib import Path
 
+import autoscaling
 import failing
 import installing
 import kubernetes
 import node
 import operating
+import policies
 import rolling
 from brokers import Brokers
 from release import Unexpected
 
-EVERY = [*installing.CHECKS, *operating.CHECKS, *failing.CHECKS, *rolling.CHECKS]
+EVERY = [
+    *installing.CHECKS, *operating.CHECKS, *failing.CHECKS, *policies.CHECKS, *autoscaling.CHECKS, *rolling.CHECKS,
+]  # fmt: skip
 # What a normal run has the time for.
 SHORT = [*installing.SHORT, *operating.SHORT, *failing.SHORT, *rolling.SHORT]
 
@@ -29,9 +33,10 @@ SHORT = [*installing.SHORT, *operating.SHORT, *failing.SHORT, *rolling.SHORT]
 class World:
     """What a check is given."""
 
-    def __init__(self, cluster, brokers):
+    def __init__(self, cluster, brokers, addons):
         self.cluster = cluster
         self.brokers = brokers
+        self.addons = addons
         self.faults = []
 
     def expect(self, what, expected, found):
@@ -71,6 +76,7 @@ def main():
     parser = argparse.ArgumentParser()
     for name in ("--programs", "--rootfs", "--scratch", "--clients"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--addons", type=Path, help="not needed by the short form")
     parser.add_argument("--helm", required=True)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("names", nargs="*", help="checks to run; all unless named")
@@ -92,7 +98,7 @@ def main():
         version = cluster.get("/version")["gitVersion"]
         print(f"the cluster is up after {time.monotonic() - begun:.1f} s: Kubernetes {version}")
         sys.stdout.flush()
-        world = World(cluster, Brokers(cluster, options.clients))
+        world = World(cluster, Brokers(cluster, options.clients), options.addons)
         passed = [run(check, world) for check in checks]
     finally:
         begun = time.monotonic()

@@ -58,6 +58,10 @@ class Cluster(api.Api):
             f"--service-cluster-ip-range={nodes.SERVICES}", "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={key}", f"--service-account-signing-key-file={key}",
             "--kubelet-preferred-address-types=InternalIP", "--endpoint-reconciler-type=master-count",
+            # By this certificate servers behind this one know that it is this one.
+            f"--requestheader-client-ca-file={self.scratch}/front-proxy.crt", "--requestheader-username-headers=X-Remote-User",
+            "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+            f"--proxy-client-cert-file={self.scratch}/front-proxy.crt", f"--proxy-client-key-file={self.scratch}/front-proxy.key",
         )  # fmt: skip
         self.import_images(bridge)
         self.await_true("the API server is ready", self.is_ready)
@@ -65,6 +69,9 @@ class Cluster(api.Api):
             "kube-controller-manager", programs / "kube-controller-manager", f"--kubeconfig={self.kubeconfig}",
             "--leader-elect=false", "--bind-address=127.0.0.1", f"--service-account-private-key-file={key}",
             f"--root-ca-file={self.authority}",
+            # The autoscaler of a real cluster looks every 15 s, and waits for 5 min before it removes a pod.
+            "--horizontal-pod-autoscaler-sync-period=5s", "--horizontal-pod-autoscaler-downscale-stabilization=20s",
+            "--horizontal-pod-autoscaler-cpu-initialization-period=10s",
         )  # fmt: skip
         self.node.run(
             "kube-scheduler", programs / "kube-scheduler", f"--kubeconfig={self.kubeconfig}", "--leader-elect=false",
@@ -87,6 +94,11 @@ class Cluster(api.Api):
         subprocess.run(
             ["openssl", "genrsa", "-out", scratch / "service-account.key", "2048"], check=True, capture_output=True
         )
+        key = ["-newkey", "rsa:2048", "-nodes", "-keyout", scratch / "front-proxy.key", "-out", scratch / "front-proxy.crt"]
+        subprocess.run(
+            ["openssl", "req", "-x509", "-days", "2", *key, "-subj", "/CN=front-proxy", "-addext", "extendedKeyUsage=clientAuth"],
+            check=True, capture_output=True,
+        )  # fmt: skip
         (scratch / "tokens.csv").write_text(api.TOKENS, encoding="utf-8")
         self.write("kubeconfig", self.access())
         (scratch / "containerd.toml").write_text(f"""
@@ -223,6 +235,13 @@ disabled_plugins = {json.dumps([*DISABLED, "io.containerd.internal.v1.opt"])}
         with contextlib.suppress(RuntimeError):
             return self.node.output("ctr", "--namespace", "k8s.io", *arguments)
         return None
+
+    def process(self, container):
+        """The process of a container, as the node numbers it."""
+        for line in self.ctr("tasks", "list").splitlines():
+            if line.startswith(container.rpartition("/")[2]):
+                return line.split()[1]
+        raise RuntimeError(f"expected a process of {container}, but found none")
 
     def kubectl(self, *arguments, stdin=None, timeout=180):
         """The finished process."""

@@ -140,13 +140,12 @@ class Release:
 
     def signal(self, name, number=0):
         """Sends a signal to the bridge in a pod."""
+        self.cluster.node.output("kill", f"-{name}", self.cluster.process(self.container(number)))
+
+    def container(self, number=0):
+        """The bridge's container in a pod."""
         status = self.found(number)["status"]["containerStatuses"]
-        container = next(each["containerID"] for each in status if each["name"] == "bridge").rpartition("/")[2]
-        for line in self.cluster.ctr("tasks", "list").splitlines():
-            if line.startswith(container):
-                self.cluster.node.output("kill", f"-{name}", line.split()[1])
-                return
-        raise Unexpected(f"expected the process of {self.pod(number)}, but found none")
+        return next(each["containerID"] for each in status if each["name"] == "bridge")
 
     def restarts(self, number=0):
         """How often the bridge of a pod was restarted."""
@@ -166,10 +165,10 @@ class Release:
         self.cluster.await_true(f"{url} answers", lambda: self.cluster.http(url, 0.3) != 0, 20)
         time.sleep(1)
 
-    def load(self, tag, rate=50, tries=1, keep=False, token=TOKEN):
-        """A sender, for `with`: it sends until that ends."""
+    def load(self, tag, rate=50, tries=1, keep=False, token=TOKEN, within=()):
+        """A sender, for `with`: it sends until that ends. `within`: what runs it in a pod's network, as `Guest.inside` says."""
         self.await_service()
-        return Load(self.url(), tag, rate, tries, keep, token)
+        return Load(self.url(), tag, rate, tries, keep, token, within)
 
     def watch(self):
         """The Service's pods, for `with`."""
@@ -179,8 +178,8 @@ class Release:
 class Load:
     """A running sender. `report` is there when it has ended."""
 
-    def __init__(self, url, tag, rate, tries, keep, token):
-        command = [sys.executable, "-B", SENDER, url, token, "--tag", tag, "--rate", rate, "--seconds", 1200, "--tries", tries]
+    def __init__(self, url, tag, rate, tries, keep, token, within):
+        command = [*within, sys.executable, "-B", SENDER, url, token, "--tag", tag, "--rate", rate, "--seconds", 1200, "--tries", tries]
         command += ["--keep"] if keep else []
         self.command = [str(part) for part in command]
         self.report = None
