@@ -8,6 +8,7 @@ use crate::access;
 use crate::domain::envelope::Format;
 use crate::http::{admin, webhook};
 use crate::journal;
+use crate::pipeline;
 use crate::sendbird::{normalize, reconcile};
 
 /// One line a value: `key = value  # source`.
@@ -55,6 +56,7 @@ struct File {
     applications: access::Applications,
     journal: journal::Settings,
     dedup: journal::DedupSettings,
+    stop: pipeline::StopSettings,
     envelope: normalize::Settings,
     /// What a gap lost, asked for by the bridge itself; without it never.
     reconcile: Option<reconcile::settings::Settings>,
