@@ -1,5 +1,6 @@
 //! The whole bridge: opens everything, owns every task, stops everything in order.
 
+pub mod drain;
 mod reload;
 mod spans;
 
@@ -33,6 +34,7 @@ use crate::pipeline::{Forwarder, Intake, SinkStatus};
 use crate::sendbird::category::{Category, event_type};
 use crate::sendbird::reconcile;
 use crate::sink::{Reason, Sink, stdout};
+use crate::traces::Tracer;
 
 /// From the signal to the end of the process, at most, without `stop.publish_for`; each step has its own, shorter limit. The
 /// grace period of a pod must be longer.
@@ -147,22 +149,7 @@ impl App {
         let (tracer, spans) = spans::set_up(&config, &clock, &metrics)?;
         let journal = open_journal(&config, &clock, &metrics).await?;
 
-        let mut forwarders = Vec::new();
-        let mut entries = Vec::new();
-        for (name, sink) in &config.sinks {
-            let status = Arc::new(SinkStatus::default());
-            entries.push(SinkEntry { name: name.clone(), kind: sink.kind.label(), status: Arc::clone(&status) });
-            forwarders.push(Forwarder {
-                name: name.clone(),
-                sink: make_sink(name, sink, &config)?,
-                kinds: sink.kinds(),
-                journal: journal.clone(),
-                metrics: Arc::clone(&metrics),
-                clock: clock.clone(),
-                status,
-                publisher: tracer.publisher(sink.kind.destination(name)),
-            });
-        }
+        let (forwarders, entries) = forwarders(&config, &journal, &metrics, &clock, &tracer)?;
         let intake = Arc::new(Intake {
             access: Access::new(&config.access, &config.applications),
             normalize: config.envelope.clone(),
@@ -280,18 +267,30 @@ impl App {
         if timeout_at(deadline - CLOSE_LIMIT, in_order).await.is_err() {
             tracing::warn!("shutdown timed out; unpublished events stay in the journal");
         }
-        let closing = async {
-            tasks.set.shutdown().await;
-            tokio::task::spawn_blocking(move || journal.close()).await
-        };
-        match timeout_at(deadline, closing).await {
-            Ok(Ok(())) => tracing::info!("stopped"),
-            Ok(Err(error)) => tracing::error!(%error, "cannot close the journal; the next start recovers it"),
-            Err(_elapsed) if ended.is_none() => return Err(Error::CloseTimedOut),
-            Err(_elapsed) => tracing::error!("{}", Error::CloseTimedOut),
-        }
+        close(journal, tasks, deadline, ended.is_some()).await?;
         ended.map_or(Ok(()), |task| Err(Error::TaskEnded { task }))
     }
+}
+
+/// Ends what tasks there still are and closes the journal. That this takes too long is an error, unless there is another one
+/// to be returned.
+async fn close(
+    journal: Journal,
+    mut tasks: Tasks,
+    deadline: tokio::time::Instant,
+    has_failed: bool,
+) -> Result<(), Error> {
+    let closing = async {
+        tasks.set.shutdown().await;
+        tokio::task::spawn_blocking(move || journal.close()).await
+    };
+    match timeout_at(deadline, closing).await {
+        Ok(Ok(())) => tracing::info!("stopped"),
+        Ok(Err(error)) => tracing::error!(%error, "cannot close the journal; the next start recovers it"),
+        Err(_elapsed) if !has_failed => return Err(Error::CloseTimedOut),
+        Err(_elapsed) => tracing::error!("{}", Error::CloseTimedOut),
+    }
+    Ok(())
 }
 
 /// Lets the sinks publish until nothing is pending, for as long as this.
@@ -301,14 +300,16 @@ async fn publish_pending(journal: &Journal, sinks: impl Iterator<Item = &String>
         return;
     }
     tracing::info!(pending = pending(), limit = ?limit, "publishing what is pending before the end");
-    let published = async {
-        while pending() > 0 {
-            tokio::time::sleep(PENDING_CHECK).await;
-        }
-    };
-    if tokio::time::timeout(limit, published).await.is_err() {
+    if tokio::time::timeout(limit, nothing_pending(journal, sinks.clone())).await.is_err() {
         let pending = pending();
         tracing::warn!(pending, "not all was published within stop.publish_for; the next start goes on with the rest");
+    }
+}
+
+/// Waits until no sink has anything pending or to resend.
+async fn nothing_pending(journal: &Journal, sinks: impl Iterator<Item = &String> + Clone) {
+    while sinks.clone().any(|sink| journal.pending(sink) > 0 || journal.resends(sink) > 0) {
+        tokio::time::sleep(PENDING_CHECK).await;
     }
 }
 
@@ -419,6 +420,33 @@ async fn open_journal(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) ->
         Ok(journal) => Ok(journal?),
         Err(error) => Err(Error::TaskEnded { task: format!("open the journal: {error}") }),
     }
+}
+
+/// Makes what publishes to each sink, and what others may see of it; nothing is connected yet.
+fn forwarders(
+    config: &Config,
+    journal: &Journal,
+    metrics: &Arc<Metrics>,
+    clock: &Clock,
+    tracer: &Tracer,
+) -> Result<(Vec<Forwarder>, Vec<SinkEntry>), Error> {
+    let mut forwarders = Vec::new();
+    let mut entries = Vec::new();
+    for (name, sink) in &config.sinks {
+        let status = Arc::new(SinkStatus::default());
+        entries.push(SinkEntry { name: name.clone(), kind: sink.kind.label(), status: Arc::clone(&status) });
+        forwarders.push(Forwarder {
+            name: name.clone(),
+            sink: make_sink(name, sink, config)?,
+            kinds: sink.kinds(),
+            journal: journal.clone(),
+            metrics: Arc::clone(metrics),
+            clock: clock.clone(),
+            status,
+            publisher: tracer.publisher(sink.kind.destination(name)),
+        });
+    }
+    Ok((forwarders, entries))
 }
 
 /// The largest event that a delivery can become, in bytes: the delivery as it was received, what was read from it, and the

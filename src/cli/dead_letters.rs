@@ -223,14 +223,18 @@ fn table_line(stored: &StoredDeadLetter) -> String {
 }
 
 fn json_line(stored: &StoredDeadLetter) -> String {
+    format!("{}\n", description(stored))
+}
+
+/// What is known of a dead letter, without its event.
+pub(super) fn description(stored: &StoredDeadLetter) -> serde_json::Value {
     let DeadLetter { sink, position, at_ms, reason, detail } = &stored.dead_letter;
     let event = stored.event.as_ref();
-    let line = serde_json::json!({
+    serde_json::json!({
         "sink": sink, "position": position, "id": stored.id.map(|id| id_text(Some(id))),
         "key": event.map(|event| &event.key), "type": event.map(|event| kind::type_of(&event.kind)),
         "reason": reason, "detail": detail, "at": rfc3339(*at_ms),
-    });
-    format!("{line}\n")
+    })
 }
 
 #[cfg(test)]

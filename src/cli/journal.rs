@@ -6,10 +6,11 @@ use clap::Subcommand;
 use indicatif::{BinaryBytes, HumanCount};
 use serde_json::{Value, json};
 
+use super::drain::{self, DrainArgs};
 use super::output::OutputArgs;
 use super::select::{JournalArgs, id_text, short_type};
 use super::table::{counted, table};
-use super::{Failure, print};
+use super::{Failure, block_on, print};
 use crate::config::{Faults, Loaded};
 use crate::domain::clock::{Clock, rfc3339};
 use crate::journal::{Fault, JournalAdmin, ReplayStatus, Row, Salvaged, SinkSummary, Summary};
@@ -41,9 +42,14 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
     },
+    /// Publish what a stopped bridge has left; exit code 1 if anything could not be published
+    ///
+    /// Takes no deliveries and binds no address. Exit code 0 says that nothing is pending, stuck, to be resent or a dead letter,
+    /// so that the directory can be deleted. It needs the bridge's configuration, and its journal.
+    Drain(DrainArgs),
 }
 
-pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
+pub(super) fn run(command: Command, load: impl FnOnce() -> Result<Loaded, Faults>) -> Result<(), Failure> {
     match command {
         Command::Stats { journal, output } => {
             let journal = journal.open(load)?;
@@ -56,7 +62,8 @@ pub(super) fn run(command: &Command, load: impl FnOnce() -> Result<Loaded, Fault
             print(&text).map(drop)
         }
         Command::Verify { journal, output } => verify(&journal.open(load)?, output.is_json()),
-        Command::Salvage { journal, to } => salvage(&journal.dir(load)?, to),
+        Command::Salvage { journal, to } => salvage(&journal.dir(load)?, &to),
+        Command::Drain(args) => block_on(drain::run(args, load()?)),
     }
 }
 

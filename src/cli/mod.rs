@@ -10,6 +10,7 @@ mod config;
 mod core_dumps;
 mod dead_letters;
 mod demo;
+mod drain;
 mod journal;
 mod latency;
 mod logs;
@@ -202,7 +203,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reconcile(args) => block_on(reconcile::run(args, load)),
         Command::Stuck(command) => stuck::run(&command, load),
         Command::DeadLetters(command) => dead_letters::run(&command, load),
-        Command::Journal(command) => journal::run(&command, load),
+        Command::Journal(command) => journal::run(command, load),
         Command::Config(command) => block_on(config::run(command, load()?, cli.log_format)),
         Command::Webhook(command) => block_on(webhook::run(command, load, describe)),
         Command::Schema(command) => schema::run(command, describe),

@@ -3,6 +3,7 @@
 mod admin_endpoint;
 mod config;
 mod demo_send_tail;
+mod drain;
 mod forward_proxy;
 mod logs;
 mod metrics;
