@@ -16,6 +16,7 @@ import autoscaling
 import failing
 import installing
 import kubernetes
+import monitoring
 import node
 import operating
 import policies
@@ -24,7 +25,8 @@ from brokers import Brokers
 from release import Unexpected
 
 EVERY = [
-    *installing.CHECKS, *operating.CHECKS, *failing.CHECKS, *policies.CHECKS, *autoscaling.CHECKS, *rolling.CHECKS,
+    *installing.CHECKS, *operating.CHECKS, *failing.CHECKS, *policies.CHECKS, *autoscaling.CHECKS, *monitoring.CHECKS,
+    *rolling.CHECKS,
 ]  # fmt: skip
 # What a normal run has the time for.
 SHORT = [*installing.SHORT, *operating.SHORT, *failing.SHORT, *rolling.SHORT]

@@ -76,13 +76,15 @@ class Server(api.Api):
 
 
 def define(server, folder):
-    """Makes the objects known that are not Kubernetes' own; how many kinds of them."""
+    """Makes the objects known that are not Kubernetes' own, unless they are; how many kinds of them."""
     path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
     names = []
     for file in sorted(folder.glob("*.yaml")):
         for definition in documents(file.read_text(encoding="utf-8")):
             if definition["kind"] == "CustomResourceDefinition":
-                names.append(server.make(path, definition)["metadata"]["name"])
+                names.append(definition["metadata"]["name"])
+                if server.ask("GET", f"{path}/{names[-1]}")[0] != 200:
+                    server.make(path, definition)
     until = time.monotonic() + 60
     for name in names:
         while not is_established(json.loads(server.ask("GET", f"{path}/{name}")[1])):
