@@ -27,15 +27,25 @@ fn stopped_with(events: u64) -> (Config, Vec<String>) {
     (config, ids)
 }
 
-/// Makes dead letters of all that a stopped bridge has pending.
-fn set_aside_all(config: &Config, events: u64) {
+/// The same, and all of them are dead letters.
+fn stopped_with_dead_letters(events: u64) -> (Config, Vec<String>) {
+    let (config, sent) = stopped_with(events);
+    // The sink is to have read them.
+    let bridge = config.clone().stdout(Stdout::Closed).start();
+    eventually("all are read", || {
+        let state = rusqlite::Connection::open(config.dir().join("journal/state.db")).unwrap();
+        let sql = "SELECT frontier FROM sinks WHERE sink = 'lines'";
+        state.query_row(sql, [], |row| row.get::<_, i64>(0)).is_ok_and(|frontier| frontier == events as i64)
+    });
+    bridge.stop();
     let state = rusqlite::Connection::open(config.dir().join("journal/state.db")).unwrap();
     let sql = "INSERT INTO stuck (sink, position, since_ms, tries, reason, detail, target)
                VALUES ('lines', ?1, 1767225600000, 7, 'not_found', 'no such topic', '')";
     for position in 1..=events {
         state.execute(sql, [position as i64]).unwrap();
     }
-    done(config, &["stuck", "set-aside", "--all"]);
+    done(&config, &["stuck", "set-aside", "--all"]);
+    (config, sent)
 }
 
 fn pending(bridge: &Bridge) -> f64 {
@@ -62,7 +72,7 @@ fn everything_pending_is_published_once_and_nothing_is_left() {
 }
 
 #[test]
-fn replays_and_requeued_dead_letters_are_published_too() {
+fn a_replay_is_published_too() {
     let (config, sent) = stopped_with(3);
     assert_eq!(drain(&config, &[]).code(), Some(0));
     done(&config, &["replay", "--sink", "lines", "--id", &sent[1]]);
@@ -72,17 +82,17 @@ fn replays_and_requeued_dead_letters_are_published_too() {
 }
 
 #[test]
+fn requeued_dead_letters_are_published_too() {
+    let (config, sent) = stopped_with_dead_letters(2);
+    done(&config, &["dead-letters", "requeue", "--all"]);
+    let ended = drain(&config, &[]);
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr());
+    assert_eq!(ended.stdout.iter().map(|line| id(line)).collect::<Vec<_>>(), sent);
+}
+
+#[test]
 fn dead_letters_are_left_until_they_are_exported() {
-    let (config, sent) = stopped_with(2);
-    // The sink is to have read them.
-    let bridge = config.clone().stdout(Stdout::Closed).start();
-    eventually("all are read", || {
-        let state = rusqlite::Connection::open(config.dir().join("journal/state.db")).unwrap();
-        let sql = "SELECT frontier FROM sinks WHERE sink = 'lines'";
-        state.query_row(sql, [], |row| row.get::<_, i64>(0)).is_ok_and(|frontier| frontier == 2)
-    });
-    bridge.stop();
-    set_aside_all(&config, 2);
+    let (config, sent) = stopped_with_dead_letters(2);
     let ended = drain(&config, &[]);
     assert_eq!(ended.code(), Some(1));
     assert!(ended.stderr().contains("left: 2 dead letters; requeue or discard them"), "{}", ended.stderr());
