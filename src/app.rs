@@ -20,10 +20,11 @@ use crate::contracts;
 use crate::domain::clock::Clock;
 use crate::domain::kind;
 use crate::domain::secret::RotatableSecret;
-use crate::http::admin::{self, Admin, SinkEntry};
+use crate::http::admin::{self, Admin};
 use crate::http::documents::Documents;
 use crate::http::feed::Feeds;
 use crate::http::listener::{Bound, Limits, Listener, Terms};
+use crate::http::overview::{Observed, Observer, SinkEntry};
 use crate::http::readiness::Readiness;
 use crate::http::refusals::Refusals;
 use crate::http::tls::{self, Certificates};
@@ -126,6 +127,7 @@ impl App {
         // Bound first: a second bridge on the same machine then fails on its address, with a clear word.
         let listen = |address: SocketAddr, key| move |source| Error::Listen { address, key, source };
         let server = &config.server;
+        let refusals = Arc::new(Refusals::new("webhook", metrics.rejected.clone(), clock.clone()));
         let mut certificates = Vec::new();
         let terms = Terms {
             limits: Limits {
@@ -137,7 +139,7 @@ impl App {
             tls: open_certificates("server", server.tls.as_ref(), &mut certificates)?,
             proxies: server.proxy_protocol.then(|| TrustedProxies::new(&config.access)),
             open: metrics.connections.clone(),
-            refusals: Arc::new(Refusals::new("webhook", metrics.rejected.clone())),
+            refusals: Arc::clone(&refusals),
         };
         let admin_tls = open_certificates("admin", config.admin.tls.as_ref(), &mut certificates)?;
         let webhook_error = listen(server.listen, "server.listen");
@@ -169,15 +171,26 @@ impl App {
         let access = (config.access.clone(), config.applications.clone());
         let reload = Reload::new(certificates, files, access, consumers);
         let stop = CancellationToken::new();
+        let (sinks, readiness): (Arc<[SinkEntry]>, _) = (entries.into(), Readiness::new(journal.clone()));
+        let observer = Observer::new(Observed {
+            journal: journal.clone(),
+            max_bytes: config.journal.max_bytes.0,
+            metrics: Arc::clone(&metrics),
+            sinks: Arc::clone(&sinks),
+            clock: clock.clone(),
+            readiness: readiness.clone(),
+            refusals,
+        });
         let admin = Admin {
             feeds: Feeds::new(&journal, &stop),
             token: admin_token,
             journal: journal.clone(),
             max_bytes: config.journal.max_bytes.0,
             metrics,
-            sinks: entries,
+            sinks,
+            observer: Arc::new(observer),
             clock,
-            readiness: Readiness::new(journal.clone()),
+            readiness,
             stop,
             started: Instant::now(),
             documents: Documents::default(),
@@ -228,6 +241,7 @@ impl App {
         for forwarder in forwarders {
             tasks.start(format!("sink {}", forwarder.name), forwarder.forward(stop_sinks.clone()));
         }
+        tasks.start("overview".into(), Arc::clone(&admin.observer).observe());
         let filter = admin::filter(Arc::new(admin));
         tasks.start("admin".into(), admin_listener.serve(filter, stop_admin.clone()));
         let refusals = webhook.refusals();

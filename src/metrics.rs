@@ -36,6 +36,8 @@ pub struct Metrics {
     pub unexpected_members: IntCounterVec,
     /// Events that nobody delivered, by category.
     pub reconciled: IntCounterVec,
+    /// When a delivery was answered 200 last.
+    pub last_delivery: Gauge,
     /// Time to the answer, by status.
     pub answer_seconds: HistogramVec,
     /// Events stored whose delivery was answered late, 503 or not at all.
@@ -74,6 +76,8 @@ pub struct Metrics {
     pub sink_in_flight: IntGaugeVec,
     /// Events not yet dealt with.
     pub sink_pending_records: IntGaugeVec,
+    /// When each sink's broker acknowledged an event last.
+    pub sink_last_publish: prometheus::GaugeVec,
     /// Age of the oldest of them.
     pub sink_oldest_pending_seconds: prometheus::GaugeVec,
     /// Events set aside and waiting for somebody.
@@ -126,6 +130,10 @@ impl Metrics {
                 "Events made of what the Calls Platform API knows, as no delivery of them was stored, by category.",
                 &["category"],
             )?,
+            last_delivery: declare.add(Gauge::with_opts(Opts::new(
+                name("last_delivery_timestamp_seconds"),
+                "When a delivery was answered 200 last, in Unix seconds; 0 if none was since the start.",
+            ))?)?,
             answer_seconds: declare.histograms(
                 "answer_seconds",
                 "Seconds from a delivery's head to its answer, by status.",
@@ -186,6 +194,13 @@ impl Metrics {
                 Opts::new(
                     name("sink_oldest_pending_seconds"),
                     "Age of the oldest event that the sink has yet to publish.",
+                ),
+                &["sink"],
+            )?)?,
+            sink_last_publish: declare.add(prometheus::GaugeVec::new(
+                Opts::new(
+                    name("sink_last_publish_timestamp_seconds"),
+                    "When the broker acknowledged an event last, in Unix seconds; 0 if it did not since the start.",
                 ),
                 &["sink"],
             )?)?,

@@ -170,6 +170,7 @@ impl Intake {
         };
         let outcome = if duplicate { "duplicate" } else { "stored" };
         self.metrics.deliveries.with_label_values(&[accepting.category.label(), outcome]).inc();
+        self.metrics.last_delivery.set(self.clock.now_ms() as f64 / 1000.0);
         Ok(Accepted { id, duplicate })
     }
 
@@ -279,7 +280,7 @@ impl Forwarder {
 
     fn note_failure(&self, fault: &Fault, log: &mut FailureLog) {
         self.metrics.sink_retries.with_label_values(&[self.name.as_str(), fault.reason.as_str()]).inc();
-        self.status.set_failure(Some(fault.to_string()));
+        self.status.failed(fault, self.clock.now_ms());
         log.failed(fault, std::time::Instant::now());
     }
 }

@@ -4,6 +4,7 @@
 //! wrong usage or configuration.
 #![allow(clippy::print_stderr, reason = "talking to a person at a terminal is what this layer is for")]
 
+mod admin;
 mod client;
 mod complete;
 mod config;
@@ -25,6 +26,7 @@ mod select;
 mod send;
 mod sendbird;
 mod serve;
+mod status;
 mod stuck;
 mod table;
 mod tail;
@@ -84,6 +86,9 @@ enum LogFormat {
 enum Command {
     /// Run the bridge
     Serve,
+    Status(status::Args),
+    /// The same as status, once a second, until Ctrl-C
+    Top(status::TopArgs),
     /// Try it without a broker: starts a bridge, plays a day of signed deliveries and prints the envelopes
     Demo(demo::Args),
     /// Send signed deliveries to a URL as Sendbird does: one second to answer, three tries
@@ -191,7 +196,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve => logs::start(cli.log_format, "info"),
         // These only ask over HTTP, or print, and say themselves what is wrong.
-        Command::Send(_) | Command::Tail(_) | Command::Reconcile(_) | Command::Webhook(_) | Command::Schema(_) => {}
+        Command::Send(_)
+        | Command::Tail(_)
+        | Command::Status(_)
+        | Command::Top(_)
+        | Command::Reconcile(_)
+        | Command::Webhook(_)
+        | Command::Schema(_) => {}
         _ => logs::start(cli.log_format, "warn"),
     }
     match cli.command {
@@ -199,6 +210,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => block_on(demo::run(args)),
         Command::Send(args) => block_on(send::run(args, describe()?)),
         Command::Tail(args) => block_on(tail::run(args, describe()?)),
+        Command::Status(args) => block_on(status::run(args, describe()?)),
+        Command::Top(args) => block_on(status::top(args, describe()?)),
         Command::Replay(args) => replay::run(&args, load),
         Command::Reconcile(args) => block_on(reconcile::run(args, load)),
         Command::Stuck(command) => stuck::run(&command, load),

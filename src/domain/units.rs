@@ -168,8 +168,43 @@ macro_rules! as_text {
 as_text!(Span, "a duration with a unit, such as \"800ms\" or \"24h\"", "^\\s*\\d.*[a-zµ]\\s*$");
 as_text!(Size, "a size with a unit, such as \"256KiB\" or \"1GiB\"", "^\\s*\\d.*[A-Za-z]\\s*$");
 
+/// A time in seconds as people say it, in its largest unit, and the next where that is large: `12 s`, `12 min`,
+/// `3 h 20 min`, `31 h`, `5 d`.
+pub fn age(seconds: f64) -> String {
+    // A cast ends at the largest number that there is.
+    let seconds = seconds.max(0.0) as u64;
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds} s"),
+        (0, _) => format!("{minutes} min"),
+        (1..10, _) if minutes % 60 > 0 => format!("{hours} h {} min", minutes % 60),
+        (0..72, _) => format!("{hours} h"),
+        _ => format!("{} d", hours / 24),
+    }
+}
+
+/// A number with its digits in groups of three: `4,310`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn ages_and_numbers_are_as_people_say_them() {
+        let ages = [0.4, 59.0, 61.0, 3_600.0, 12_000.0, 111_600.0, 432_000.0, -1.0].map(age);
+        assert_eq!(ages, ["0 s", "59 s", "1 min", "1 h", "3 h 20 min", "31 h", "5 d", "0 s"]);
+        assert_eq!([0, 999, 1_000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
     use super::*;
 
     #[test]

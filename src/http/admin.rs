@@ -21,6 +21,7 @@ use warp::{Filter, Reply};
 use super::documents::Documents;
 use super::feed::Feeds;
 use super::listener::Limits;
+use super::overview::{Observer, SinkEntry};
 use super::readiness::Readiness;
 use super::reply::{self, Problem, respond};
 use super::tls;
@@ -29,7 +30,6 @@ use crate::domain::secret::{RotatableSecret, Secret};
 use crate::domain::units;
 use crate::journal::{Health, Journal, Stats};
 use crate::metrics::{self, Metrics};
-use crate::pipeline::SinkStatus;
 
 /// Of connections to the admin endpoint: how many, one more is answered 503 and closed, and how long one may take
 /// nothing of what is written to it before it is closed. A reader of the feed has its reasons to pause, and can resume.
@@ -89,7 +89,9 @@ pub struct Admin {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The sinks, in order of name.
-    pub sinks: Vec<SinkEntry>,
+    pub sinks: Arc<[SinkEntry]>,
+    /// What reads its state.
+    pub observer: Arc<Observer>,
     /// For ages.
     pub clock: Clock,
     /// Whether the bridge is ready.
@@ -102,16 +104,6 @@ pub struct Admin {
     pub started: Instant,
     /// Schemas and descriptions of the endpoints and messages.
     pub documents: Documents,
-}
-
-/// A sink as the admin endpoint knows it.
-pub struct SinkEntry {
-    /// Its name.
-    pub name: String,
-    /// Its type.
-    pub kind: &'static str,
-    /// How it is doing.
-    pub status: Arc<SinkStatus>,
 }
 
 /// How the bridge is doing.
@@ -199,7 +191,7 @@ impl Admin {
         headers: &HeaderMap,
     ) -> Result<Response, Problem> {
         const OPEN: [&str; 4] = ["/livez", "/readyz", "/startupz", "/metrics"];
-        const GUARDED: [&str; 2] = ["/status", "/events"];
+        const GUARDED: [&str; 3] = ["/overview", "/status", "/events"];
         let mut document = None;
         if !OPEN.contains(&path) {
             self.check_token(headers)?;
@@ -217,6 +209,7 @@ impl Admin {
         match path {
             "/readyz" => self.readiness.check().map(|()| reply::ok()).map_err(|why| Problem::NotReady { why }),
             "/metrics" => self.metrics().await,
+            "/overview" => self.overview().await,
             "/status" => self.status().await,
             "/events" => self.feeds.open(query, headers),
             // Alive, and started, because it answers: everything is open before the listener is.
@@ -248,6 +241,10 @@ impl Admin {
         metrics.resends_dropped.inc_by(dropped.saturating_sub(metrics.resends_dropped.get()));
         let late = self.journal.late_commits();
         metrics.late_commits.inc_by(late.saturating_sub(metrics.late_commits.get()));
+        for sink in self.sinks.iter() {
+            let published_ms = sink.status.published_ms().unwrap_or(0);
+            metrics.sink_last_publish.with_label_values(&[&sink.name]).set(published_ms as f64 / 1000.0);
+        }
         for sink in self.sink_reports().await {
             let label = &[sink.name];
             metrics.sink_connected.with_label_values(label).set(i64::from(sink.connected));
@@ -274,6 +271,14 @@ impl Admin {
             sinks: self.sink_reports().await,
         };
         let body = serde_json::to_vec(&status).map_err(|error| reply::internal(&error))?;
+        Ok(respond(StatusCode::OK, "application/json", body))
+    }
+
+    async fn overview(&self) -> Result<Response, Problem> {
+        let observer = Arc::clone(&self.observer);
+        let overview = tokio::task::spawn_blocking(move || observer.overview()).await;
+        let overview = overview.map_err(|error| reply::internal(&error))?;
+        let body = serde_json::to_vec(&overview).map_err(|error| reply::internal(&error))?;
         Ok(respond(StatusCode::OK, "application/json", body))
     }
 

@@ -176,9 +176,12 @@ async fn answer_over_tls<F: Answers, S: Socket>(
         Ok(Err(error)) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
             tracing::debug!(%error, "TLS handshake failed");
         }
-        Ok(Err(error)) => refusals.note("handshake", || line(format!("TLS handshake failed: {error}"))),
+        Ok(Err(error)) => {
+            refusals.note("handshake", Some(peer.address), || line(format!("TLS handshake failed: {error}")));
+        }
         Err(_elapsed) => {
-            refusals.note(Problem::TooSlow.reason(), || line("the TLS handshake did not end in time".into()));
+            let reason = Problem::TooSlow.reason();
+            refusals.note(reason, Some(peer.address), || line("the TLS handshake did not end in time".into()));
         }
     }
 }
@@ -261,7 +264,9 @@ async fn answer<F: Answers, S: Socket>(stream: S, peer: Peer, filter: F, terms: 
             tracing::debug!(%error, "connection ended");
             if timed_out(&error) {
                 let detail = "the peer read nothing of what was written to it";
-                return terms.refusals.note("write_timeout", || Line::of_connection(None, detail, peer));
+                return terms
+                    .refusals
+                    .note("write_timeout", Some(peer.address), || Line::of_connection(None, detail, peer));
             }
             // Only a connection that ends within a head: one that breaks off later was answered, or is by its handler.
             let ended = error.is_incomplete_message() || error.is_timeout();

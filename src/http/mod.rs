@@ -9,6 +9,7 @@ pub mod documents;
 pub mod feed;
 pub mod listener;
 pub mod openapi;
+pub mod overview;
 mod proxy_protocol;
 pub mod readiness;
 pub mod refusals;

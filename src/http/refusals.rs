@@ -12,13 +12,34 @@ use prometheus::{IntCounterVec, Opts};
 
 use super::reply::Problem;
 use crate::access::Peer;
+use crate::domain::clock::Clock;
 use crate::domain::rate_limit::RateLimit;
 
 /// The refusals of a listener.
 pub struct Refusals {
     listener: &'static str,
     rejected: IntCounterVec,
-    limits: Mutex<BTreeMap<&'static str, RateLimit>>,
+    clock: Clock,
+    reasons: Mutex<BTreeMap<&'static str, Reason>>,
+}
+
+/// What is kept of the refusals for one reason.
+#[derive(Default)]
+struct Reason {
+    limit: RateLimit,
+    last_ms: i64,
+    last_source: Option<IpAddr>,
+}
+
+/// The last refusal for a reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastRefusal {
+    /// The reason, as a metric label.
+    pub reason: &'static str,
+    /// When, in Unix milliseconds.
+    pub at_ms: i64,
+    /// The address that was judged, if it could be read.
+    pub source: Option<IpAddr>,
 }
 
 /// What a line says of a refusal, beside its reason.
@@ -50,8 +71,8 @@ impl Line {
 
 impl Refusals {
     /// The refusals of `listener`, which are counted in `rejected` by their reason.
-    pub fn new(listener: &'static str, rejected: IntCounterVec) -> Self {
-        Self { listener, rejected, limits: Mutex::default() }
+    pub fn new(listener: &'static str, rejected: IntCounterVec, clock: Clock) -> Self {
+        Self { listener, rejected, clock, reasons: Mutex::default() }
     }
 
     /// Those of a listener whose requests are no deliveries; they are logged, and counted where nobody sees it.
@@ -59,14 +80,28 @@ impl Refusals {
     /// # Errors
     /// Only if the name were invalid.
     pub fn unregistered(listener: &'static str) -> prometheus::Result<Self> {
-        Ok(Self::new(listener, IntCounterVec::new(Opts::new("rejected", "not registered"), &["reason"])?))
+        let rejected = IntCounterVec::new(Opts::new("rejected", "not registered"), &["reason"])?;
+        Ok(Self::new(listener, rejected, Clock::system()))
     }
 
-    /// Counts a refusal. It is logged with what `line` gives, unless one with the same reason was a moment ago.
-    pub(super) fn note(&self, reason: &'static str, line: impl FnOnce() -> Line) {
+    /// The last refusal for each reason since the start, in order of reason.
+    pub fn last(&self) -> Vec<LastRefusal> {
+        let reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let last =
+            reasons.iter().map(|(reason, kept)| LastRefusal { reason, at_ms: kept.last_ms, source: kept.last_source });
+        last.collect()
+    }
+
+    /// Counts a refusal by the address `source`. It is logged with what `line` gives, unless one with the same reason was
+    /// a moment ago.
+    pub(super) fn note(&self, reason: &'static str, source: Option<IpAddr>, line: impl FnOnce() -> Line) {
         self.rejected.with_label_values(&[reason]).inc();
-        let admitted =
-            self.limits.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default().admit(now());
+        let admitted = {
+            let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept = reasons.entry(reason).or_default();
+            (kept.last_ms, kept.last_source) = (self.clock.now_ms(), source);
+            kept.limit.admit(now())
+        };
         macro_rules! log {
             ($level:ident, $suppressed:expr) => {{
                 let Line { status, detail, source, source_from, method, path, application } = line();
@@ -96,15 +131,15 @@ impl Refusals {
     /// Counts and logs that a connection was refused with `problem`, because of `detail`.
     pub(super) fn note_problem(&self, problem: Problem, detail: impl Into<String>, peer: Peer) {
         let line = || Line::of_connection(Some(problem.status().as_u16()), detail, peer);
-        self.note(problem.reason(), line);
+        self.note(problem.reason(), Some(peer.address), line);
     }
 
     /// Logs how many had no line, once there may be one. To be called now and then: the last refusals of many would
     /// otherwise never be logged.
     pub(super) fn flush(&self) {
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        for (reason, limit) in &mut *limits {
-            if let Some(suppressed) = limit.flush(now()) {
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        for (reason, kept) in &mut *reasons {
+            if let Some(suppressed) = kept.limit.flush(now()) {
                 tracing::warn!(listener = self.listener, reason, suppressed, "requests refused");
             }
         }

@@ -136,7 +136,8 @@ impl Webhook {
             }
             Err(Rejected { problem, verified }) => {
                 let line = || self.describe(problem, &method, path, peer, headers, verified);
-                self.refusals.note(problem.reason(), line);
+                let (source, _) = self.intake.access.describe_source(peer, headers);
+                self.refusals.note(problem.reason(), source, line);
                 (problem.into_response(), Outcome::Refused(problem.reason()))
             }
         };

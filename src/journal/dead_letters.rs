@@ -114,6 +114,39 @@ pub(super) fn select(
     found.filter_map(|stored| sqlite::readable(stored).transpose()).collect()
 }
 
+/// How many dead letters a sink has for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterGroup {
+    /// The sink.
+    pub sink: String,
+    /// The kind of refusal, from the sinks' closed set.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// When the first of them became one, in Unix milliseconds.
+    pub first_ms: i64,
+    /// When the last of them did.
+    pub last_ms: i64,
+}
+
+/// The dead letters by sink and reason, the most frequent first.
+pub(super) fn groups(connection: &Connection) -> rusqlite::Result<Vec<DeadLetterGroup>> {
+    let sql = "SELECT sink, reason, count(*), min(at_ms), max(at_ms) FROM dead_letters
+               GROUP BY sink, reason ORDER BY sink, count(*) DESC, reason";
+    let mut statement = connection.prepare_cached(sql)?;
+    let groups = statement.query_map([], |row| {
+        Ok(DeadLetterGroup {
+            sink: row.get(0)?,
+            // Text for people, outside of the checksum.
+            reason: String::from_utf8_lossy(row.get_ref(1)?.as_bytes()?).into_owned(),
+            count: row.get::<_, i64>(2)? as u64,
+            first_ms: row.get(3)?,
+            last_ms: row.get(4)?,
+        })
+    })?;
+    groups.collect()
+}
+
 /// The event of one; `None` where that is damaged, or there is none.
 pub(super) fn event(connection: &Connection, sink: &str, position: u64) -> rusqlite::Result<Option<Record>> {
     let sql = format!("SELECT {COLUMNS} FROM dead_letters d WHERE d.sink = ?1 AND d.position = ?2");

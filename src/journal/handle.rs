@@ -15,8 +15,8 @@ use super::sinks::Sink;
 use super::state_queue::StateOp;
 use super::state_writer::open_for_reading;
 use super::{
-    AppendError, Appended, Closed, Command, DeadLetter, Entry, Health, Limits, Origin, Reader, Resend, ResendCursor,
-    ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters, lock, stuck,
+    AppendError, Appended, Closed, Command, DeadLetter, DeadLetterGroup, Entry, Health, Limits, Origin, Reader, Resend,
+    ResendCursor, ResendOutcome, Resume, Row, Shared, Stats, StuckEvent, dead_letters, lock, stuck,
 };
 
 /// Bytes that may wait for the writer, so that large bodies cannot fill the memory.
@@ -354,6 +354,14 @@ impl Journal {
     /// How many dead letters a sink has.
     pub fn dead_letters(&self, sink: &str) -> u64 {
         self.shared.sinks.get(sink).map_or(0, |sink| sink.dead_letters.load(Ordering::Relaxed))
+    }
+
+    /// The dead letters by sink and reason, those of sinks that are no longer configured among them. Blocks.
+    ///
+    /// # Errors
+    /// When they cannot be read now.
+    pub fn dead_letter_groups(&self) -> Result<Vec<DeadLetterGroup>, ReadError> {
+        self.read_state(|connection| dead_letters::groups(connection).map_err(NextError::Engine))
     }
 
     /// A reader of its own; nothing is opened yet.

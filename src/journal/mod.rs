@@ -54,11 +54,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::admin::{AdminError, JournalAdmin, SinkSummary, Summary};
 pub use self::backfill::{BackfillCandidate, Hook};
-pub use self::dead_letters::{DeadLetter, StoredDeadLetter};
+pub use self::dead_letters::{DeadLetter, DeadLetterGroup, StoredDeadLetter};
 pub use self::handle::{Journal, Pending};
 pub use self::inspect::{Inspection, inspect};
 pub use self::reader::{Batch, Filter, Limits, ReadError, Reader};
@@ -222,7 +222,7 @@ pub struct EngineError(#[from] rusqlite::Error);
 pub struct Closed;
 
 /// Whether the journal takes events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// It does.
@@ -236,7 +236,7 @@ pub enum Health {
 }
 
 /// What the journal holds, at this moment.
-#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Stats {
     /// Whether it takes events.
     pub health: Health,

@@ -211,7 +211,7 @@ impl<'a> Session<'a> {
     }
 
     fn set_connected(&mut self, is_connected: bool) {
-        self.forwarder.status.set_connected(is_connected);
+        self.forwarder.status.set_connected(is_connected, self.forwarder.clock.now_ms());
         self.backlog.connected.set(is_connected, Instant::now());
     }
 
@@ -301,10 +301,12 @@ impl<'a> Session<'a> {
         if ack.duplicate {
             metrics.sink_broker_duplicates.with_label_values(&[name]).inc();
         }
+        let now_ms = clock.now_ms();
+        status.published(now_ms);
         if attempt.origin.is_some() {
             metrics.sink_resent.with_label_values(&[name]).inc();
         } else {
-            let age_ms = clock.now_ms().saturating_sub(attempt.accepted_ms).max(0);
+            let age_ms = now_ms.saturating_sub(attempt.accepted_ms).max(0);
             metrics.delivery_to_broker_seconds.with_label_values(&[name]).observe(age_ms as f64 / 1000.0);
         }
         let targets = &mut self.backlog.targets;
@@ -312,7 +314,7 @@ impl<'a> Session<'a> {
             targets.succeeded(attempt.head.place, attempt.target.as_ref(), window);
         }
         if targets.is_empty() && self.log.recovered(now.into_std()) {
-            status.set_failure(None);
+            status.recovered();
         }
         self.end_span(attempt, None);
         self.backlog.published(self.forwarder, attempt.head, attempt.origin, attempt.position);

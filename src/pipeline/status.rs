@@ -1,17 +1,32 @@
 //! What others may see of a forwarder.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+use crate::sink::Fault;
 
 /// How a sink is doing.
 #[derive(Debug, Default)]
 pub struct SinkStatus {
     connected: AtomicBool,
+    /// When that changed last; 0 if it never did.
+    connected_changed_ms: AtomicI64,
+    /// When the broker acknowledged an event last; 0 if it never did.
+    published_ms: AtomicI64,
     in_flight: AtomicU64,
     stuck: AtomicU64,
     waiting_full: AtomicBool,
-    last_failure: Mutex<Option<String>>,
+    failures: Mutex<Failures>,
     warnings: Mutex<Vec<String>>,
+}
+
+/// What a sink's failures were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// Since when something fails, in Unix milliseconds; `None` if everything has worked since the last failure.
+    pub since_ms: Option<i64>,
+    /// The last failure since the start of the bridge, and when it was.
+    pub last: Option<(i64, Fault)>,
 }
 
 impl SinkStatus {
@@ -37,7 +52,23 @@ impl SinkStatus {
 
     /// The last failure, unless everything has worked since.
     pub fn last_failure(&self) -> Option<String> {
-        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let failures = self.failures();
+        failures.since_ms.and(failures.last).map(|(_, fault)| fault.to_string())
+    }
+
+    /// What has failed since the start of the bridge.
+    pub fn failures(&self) -> Failures {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When the broker acknowledged an event last, in Unix milliseconds; `None` if it did not since the start.
+    pub fn published_ms(&self) -> Option<i64> {
+        Some(self.published_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
+    }
+
+    /// Since when the broker is connected or not, in Unix milliseconds; `None` if it is not since the start.
+    pub fn connected_changed_ms(&self) -> Option<i64> {
+        Some(self.connected_changed_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0)
     }
 
     /// What may lose acknowledged events at the broker, as the last connection has found it.
@@ -53,8 +84,14 @@ impl SinkStatus {
         new
     }
 
-    pub(super) fn set_connected(&self, connected: bool) {
-        self.connected.store(connected, Ordering::Relaxed);
+    pub(super) fn set_connected(&self, connected: bool, now_ms: i64) {
+        if self.connected.swap(connected, Ordering::Relaxed) != connected {
+            self.connected_changed_ms.store(now_ms, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn published(&self, now_ms: i64) {
+        self.published_ms.store(now_ms, Ordering::Relaxed);
     }
 
     pub(super) fn set_in_flight(&self, events: usize) {
@@ -70,7 +107,14 @@ impl SinkStatus {
         self.waiting_full.swap(full, Ordering::Relaxed) != full
     }
 
-    pub(super) fn set_failure(&self, failure: Option<String>) {
-        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    pub(super) fn failed(&self, fault: &Fault, now_ms: i64) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.since_ms.get_or_insert(now_ms);
+        failures.last = Some((now_ms, fault.clone()));
+    }
+
+    /// Nothing fails any more.
+    pub(super) fn recovered(&self) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).since_ms = None;
     }
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Components, SCHEMAS, answer, certificate, problems, server};
 use crate::http::admin::{Settings, Status};
 use crate::http::documents::{self, SCHEMA_JSON};
+use crate::http::overview::Overview;
 use crate::http::reply::Problem;
 use crate::metrics;
 use crate::sendbird::schema::SchemaDocument;
@@ -30,7 +31,8 @@ pub(super) fn paths(settings: &Settings, components: &mut Components) -> Map<Str
         let description = "`admin.token`; asked for by everything but health and metrics.";
         components.scheme("adminToken", json!({ "type": "http", "scheme": "bearer", "description": description }))
     });
-    let operations = health().into_iter().chain([metrics(), status(components), feed()]).chain(published());
+    let operations =
+        health().into_iter().chain([metrics(), overview(components), status(components), feed()]).chain(published());
     operations
         .map(|operation| {
             let token = token.as_ref().filter(|_| !operation.is_open);
@@ -87,6 +89,16 @@ fn metrics<'a>() -> Operation<'a> {
         problems: &[Problem::Internal],
         is_open: true,
         ..operation("/metrics", "metrics", "Metrics for Prometheus", description, answer)
+    }
+}
+
+fn overview<'a>(components: &mut Components) -> Operation<'a> {
+    let description = "The sentence and its reasons follow the rules of the alerts; `needs_a_person` is whether somebody has to do \
+                       something. Rates and percentiles are of the counters, which are read every ten seconds.";
+    let answer = answer("The overview.", "application/json", &components.schema::<Overview>());
+    Operation {
+        problems: &[Problem::Internal],
+        ..operation("/overview", "overview", "How the bridge is, in one sentence and in figures", description, answer)
     }
 }
 

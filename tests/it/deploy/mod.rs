@@ -7,3 +7,5 @@ mod image;
 mod isolation;
 #[cfg(feature = "nats")]
 mod prometheus;
+#[cfg(feature = "nats")]
+mod verdict;

@@ -12,12 +12,14 @@ use crate::support::repository::{names, read, repository};
 use crate::support::samples::{APPLICATION, samples};
 
 /// The metrics, with their labels, as a scrape has them.
-const CONTRACT: [(&str, &[&str]); 26] = [
+const CONTRACT: [(&str, &[&str]); 28] = [
     ("deliveries_total", &["category", "outcome"]),
     ("rejected_total", &["reason"]),
     ("signature_headers_total", &["present"]),
     ("answer_seconds_bucket", &["le", "status"]),
     ("late_commits_total", &[]),
+    ("last_delivery_timestamp_seconds", &[]),
+    ("sink_last_publish_timestamp_seconds", &["sink"]),
     ("journal_commit_seconds_bucket", &["le"]),
     ("journal_records", &[]),
     ("journal_bytes", &[]),

@@ -8,6 +8,7 @@ mod forward_proxy;
 mod logs;
 mod metrics;
 mod otlp;
+mod overview;
 mod platform_client;
 mod reconcile;
 mod replay_and_dead_letters;
