@@ -214,8 +214,7 @@ impl Judge<'_> {
             self.find("AnswersSlow", Warning, text, "look at journal_commit_seconds: is the disk slow?");
         }
         if let Some(quiet) = self.since(state.deliveries.last_at).filter(|_| state.window(3600).deliveries == 0)
-            && quiet >= HOURS
-            && quiet < 24.0 * HOURS
+            && (HOURS..24.0 * HOURS).contains(&quiet)
         {
             say(format!("No delivery for {}", age(quiet)));
             let text = format!("the last delivery came {} ago", age(quiet));
