@@ -2,7 +2,8 @@
 that it does not share its errors.
 
 Promises: sends at a fixed rate whatever the answers are, each delivery with its own call (TAG-NUMBER), each try with a
-second to be answered. Without --keep each try is a connection of its own. It prints JSON: how each first try and each
+second to be answered. Without --keep each try is a connection of its own; with it, one that the other side has closed while it
+was idle is not used again, as HTTP clients do it. It prints JSON: how each first try and each
 delivery ended, the calls that were answered 200, the slowest answer, the longest time without an answer 200, and each of more than
 half a second, as moments of the machine's monotonic clock.
 
@@ -17,6 +18,7 @@ import hashlib
 import hmac
 import http.client
 import json
+import select
 import sys
 import threading
 import time
@@ -46,6 +48,9 @@ class Sender:
         }
         if not self.options.keep:
             headers["connection"] = "close"
+        elif connection.sock and select.select([connection.sock], [], [], 0)[0]:
+            # Nothing is to be read between two requests but its end.
+            connection.close()
         try:
             connection.request("POST", self.url.path, body, headers)
             answer = connection.getresponse()
