@@ -142,8 +142,12 @@ def main():
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--tries", type=int, default=1)
     parser.add_argument("--keep", action="store_true")
-    parser.add_argument("--workers", type=int, default=200)
-    print(json.dumps(Sender(parser.parse_args()).run()))
+    parser.add_argument("--workers", type=int)
+    options = parser.parse_args()
+    # Enough to keep the rate while each try takes its second. Connections that are kept are so few that each is used more often than
+    # once a second: a stopping bridge closes those that are idle for longer, and a delivery may just be on its way into one.
+    options.workers = options.workers or (32 if options.keep else 200)
+    print(json.dumps(Sender(options).run()))
 
 
 if __name__ == "__main__":
