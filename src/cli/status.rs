@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::admin::{Admin, AdminArgs};
 use super::output::OutputArgs;
@@ -17,6 +17,9 @@ use crate::http::overview::{Moment, Overview, Sink, State};
 
 /// How often `top` asks.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// How long the bridge may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// So many reasons of refusals are named; `--output json` has all.
 const MOST_REASONS: usize = 3;
@@ -76,7 +79,17 @@ pub(super) async fn top(args: TopArgs, loaded: Loaded) -> Result<(), Failure> {
 
 /// The answer as it came, and read.
 async fn ask(admin: &Admin) -> Result<(String, Overview), Failure> {
-    let body = admin.get("/overview", None).await?.into_body().collect().await.map_err(Failure::other)?.to_bytes();
+    let answer = async {
+        let response = admin.get("/overview", None).await?;
+        Ok(response.into_body().collect().await.map_err(Failure::other)?.to_bytes())
+    };
+    // A process that stands still takes connections and never answers.
+    let body = timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_elapsed| {
+        let seconds = ANSWER_WITHIN.as_secs();
+        Err(Failure::other(format!(
+            "expected an answer of the bridge within {seconds} s, but there was none: does its process hang?"
+        )))
+    })?;
     let text = String::from_utf8_lossy(&body).into_owned();
     let overview = serde_json::from_str(&text).map_err(|error| {
         Failure::Failed(format!(
@@ -175,6 +188,6 @@ fn row(sink: &Sink, now: Moment) -> Vec<String> {
         caught_up,
         format!("{:.1}/s", sink.published_per_second),
         grouped(sink.stuck_records),
-        grouped(sink.dead_letters()),
+        grouped(sink.dead_letters_total),
     ]
 }

@@ -61,3 +61,13 @@ fn the_overview_asks_for_the_admin_token_and_status_finds_it() {
     assert!(ended.stdout().starts_with("No delivery yet; no sink is configured."), "{}", ended.stdout());
     assert!(!ended.stdout().contains("canary"), "{}", ended.stdout());
 }
+
+#[test]
+fn status_of_a_bridge_that_hangs_ends_and_says_so() {
+    let bridge = Config::new().fixed_address().start();
+    bridge.process.freeze();
+    let ended = command(&bridge, &["status"]);
+    bridge.process.thaw();
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.stderr().contains("expected an answer of the bridge within 10 s"), "{}", ended.stderr());
+}
