@@ -167,7 +167,7 @@ impl Observer {
     fn sinks(&self, minute: &Since<'_>, lately: &Since<'_>) -> Vec<Sink> {
         let now_ms = self.clock.now_ms();
         let groups = self.journal.dead_letter_groups().unwrap_or_else(|error| {
-            tracing::debug!(%error, "cannot read the dead letters");
+            tracing::debug!(%error, "cannot read the reasons of the dead letters; only their number is known");
             Vec::new()
         });
         let sinks = self.sinks.iter().enumerate().map(|(index, SinkEntry { name, kind, status })| {
@@ -205,6 +205,7 @@ impl Observer {
                 in_flight: status.in_flight(),
                 stuck_records: stuck,
                 waiting_full: status.waiting_full(),
+                dead_letters_total: now.dead_letters,
                 dead_letters: dead_letters.collect(),
                 dead_letters_lately: i64::try_from(now.dead_letters).unwrap_or(i64::MAX)
                     - i64::try_from(old.dead_letters).unwrap_or(i64::MAX),

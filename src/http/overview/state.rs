@@ -164,7 +164,9 @@ pub struct Sink {
     pub stuck_records: u64,
     /// Whether so many events wait that no more are read.
     pub waiting_full: bool,
-    /// Dead letters, by reason.
+    /// How many dead letters there are.
+    pub dead_letters_total: u64,
+    /// The same by reason; empty where the journal cannot be read now.
     pub dead_letters: Vec<DeadLetters>,
     /// How many dead letters were added lately, less those that were requeued or discarded.
     pub dead_letters_lately: i64,
@@ -176,13 +178,6 @@ pub struct Sink {
     pub resends_pending: u64,
     /// Replays under way.
     pub active_replays: u64,
-}
-
-impl Sink {
-    /// All its dead letters.
-    pub fn dead_letters(&self) -> u64 {
-        self.dead_letters.iter().map(|group| group.count).sum()
-    }
 }
 
 /// A failure of a sink.

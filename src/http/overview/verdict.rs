@@ -315,7 +315,7 @@ impl Judge<'_> {
             self.troubles.push(text.clone());
             self.find("WaitingFull", Critical, text, &format!("sendbird-bridge stuck list --sink {name}"));
         }
-        let dead = sink.dead_letters();
+        let dead = sink.dead_letters_total;
         if dead > 0 || sink.dead_letters_lately > 0 {
             let text = format!("{} dead letter{} of {name}", grouped(dead), if dead == 1 { "" } else { "s" });
             self.troubles.push(text.clone());

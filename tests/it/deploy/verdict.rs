@@ -41,6 +41,7 @@ fn well() -> State {
         in_flight: 0,
         stuck_records: 0,
         waiting_full: false,
+        dead_letters_total: 0,
         dead_letters: Vec::new(),
         dead_letters_lately: 0,
         gone_lately: 0,
@@ -128,6 +129,7 @@ fn states() -> Vec<(&'static str, State)> {
             "Receiving; 2 dead letters of kafka.",
             of(|s| {
                 let (first_at, last_at) = (before(30_000), before(20_000));
+                s.sinks[0].dead_letters_total = 2;
                 s.sinks[0].dead_letters = vec![DeadLetters { reason: "too_large".into(), count: 2, first_at, last_at }];
             }),
         ),
@@ -165,7 +167,7 @@ fn series(state: &State) -> Vec<(String, String)> {
         gauge("sink_oldest_pending_seconds", sink.oldest_pending_seconds);
         gauge("sink_stuck_records", sink.stuck_records as f64);
         gauge("sink_waiting_full", f64::from(u8::from(sink.waiting_full)));
-        gauge("sink_dead_letters", sink.dead_letters() as f64);
+        gauge("sink_dead_letters", sink.dead_letters_total as f64);
     }
     let label = "job=\"sendbird-bridge\",instance=\"a\"}";
     all.into_iter().map(|(name, values)| (format!("sendbird_bridge_{name}{label}"), values)).collect()
