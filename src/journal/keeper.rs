@@ -397,7 +397,7 @@ impl Keeper {
             for entry in from.entries.iter().filter(|entry| needed.contains(entry.position)) {
                 bytes.clear();
                 let kind = from.kind(entry);
-                match reader.at(entry.position).map_err(io::Error::other)? {
+                match reader.row_in(segment, entry).map_err(io::Error::other)? {
                     Some(Row::Intact(record)) => {
                         record::encode_record(&mut bytes, &record);
                         let (offset, length) = (index.log_bytes as u32, bytes.len() as u32);
@@ -407,7 +407,11 @@ impl Keeper {
                         index.push_entry(IndexEntry { offset: 0, length: 0, ..*entry }, kind);
                     }
                     None => {
-                        return Err(io::Error::other(format!("event {} is not found in its segment", entry.position)));
+                        let path = segment.name.log(&chain.dir);
+                        return Err(io::Error::other(format!(
+                            "expected {} in the journal, but it was released",
+                            path.display()
+                        )));
                     }
                 }
                 out.write_all(&bytes)?;

@@ -168,6 +168,16 @@ impl Reader {
         Ok(row)
     }
 
+    /// The row of an entry of this segment; `None` if it has been released or compacted meanwhile.
+    ///
+    /// # Errors
+    /// When the file cannot be opened; damage is no error.
+    pub(super) fn row_in(&mut self, segment: &Arc<Segment>, entry: &IndexEntry) -> Result<Option<Row>, ReadError> {
+        let row = self.open(segment)?.map(|current| current.read_one(entry));
+        self.note_damaged(row.as_slice());
+        Ok(row)
+    }
+
     fn note_damaged(&self, rows: &[Row]) {
         let Some(current) = &self.current else { return };
         for row in rows {
