@@ -25,6 +25,7 @@ use crate::http::documents::Documents;
 use crate::http::feed::Feeds;
 use crate::http::listener::{Bound, Limits, Listener, Terms};
 use crate::http::overview::{Observed, Observer, SinkEntry};
+use crate::http::page::PageFiles;
 use crate::http::readiness::Readiness;
 use crate::http::refusals::Refusals;
 use crate::http::tls::{self, Certificates};
@@ -194,6 +195,7 @@ impl App {
             stop,
             started: Instant::now(),
             documents: Documents::default(),
+            page_files: PageFiles::new(),
         };
         // Last: until here a sender is refused, and tries again, instead of waiting while a journal is opened.
         let webhook = webhook.listen().map_err(webhook_error)?;

@@ -1,6 +1,6 @@
 //! The admin endpoint: health, metrics, status, the feed and the documents.
 //!
-//! Health and metrics are open; the rest asks for the admin token where one is set. Readiness means
+//! Health, metrics and the files of the operations page are open; the rest asks for the admin token where one is set. Readiness means
 //! that the journal takes events and never depends on a broker: otherwise an outage of a broker would
 //! take every receiver away from Sendbird, and events would be lost.
 
@@ -22,6 +22,7 @@ use super::documents::Documents;
 use super::feed::Feeds;
 use super::listener::Limits;
 use super::overview::{Observer, SinkEntry};
+use super::page::{self, PageFiles};
 use super::readiness::Readiness;
 use super::reply::{self, Problem, respond};
 use super::tls;
@@ -47,7 +48,7 @@ pub struct Settings {
     /// The address and port of the admin endpoint.
     #[serde(deserialize_with = "units::address")]
     pub listen: SocketAddr,
-    /// The bearer token for everything but health and metrics; required when `listen` is not loopback.
+    /// The bearer token for everything but health, metrics and the files of the page; required when `listen` is not loopback.
     pub token: Option<Secret>,
     /// The listener's certificate; without one it speaks plain HTTP.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -104,6 +105,8 @@ pub struct Admin {
     pub started: Instant,
     /// Schemas and descriptions of the endpoints and messages.
     pub documents: Documents,
+    /// The files of the operations page.
+    pub page_files: PageFiles,
 }
 
 /// How the bridge is doing.
@@ -176,7 +179,9 @@ pub fn filter(
             let admin = Arc::clone(&admin);
             async move {
                 let answer = admin.answer(&method, path.as_str(), &query, &headers).await;
-                answer.unwrap_or_else(Reply::into_response)
+                let mut answer = answer.unwrap_or_else(Reply::into_response);
+                page::protect(answer.headers_mut());
+                answer
             }
         },
     )
@@ -193,7 +198,8 @@ impl Admin {
         const OPEN: [&str; 4] = ["/livez", "/readyz", "/startupz", "/metrics"];
         const GUARDED: [&str; 3] = ["/overview", "/status", "/events"];
         let mut document = None;
-        if !OPEN.contains(&path) {
+        let page = self.page_files.get(path);
+        if page.is_none() && !OPEN.contains(&path) {
             self.check_token(headers)?;
             document = self.documents.get(path);
             if document.is_none() && !GUARDED.contains(&path) {
@@ -202,6 +208,9 @@ impl Admin {
         }
         if method != Method::GET && method != Method::HEAD {
             return Err(Problem::Method { allow: "GET, HEAD" });
+        }
+        if let Some(page) = page {
+            return Ok(page);
         }
         if let Some(document) = document {
             return Ok(respond(StatusCode::OK, document.content_type, document.body.to_vec()));

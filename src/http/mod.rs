@@ -10,6 +10,7 @@ pub mod feed;
 pub mod listener;
 pub mod openapi;
 pub mod overview;
+pub mod page;
 mod proxy_protocol;
 pub mod readiness;
 pub mod refusals;

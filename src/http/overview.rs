@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
 
 use self::activity::{Activity, INTERVAL, Reading, Since, SinkReading};
-pub use self::state::{DeadLetters, Deliveries, Failure, Journal, Moment, Refused, Sink, State, Window};
+pub use self::state::{DeadLetters, Deliveries, Failure, History, Journal, Moment, Refused, Sink, State, Window};
 pub use self::verdict::{Finding, Severity, Verdict, judge};
 use super::readiness::Readiness;
 use super::refusals::Refusals;
@@ -132,6 +132,7 @@ impl Observer {
             deliveries: Deliveries {
                 last_at: (last_ms > 0).then_some(Moment(last_ms)),
                 total: now.deliveries,
+                history: history(&activity),
                 windows: WINDOWS.map(|seconds| window(seconds, &within(Duration::from_secs(seconds)))).to_vec(),
             },
             refused: self.refused(&now, &within(Duration::from_secs(WINDOWS[1])), &within(HALF_HOUR), &within(HOUR)),
@@ -217,6 +218,22 @@ impl Observer {
         });
         sinks.collect()
     }
+}
+
+fn history(activity: &Activity) -> History {
+    let slots = (LATELY.as_secs() / INTERVAL.as_secs()) as usize;
+    let mut history = History { step_seconds: INTERVAL.as_secs(), slots, ..History::default() };
+    for step in activity.steps(slots) {
+        history.deliveries_per_second.push(rounded(step.deliveries() as f64 / step.seconds));
+        history.refused_per_second.push(rounded(step.refused_in_all() as f64 / step.seconds));
+        history.answer_seconds_p99.push(step.answer_quantile(0.99).map(rounded));
+    }
+    history
+}
+
+/// To four digits behind the point: 90 numbers with all of theirs would be most of the answer.
+fn rounded(number: f64) -> f64 {
+    (number * 10_000.0).round() / 10_000.0
 }
 
 fn window(seconds: u64, since: &Since<'_>) -> Window {

@@ -6,6 +6,7 @@ use super::{Components, SCHEMAS, answer, certificate, problems, server};
 use crate::http::admin::{Settings, Status};
 use crate::http::documents::{self, SCHEMA_JSON};
 use crate::http::overview::Overview;
+use crate::http::page;
 use crate::http::reply::Problem;
 use crate::metrics;
 use crate::sendbird::schema::SchemaDocument;
@@ -28,11 +29,13 @@ pub(super) fn paths(settings: &Settings, components: &mut Components) -> Map<Str
     let server = server(settings.listen, settings.tls.as_ref(), "`admin.listen`");
     let certificate = certificate(settings.tls.as_ref(), components);
     let token = settings.token.as_ref().map(|_| {
-        let description = "`admin.token`; asked for by everything but health and metrics.";
+        let description = "`admin.token`; asked for by everything but health, metrics and the page's files.";
         components.scheme("adminToken", json!({ "type": "http", "scheme": "bearer", "description": description }))
     });
-    let operations =
-        health().into_iter().chain([metrics(), overview(components), status(components), feed()]).chain(published());
+    let operations = health()
+        .into_iter()
+        .chain([metrics(), page(), overview(components), status(components), feed()])
+        .chain(published());
     operations
         .map(|operation| {
             let token = token.as_ref().filter(|_| !operation.is_open);
@@ -90,6 +93,12 @@ fn metrics<'a>() -> Operation<'a> {
         is_open: true,
         ..operation("/metrics", "metrics", "Metrics for Prometheus", description, answer)
     }
+}
+
+fn page<'a>() -> Operation<'a> {
+    let description = "For people. Its scripts and style sheets are beside it and change their path when they change.";
+    let answer = answer("The page.", page::HTML, &json!({ "type": "string" }));
+    Operation { is_open: true, ..operation("/", "page", "The operations page", description, answer) }
 }
 
 fn overview<'a>(components: &mut Components) -> Operation<'a> {

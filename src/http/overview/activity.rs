@@ -74,6 +74,17 @@ impl Activity {
         Since { before, now, seconds: at.duration_since(taken).as_secs_f64().max(0.001) }
     }
 
+    /// What has changed from each reading to the next, the oldest first, of so many at most.
+    pub(super) fn steps(&self, count: usize) -> impl Iterator<Item = Since<'_>> {
+        let skipped = self.0.len().saturating_sub(count + 1);
+        let pairs = self.0.iter().zip(self.0.iter().skip(1)).skip(skipped);
+        pairs.map(|((from, before), (to, now))| Since {
+            before,
+            now,
+            seconds: to.duration_since(*from).as_secs_f64().max(0.001),
+        })
+    }
+
     /// By how many bytes a second the journal grows, as the line through the readings of the window says. That is what
     /// Prometheus calls `deriv`. `None` with fewer than two readings.
     pub(super) fn journal_growth(&self, window: Duration, at: Instant, now: &Reading) -> Option<f64> {
@@ -157,6 +168,12 @@ mod tests {
             activity.add(at(10 * tick), reading(10 * tick, 0));
         }
         assert_eq!(activity.0.len(), KEPT);
+        let steps: Vec<_> = activity.steps(90).map(|step| (step.deliveries(), step.seconds)).collect();
+        assert_eq!(steps, [(10, 10.0); 90]);
+        let (mut young, tick) = (Activity::new(start, reading(5, 0)), at(10));
+        assert_eq!(young.steps(90).count(), 0);
+        young.add(tick, reading(9, 0));
+        assert_eq!(young.steps(90).map(|step| step.deliveries()).collect::<Vec<_>>(), [4]);
         let now = reading(4_007, 0);
         let within = |seconds| {
             let since = activity.since(Duration::from_secs(seconds), at(4_007), &now);

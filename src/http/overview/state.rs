@@ -76,6 +76,23 @@ pub struct Deliveries {
     pub total: u64,
     /// The last minute, five minutes and hour.
     pub windows: Vec<Window>,
+    /// The last quarter of an hour, step by step.
+    pub history: History,
+}
+
+/// The last quarter of an hour in steps, the oldest first, with a number for each in each list; fewer after a start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct History {
+    /// How long a step is.
+    pub step_seconds: u64,
+    /// How many steps there are once the bridge has run for long enough.
+    pub slots: usize,
+    /// Deliveries answered 200, a second.
+    pub deliveries_per_second: Vec<f64>,
+    /// Requests that were refused, a second.
+    pub refused_per_second: Vec<f64>,
+    /// The time within which 99 in 100 of the deliveries were answered 200 or 503; null where none was.
+    pub answer_seconds_p99: Vec<Option<f64>>,
 }
 
 /// What was answered within some time, or since the start of the bridge if that was later.

@@ -105,7 +105,7 @@ fn health_answers_without_a_broker_in_sight() {
 #[test]
 fn what_the_admin_endpoint_does_not_have_is_answered_404() {
     let bridge = Config::new().start();
-    for path in ["/", "/canary", "/metrics/", "/statu", PATH] {
+    for path in ["/index.html", "/canary", "/metrics/", "/statu", PATH] {
         bridge.admin(path).problem(404);
     }
 }
