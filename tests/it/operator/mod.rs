@@ -9,6 +9,8 @@ mod logs;
 mod metrics;
 mod otlp;
 mod overview;
+#[cfg(feature = "nats")]
+mod page;
 mod platform_client;
 mod reconcile;
 mod replay_and_dead_letters;

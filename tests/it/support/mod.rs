@@ -3,6 +3,8 @@
 pub(crate) mod bridge;
 #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
 pub(crate) mod broker;
+#[cfg(feature = "nats")]
+pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod collector;
 pub(crate) mod crash_state;
