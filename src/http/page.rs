@@ -33,13 +33,15 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const DOCUMENT: &str = include_str!("page/index.html");
 
 /// Each file by name, with its content type.
-const FILES: [(&str, &str, &str); 8] = [
+const FILES: [(&str, &str, &str); 10] = [
     ("api.js", SCRIPT, include_str!("page/api.js")),
     ("app.js", SCRIPT, include_str!("page/app.js")),
     ("chart.js", SCRIPT, include_str!("page/chart.js")),
     ("dom.js", SCRIPT, include_str!("page/dom.js")),
+    ("envelope.js", SCRIPT, include_str!("page/envelope.js")),
     ("format.js", SCRIPT, include_str!("page/format.js")),
     ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
+    ("live.js", SCRIPT, include_str!("page/live.js")),
     ("now.js", SCRIPT, include_str!("page/now.js")),
     ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
 ];

@@ -4,22 +4,28 @@
 import { Unauthorized, get, useToken } from "./api.js";
 import { el, render } from "./dom.js";
 import { age } from "./format.js";
+import * as live from "./live.js";
 import * as now from "./now.js";
 
 /** How often the bridge is asked, in milliseconds. */
 const PERIOD = 2000;
 
+/** Each has an id, a title, and what is called when it is opened, closed, when there is an overview, when the page is hidden. */
+const SCREENS = [now, live];
+
 const part = (id) => document.getElementById(id);
 const main = part("content");
 let timer = 0;
 let answeredAt = null;
+let shown = null;
+let overview = null;
 
 async function ask() {
   clearTimeout(timer);
   try {
-    const overview = await get("overview");
+    overview = await get("overview");
     answeredAt = Date.now();
-    show(overview);
+    show();
   } catch (error) {
     if (error instanceof Unauthorized) return login(error.message);
     lost(error);
@@ -28,13 +34,29 @@ async function ask() {
   if (!document.hidden) timer = setTimeout(ask, PERIOD);
 }
 
-function show(overview) {
+function show() {
   say(overview.sentence, level(overview));
   document.body.classList.remove("old");
   const instance = `${overview.version}, up ${age((Date.parse(overview.at) - Date.parse(overview.started_at)) / 1000)}`;
   render(part("asked"), overview.needs_a_person ? "A person is needed. " : "", el("time", { datetime: overview.at }, `As of ${overview.at.slice(11, 19)} UTC`));
   render(part("footer"), `sendbird-bridge ${instance} · `, el("a", { href: new URL("runbook.html", import.meta.url) }, "Runbook"));
-  now.update(main, overview);
+  if (!shown) route();
+  shown.update?.(main, overview);
+}
+
+/** Opens the screen that the address names: `#/ID` or `#/ID/ARGUMENT`. */
+function route() {
+  // Another address of that kind is one within the screen.
+  if (!overview || (shown && !location.hash.startsWith("#/"))) return;
+  const [, id, argument] = location.hash.split("/");
+  const screen = SCREENS.find((screen) => screen.id === id) ?? now;
+  shown?.close?.();
+  shown = screen;
+  const link = (screen) => el("a", { href: `#/${screen.id}`, "aria-current": screen === shown && "page" }, screen.title);
+  render(part("screens"), SCREENS.map(link));
+  main.replaceChildren();
+  shown.open?.(main, argument && decodeURIComponent(argument), overview);
+  shown.update?.(main, overview);
 }
 
 /** How urgent the sentence is. */
@@ -61,6 +83,8 @@ function lost(error) {
 }
 
 function login(why) {
+  shown?.close?.();
+  shown = null;
   say("The bridge asks for its admin token.", "unknown");
   render(part("asked"), "");
   const form = el(
@@ -82,7 +106,9 @@ function login(why) {
 }
 
 document.addEventListener("visibilitychange", () => {
+  shown?.visibility?.(document.hidden);
   if (document.hidden) clearTimeout(timer);
   else ask();
 });
+addEventListener("hashchange", route);
 ask();

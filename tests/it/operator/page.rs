@@ -3,12 +3,14 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::support::bridge::{Config, signed_by};
 use crate::support::broker::{Kind, Own};
 use crate::support::browser::Browser;
 use crate::support::http::Request;
 use crate::support::process::Stdout;
-use crate::support::samples::{dial, samples};
+use crate::support::samples::{dial, samples, with_items};
 use crate::support::{eventually, load::Load};
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
@@ -151,4 +153,66 @@ fn a_bridge_that_is_gone_is_said_to_be() {
                 || line.contains("ERR_EMPTY_RESPONSE")),
         "{complaints:?}"
     );
+}
+
+/// What somebody may call themselves, or put into a call, to be seen by whoever looks at it.
+const HOSTILE: [&str; 5] = [
+    "<img src=x onerror=\"document.title='owned'\">",
+    "</pre><script>document.title='owned'</script>",
+    "javascript:document.title='owned'",
+    "\u{202e}dlrow olleh\u{2066}\u{200f}",
+    "{{constructor.constructor('document.title=1')()}}",
+];
+
+#[test]
+fn the_feed_is_followed_filtered_and_paused_and_what_people_wrote_stays_text() {
+    let bridge = Config::new().fixed_address().stdout_sink(Stdout::Read).start();
+    for body in samples().values() {
+        bridge.deliver(body).stored();
+    }
+    for (n, hostile) in HOSTILE.into_iter().enumerate() {
+        let items = json!({ hostile: hostile, "long": "x".repeat(10_000) });
+        bridge.deliver(&with_items(hostile, n as u64, &items)).stored();
+    }
+    let mut browser = Browser::start();
+    browser.open(bridge.admin, "/#/live");
+    browser.shows("#feed-state", "Following");
+    eventually("what is kept is shown", || browser.count("#feed > li") == 18);
+    browser.click("#feed > li:nth-child(4) summary");
+    browser.shows("#feed > li:nth-child(4) pre", "</pre><script>document.title='owned'</script>");
+    browser.click("#feed > li:nth-child(2) summary");
+    // Characters that turn the direction of writing are shown as what they are.
+    browser.shows("#feed > li:nth-child(2) pre", r"\u202edlrow olleh\u2066\u200f");
+    browser.shows("#feed > li:nth-child(2) pre", &"x".repeat(10_000));
+    browser.click("#feed > li:nth-child(2) details details summary");
+    browser.shows("#feed > li:nth-child(2) details details pre", "caller_id");
+    assert_eq!(browser.evaluate("document.querySelectorAll('main img, main script, main a').length"), 0);
+    browser.shows("#sentence", "Receiving and publishing.");
+    assert!(!browser.evaluate("document.title").as_str().unwrap().contains("owned"));
+    browser.inspect("live");
+
+    browser.fill("#key", "of-this-call");
+    browser.press("Enter");
+    eventually("others are left out", || browser.count("#feed > li") == 0);
+    bridge.deliver(&dial("of-another-call", 1)).stored();
+    bridge.deliver(&dial("of-this-call", 2)).stored();
+    browser.shows("#feed > li", "of-this-call");
+    assert_eq!(browser.count("#feed > li"), 1);
+    browser.fill("#application", "another");
+    browser.press("Enter");
+    eventually("another application has nothing", || browser.count("#feed > li") == 0);
+    browser.fill("#application", "");
+    browser.fill("#key", "");
+    browser.press("Enter");
+    eventually("all are back", || browser.count("#feed > li") == 20);
+
+    browser.click("#pause");
+    browser.shows("#feed-state", "Paused.");
+    let load = Load::start(&bridge, 1_200, 400);
+    assert!(load.finish().is_all_200());
+    assert_eq!(browser.count("#feed > li"), 20);
+    browser.click("#pause");
+    browser.shows("#feed .note", "came faster than they can be shown, and were skipped");
+    assert_eq!(browser.count("#feed > li"), 200);
+    assert_eq!(browser.complaints(), [""; 0]);
 }

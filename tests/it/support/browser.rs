@@ -92,6 +92,16 @@ impl Browser {
         self.command(&json!(["click", selector]));
     }
 
+    #[track_caller]
+    pub(crate) fn fill(&mut self, selector: &str, text: &str) {
+        self.command(&json!(["fill", selector, text]));
+    }
+
+    #[track_caller]
+    pub(crate) fn press(&mut self, key: &str) {
+        self.command(&json!(["press", key]));
+    }
+
     /// The value of an expression of JavaScript.
     #[track_caller]
     pub(crate) fn evaluate(&mut self, expression: &str) -> Value {
