@@ -70,7 +70,7 @@ fn the_sentence_follows_a_broker_that_stops_and_returns() {
     browser.shows("#sentence", "broker has taken nothing for");
     browser.shows("[aria-label='Sink broker'] .facts", "1, oldest");
     assert_eq!(browser.attribute("#verdict", "class").as_deref(), Some("verdict warning"));
-    browser.inspect("now-broker-away");
+    browser.inspect_for_documents("now-broker-away");
 
     broker.run("start");
     bridge.caught_up();

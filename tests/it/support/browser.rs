@@ -125,6 +125,18 @@ impl Browser {
         assert_eq!(found, json!([]), "{name}: what axe-core found");
     }
 
+    /// As [`Browser::inspect`]; and with the environment variable `BLESS` set, what the documents show is replaced by it.
+    #[track_caller]
+    pub(crate) fn inspect_for_documents(&mut self, name: &str) {
+        self.inspect(name);
+        let document = repository(&format!("docs/images/page-{name}.png"));
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::create_dir_all(document.parent().unwrap()).unwrap();
+            std::fs::copy(screenshots().join(format!("{name}-1280-light.png")), &document).unwrap();
+        }
+        assert!(document.exists(), "{} is missing: BLESS=1 makes it", document.display());
+    }
+
     /// What the browser complained about: errors on the console, exceptions, violations of the policy, requests elsewhere.
     #[track_caller]
     pub(crate) fn complaints(&mut self) -> Vec<String> {
