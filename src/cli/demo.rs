@@ -19,6 +19,7 @@ use crate::config::{Config, SinkConfig, SinkKind};
 use crate::domain::clock::Clock;
 use crate::domain::envelope::Format;
 use crate::domain::secret::Secret;
+use crate::domain::units::Span;
 use crate::journal::Journal;
 use crate::sendbird::sample::{Sample, day};
 use crate::shutdown;
@@ -48,6 +49,10 @@ pub(super) struct Args {
     /// Stay up after the day is over, for deliveries of your own
     #[arg(long)]
     keep_running: bool,
+
+    /// Wait so long after each delivery, as in "500ms", to watch them on the operations page
+    #[arg(long, value_name = "TIME")]
+    pace: Option<Span>,
 
     /// In place of the option of all other commands: the demo has a configuration of its own.
     #[arg(long, hide = true, value_parser = no_configuration)]
@@ -88,7 +93,10 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let journal = app.journal().clone();
     let stop = CancellationToken::new();
     let play = async {
-        let played = play(&url, &journal).await;
+        if args.keep_running || args.pace.is_some() {
+            eprintln!("the operations page: http://{admin}/");
+        }
+        let played = play(&url, &journal, args.pace).await;
         if args.keep_running && played.is_ok() {
             eprintln!("\nstill running until Ctrl-C:");
             eprintln!("  sendbird-bridge send --all --url {url} --token {TOKEN}");
@@ -108,7 +116,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
 }
 
-async fn play(url: &str, journal: &Journal) -> Result<(), Failure> {
+async fn play(url: &str, journal: &Journal, pace: Option<Span>) -> Result<(), Failure> {
     eprintln!("a bridge on {url} with a temporary journal; its sink is standard output");
     eprintln!("playing a day of Sendbird Calls, signed, with retries of some deliveries\n");
     let sendbird = Sendbird::new(
@@ -126,6 +134,9 @@ async fn play(url: &str, journal: &Journal) -> Result<(), Failure> {
         totals.count(&sample, &sendbird.deliver(&sample.body).await);
         if index % RETRY_EVERY == RETRY_EVERY - 1 {
             totals.count(&sample, &sendbird.deliver(&sample.body).await);
+        }
+        if let Some(Span(pace)) = pace {
+            sleep(pace).await;
         }
     }
     let published = published(journal, totals.stored).await;

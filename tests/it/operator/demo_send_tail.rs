@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::bridge::{Bridge, Config, TOKEN};
+use crate::support::http::Request;
 use crate::support::process::{Ended, Process, Stdout, program, run};
 use crate::support::samples::dial;
 use crate::support::{PATIENCE, eventually};
@@ -63,9 +64,17 @@ fn a_demo_whose_reader_goes_away_ends_and_has_not_failed() {
 #[test]
 fn a_demo_that_keeps_running_takes_deliveries_until_it_is_stopped() {
     let mut command = program();
-    command.args(["demo", "--keep-running"]);
+    command.args(["demo", "--keep-running", "--pace", "5ms"]);
     let demo = Process::start(command, Stdout::Read);
     let said = demo.stderr();
+    let mut page = None;
+    eventually("the demo begins with the address of the page", || {
+        page =
+            said.so_far().iter().find_map(|line| line.strip_prefix("the operations page: http://").map(str::to_owned));
+        page.is_some()
+    });
+    let admin = page.unwrap().trim_end_matches('/').parse().unwrap();
+    assert!(Request::get("/").send(admin).text().starts_with("<!doctype html>"));
     let mut hint = None;
     eventually("the demo says how to send to it", || {
         hint = said.so_far().into_iter().find(|line| line.trim_start().starts_with("sendbird-bridge send "));
