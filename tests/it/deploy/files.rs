@@ -1,12 +1,14 @@
 //! What lies in `deploy` for others to use: each says what the others say.
 
 use std::collections::BTreeSet;
+use std::fs::read_to_string;
+use std::path::Path;
 use std::time::Duration;
 
 use sendbird_bridge::app::STOP_LIMIT;
 use serde_json::Value;
 
-use crate::support::repository::read;
+use crate::support::repository::{read, repository};
 
 const RULES: &str = "deploy/prometheus/rules.yaml";
 const RULES_TEST: &str = "deploy/prometheus/rules.test.yaml";
@@ -16,6 +18,27 @@ const RUNBOOK: &str = "docs/runbook.md";
 fn alerts(rules: &str) -> Vec<(&str, &str)> {
     let parts = rules.split("- alert: ").skip(1);
     parts.map(|part| (part.lines().next().unwrap(), part)).collect()
+}
+
+/// What `cargo build` said the program is made of is in the build context, and is copied from there. `cargo test` does not
+/// say it.
+#[test]
+fn the_image_is_built_with_every_file_that_the_program_is_made_of() {
+    let built = Path::new(env!("CARGO_BIN_EXE_sendbird-bridge")).with_extension("d");
+    let built =
+        read_to_string(&built).unwrap_or_else(|error| panic!("{}: {error}; cargo build makes it", built.display()));
+    let root = format!("{}/", repository("").display().to_string().trim_end_matches('/'));
+    let files: BTreeSet<&str> = built.split_whitespace().filter_map(|path| path.strip_prefix(root.as_str())).collect();
+    assert!(files.contains("src/main.rs"), "the program of another checkout: run cargo build here");
+    let (dockerfile, ignored) = (read("deploy/Dockerfile"), read("deploy/Dockerfile.dockerignore"));
+    let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).filter(|line| !line.starts_with('-'));
+    let copied: Vec<&str> = copies.flat_map(|line| line.split(' ').rev().skip(1)).collect();
+    let kept: Vec<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let has = |paths: &[&str], file: &str| paths.iter().any(|path| Path::new(file).starts_with(path));
+    for file in files.into_iter().chain(["Cargo.toml", "Cargo.lock", "deploy/build-rootfs"]) {
+        assert!(has(&copied, file), "deploy/Dockerfile does not copy {file}");
+        assert!(has(&kept, file), "deploy/Dockerfile.dockerignore leaves {file} out");
+    }
 }
 
 /// Prometheus itself runs them in `prometheus`.
