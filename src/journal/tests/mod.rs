@@ -13,6 +13,7 @@ mod stuck_events;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -131,7 +132,10 @@ impl Bench {
 
 /// A segment without the zeros behind its last record.
 pub(super) fn records_of(path: &Path) -> Vec<u8> {
-    let mut bytes = fs::read(path).unwrap();
+    without_zeros(fs::read(path).unwrap())
+}
+
+fn without_zeros(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
     bytes
 }
