@@ -1,9 +1,10 @@
 //! Power cuts: what was answered 200 is there, though the disk lost everything that was not fsynced.
 //!
-//! A shim under the bridge records every write, rename, deletion and fsync of the journal's files in their order, and
-//! each answer notes how long that record was when it came. A cut at any place of the record then gives the files that a
-//! machine would find after it: what was fsynced, and of the rest nothing, or a random part: sectors of 512 bytes, and
-//! each rename and deletion for itself. The real program opens them, and the oracle compares.
+//! A shim under the bridge records every write, rename, deletion and fsync of the journal's files in their order, with
+//! what is printed between them, and each answer notes how long that record was when it came. A cut at any place of the
+//! record then gives the files that a machine would find after it: what was fsynced, and of the rest nothing, or a random
+//! part: sectors of 512 bytes, and each rename and deletion for itself. The real program opens them, and the oracle
+//! compares.
 //!
 //! Proven: the bridge asks for the fsyncs that its answers depend on, in time and in the right order, during start,
 //! commits, and while segments are closed and released, and recovers from what is left; what is released has been
@@ -11,8 +12,6 @@
 //! names of files are durable, since a file counts here as there once its content was fsynced.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -81,6 +80,7 @@ const START: usize = 40;
 fn maintenance(operations: &[Operation]) -> Vec<usize> {
     let is_maintenance = |operation: &Operation| match &operation.done {
         Done::Rename(_) | Done::Unlink | Done::Create | Done::Truncate(_) => true,
+        Done::Print { .. } => false,
         _ => !operation.name.ends_with(".log") && !operation.name.starts_with("state.db"),
     };
     (START..operations.len()).filter(|index| is_maintenance(&operations[*index])).collect()
@@ -163,17 +163,8 @@ fn what_is_answered_after_a_failed_fsync_survives_a_power_cut_too() {
     verdict(&Files::after(&operations, Loss::Everything, |_| true), &deliveries, u64::MAX).exactly_once();
 }
 
-/// How many lines had been printed when the record had a length, noted again and again.
-fn note_lines(bridge: &Bridge, shim: &Shim, done: &AtomicBool) -> Vec<(u64, usize)> {
-    let lines = bridge.printed();
-    let mut notes = Vec::new();
-    while !done.load(Ordering::Relaxed) {
-        // In this order: what was read by now was printed before.
-        let count = lines.count();
-        notes.push((shim.recorded(), count));
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    notes
+fn lines_printed(operation: &Operation) -> usize {
+    if let Done::Print { lines } = operation.done { lines } else { 0 }
 }
 
 /// An event that was being written when the power was cut may be torn, and is then named as damaged. Nothing else is.
@@ -198,23 +189,18 @@ fn what_is_released_has_been_published_for_good() {
     let (shim, config) = Shim::under(many_segments(Config::new().stdout_sink(Stdout::Read)));
     let config = config.set("journal.retain_bytes", "'64KiB'");
     let bridge = config.start();
-    let done = AtomicBool::new(false);
-    let (deliveries, notes) = std::thread::scope(|scope| {
-        let noting = scope.spawn(|| note_lines(&bridge, &shim, &done));
-        let deliveries = load(&bridge, &shim, 60, 25_000);
-        bridge.caught_up();
-        eventually("old events are released", || bridge.status()["journal"]["records"].as_u64().unwrap() < 120);
-        done.store(true, Ordering::Relaxed);
-        (deliveries, noting.join().unwrap())
-    });
+    let deliveries = load(&bridge, &shim, 60, 25_000);
+    bridge.caught_up();
+    eventually("old events are released", || bridge.status()["journal"]["records"].as_u64().unwrap() < 120);
     let lines = bridge.kill_9().stdout;
     let operations = shim.record();
     let removed = operations.iter().filter(|operation| matches!(operation.done, Done::Unlink)).count();
     assert!(removed > 5, "only {removed} files were removed");
+    assert_eq!(operations.iter().map(lines_printed).sum::<usize>(), lines.len());
     for count in cuts(&operations, &mut random) {
         let (operations, cut) = (&operations[..count], operations[count - 1].end);
         say_cut(operations);
-        let printed_before = notes.iter().rev().find(|(at, _)| *at <= cut).map_or(0, |(_, count)| *count);
+        let printed_before: usize = operations.iter().map(lines_printed).sum();
         for files in [
             Files::after(operations, Loss::Everything, |_| true),
             Files::after(operations, Loss::Some(&mut random), |_| true),

@@ -1,6 +1,6 @@
 /* Stands between a process and the files of one directory: lets writes and fsyncs fail on demand, kills the process at
- * one of them, and records what is written, made, renamed, removed and fsynced. Puts the wall clock forward and back,
- * too. Loaded with LD_PRELOAD; see shim.rs.
+ * one of them, and records what is written, made, renamed, removed and fsynced, and what is printed meanwhile. Puts the
+ * wall clock forward and back, too. Loaded with LD_PRELOAD; see shim.rs.
  *
  * SHIM_DIR      the directory, as the kernel names it
  * SHIM_CONTROL  a file of SLOTS int64, mapped, so that it can be changed at any moment (enum below)
@@ -31,7 +31,7 @@
 
 enum { WRITE_ERROR, WRITES_LEFT, SYNC_ERROR, SYNCS_LEFT, SPACE_LIMITED, SPACE_LEFT, FAILED, SEEN, SYNC_DELAY,
        KILL_AT, KILL_LEFT, KILLED, CLOCK_AHEAD_MS, FAIL_OF, KILL_OF, SLOTS };
-enum { OP_WRITE, OP_SYNC, OP_TRUNCATE, OP_UNLINK, OP_SYNC_FAILED, OP_CREATE, OP_RENAME };
+enum { OP_WRITE, OP_SYNC, OP_TRUNCATE, OP_UNLINK, OP_SYNC_FAILED, OP_CREATE, OP_RENAME, OP_PRINT };
 
 enum { NOWHERE, BEFORE_WRITE, IN_WRITE, BEFORE_SYNC, AFTER_SYNC }; /* KILL_AT */
 enum { ANY, EVENTS, STATE, OTHER };                                /* FAIL_OF, KILL_OF */
@@ -124,12 +124,12 @@ static int kind_of(const char *name)
     return strncmp(name, "state.db", 8) == 0 ? STATE : OTHER;
 }
 
-/* An operation, the name, and what belongs to it: the bytes of a write, the new name of a rename. */
+/* An operation, the name, and what belongs to it: the bytes of a write or of what is printed, the new name of a rename. */
 static void record(uint32_t op, const char *name, uint64_t offset, const void *data, uint64_t length)
 {
     if (log_fd < 0)
         return;
-    int with_data = op == OP_WRITE || op == OP_RENAME;
+    int with_data = op == OP_WRITE || op == OP_RENAME || op == OP_PRINT;
     struct { uint32_t op, name; uint64_t offset, length; } head = { op, (uint32_t)strlen(name), offset, length };
     struct iovec parts[3] = {
         { &head, sizeof head }, { (void *)name, head.name }, { (void *)data, with_data ? length : 0 },
@@ -228,9 +228,23 @@ static ssize_t write_at(int fd, const void *data, size_t length, off_t offset)
 ssize_t pwrite(int fd, const void *data, size_t length, off_t offset) { return write_at(fd, data, length, offset); }
 ssize_t pwrite64(int fd, const void *data, size_t length, off64_t offset) { return write_at(fd, data, length, offset); }
 
+/* Recorded before the caller knows of it: what follows from it comes later in the record. */
+static ssize_t print(const void *data, size_t length)
+{
+    ssize_t written = syscall(SYS_write, STDOUT_FILENO, data, length);
+    if (written > 0) {
+        pthread_mutex_lock(&mutex);
+        record(OP_PRINT, "", 0, data, (uint64_t)written);
+        pthread_mutex_unlock(&mutex);
+    }
+    return written;
+}
+
 ssize_t write(int fd, const void *data, size_t length)
 {
     char path[PATH_MAX];
+    if (fd == STDOUT_FILENO)
+        return print(data, length);
     if (!ours(fd, path))
         return syscall(SYS_write, fd, data, length);
     struct stat found;

@@ -215,6 +215,7 @@ impl Shim {
                 4 => Done::SyncFailed,
                 5 => Done::Create,
                 6 => Done::Rename(text(take(length as usize))),
+                7 => Done::Print { lines: take(length as usize).iter().filter(|byte| **byte == b'\n').count() },
                 other => panic!("no operation {other}"),
             };
             operations.push(Operation { name, done, end: at as u64 });
@@ -237,10 +238,10 @@ fn library() -> &'static Path {
     })
 }
 
-/// One thing that happened to one of the journal's files.
+/// One thing that happened to one of the journal's files, or was printed meanwhile.
 #[derive(Debug)]
 pub(crate) struct Operation {
-    /// The file's name at that moment; the directory's is empty.
+    /// The file's name at that moment; that of the directory and of standard output is empty.
     pub(crate) name: String,
     pub(crate) done: Done,
     /// The length of the record up to and with it.
@@ -260,6 +261,10 @@ pub(crate) enum Done {
     Unlink,
     /// As Linux has it: what was not yet durable is dropped, and a later fsync does not bring it back.
     SyncFailed,
+    /// Something was written to standard output, which ended so many lines.
+    Print {
+        lines: usize,
+    },
 }
 
 /// What a power cut does to what was not fsynced.
@@ -349,6 +354,7 @@ impl<'a> Disk<'a> {
     fn play(&mut self, operation: &'a Operation, is_honest: bool) {
         let name = &operation.name;
         match &operation.done {
+            Done::Print { .. } => {}
             Done::Sync if !is_honest => {}
             Done::Sync if name.is_empty() => self.sync_directory(),
             Done::Sync => {
