@@ -28,6 +28,8 @@ pub struct Verdict {
 pub struct Finding {
     /// The alert, and the section of `docs/runbook.md`.
     pub alert: String,
+    /// The sink that it is about; null where it is about deliveries or the journal.
+    pub sink: Option<String>,
     /// Whether deliveries are or will soon be lost, or consumers lack events.
     pub severity: Severity,
     /// What is the matter.
@@ -91,7 +93,11 @@ pub fn judge(state: &State) -> Verdict {
     let receiving = judge.receiving();
     judge.journal();
     for sink in &state.sinks {
+        let before = judge.findings.len();
         judge.sink(sink);
+        for finding in &mut judge.findings[before..] {
+            finding.sink = Some(sink.name.clone());
+        }
     }
     let Judge { mut findings, troubles, .. } = judge;
     findings.sort_by_key(|finding| finding.severity);
@@ -114,7 +120,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     fn find(&mut self, alert: &str, severity: Severity, text: impl Into<String>, action: &str) {
         let alert = format!("SendbirdBridge{alert}");
-        self.findings.push(Finding { alert, severity, text: text.into(), action: action.into() });
+        self.findings.push(Finding { alert, sink: None, severity, text: text.into(), action: action.into() });
     }
 
     /// Refusals for these reasons within five minutes, a second.

@@ -7,12 +7,21 @@ import { age, ago, grouped, millis, rate, since, size } from "./format.js";
 /** Sendbird waits so many seconds for an answer. */
 const SENDBIRD_WAITS = 1;
 
+/** What the names of alerts begin with. */
+const PREFIX = "SendbirdBridge";
+
 export const [id, title] = ["now", "Now"];
 
 /** Shows an overview. */
 export function update(main, overview) {
   render(main, findings(overview), charts(overview), sinks(overview), el("div", { class: "columns" }, journal(overview), refused(overview)));
 }
+
+/** Whether one of these alerts is among the findings. */
+const has = (found, ...alerts) => found.some(({ alert }) => alerts.includes(alert.replace(PREFIX, "")));
+
+/** How urgent they are; the most urgent is the first. */
+const level = (found) => found[0]?.severity ?? "ok";
 
 /** The section of the runbook about an alert. */
 export const runbook = (alert) => `${new URL("runbook.html", import.meta.url)}#${alert.toLowerCase()}`;
@@ -23,7 +32,7 @@ function findings({ findings: all }) {
       "li",
       { class: `finding ${severity}` },
       el("p", null, el("span", { class: `badge ${severity}` }, severity), " ", el("strong", null, text)),
-      el("p", null, "Do: ", action.startsWith("sendbird-bridge ") ? el("code", null, action) : action, " · ", el("a", { href: runbook(alert) }, `Runbook: ${alert.replace("SendbirdBridge", "")}`)),
+      el("p", null, "Do: ", action.startsWith("sendbird-bridge ") ? el("code", null, action) : action, " · ", el("a", { href: runbook(alert) }, `Runbook: ${alert.replace(PREFIX, "")}`)),
     );
   return el("section", { id: "findings", hidden: all.length === 0, "aria-label": "What needs a person" }, el("h2", null, "What needs a person"), el("ul", null, all.map(item)));
 }
@@ -56,28 +65,27 @@ function facts(...rows) {
   return el("dl", { class: "facts" }, rows.filter(Boolean).map(row));
 }
 
-function sinks({ sinks: all, at }) {
+function sinks({ sinks: all, findings: found, at }) {
   if (all.length === 0) return el("section", { id: "sinks" }, el("h2", null, "Sinks"), el("p", null, "No sink is configured: events are kept and can be read from the feed."));
-  return el("section", { id: "sinks" }, el("h2", null, "Sinks"), el("div", { class: "cards" }, all.map((sink) => card(sink, at))));
+  return el("section", { id: "sinks" }, el("h2", null, "Sinks"), el("div", { class: "cards" }, all.map((sink) => card(sink, found.filter((finding) => finding.sink === sink.name), at))));
 }
 
-function card(sink, now) {
-  const isStuck = sink.stuck_records > 0 || sink.waiting_full || sink.dead_letters_total > 0;
-  const state = !sink.connected ? "critical" : isStuck || sink.oldest_pending_seconds > 300 ? "warning" : "ok";
+function card(sink, found, now) {
+  const state = found.length === 0 && !sink.connected ? "warning" : level(found);
   const caughtUp = { 0: "yes" }[sink.caught_up_in_seconds] ?? (sink.caught_up_in_seconds === null ? "no: it gets no less" : `in ${age(sink.caught_up_in_seconds)}`);
-  const [link, alert] = sink.connected ? ["connected for ", null] : ["no connection for ", "SendbirdBridgeSinkDisconnected"];
+  const [link, alert] = sink.connected ? ["connected for ", null] : ["no connection for ", `${PREFIX}SinkDisconnected`];
   return el(
     "article",
     { class: `card ${state}`, "aria-label": `Sink ${sink.name}` },
     el("h3", null, sink.name, sink.name !== sink.type && [" ", el("span", { class: "quiet" }, sink.type)]),
-    el("p", { class: `state ${sink.connected ? "ok" : "critical"}` }, link, since(sink.connected_changed_at, now), alert && [" · ", el("a", { href: runbook(alert) }, "runbook")]),
+    el("p", { class: `state ${sink.connected ? "ok" : "warning"}` }, link, since(sink.connected_changed_at, now), alert && [" · ", el("a", { href: runbook(alert) }, "runbook")]),
     facts(
-      ["Pending", sink.pending_records === 0 ? "0" : `${grouped(sink.pending_records)}, oldest ${age(sink.oldest_pending_seconds)}`, sink.oldest_pending_seconds > 300],
+      ["Pending", sink.pending_records === 0 ? "0" : `${grouped(sink.pending_records)}, oldest ${age(sink.oldest_pending_seconds)}`, has(found, "SinkBehind")],
       ["Caught up", caughtUp, sink.caught_up_in_seconds === null],
       ["Published", [rate(sink.published_per_second), sink.last_publish_at ? [", last ", ago(sink.last_publish_at, now)] : ", none since the start"]],
       ["In flight", grouped(sink.in_flight)],
-      ["Stuck", [grouped(sink.stuck_records), sink.waiting_full && ", reads no further"], sink.stuck_records > 0],
-      ["Dead letters", grouped(sink.dead_letters_total), sink.dead_letters_total > 0],
+      ["Stuck", [grouped(sink.stuck_records), sink.waiting_full && ", reads no further"], has(found, "EventsStuck", "WaitingFull")],
+      ["Dead letters", grouped(sink.dead_letters_total), has(found, "DeadLettersGrowing", "DeadLettersWaiting")],
       sink.resends_pending > 0 && ["To resend", [grouped(sink.resends_pending), sink.active_replays > 0 && `, replays: ${sink.active_replays}`]],
     ),
     sink.dead_letters.length > 0 &&
@@ -95,22 +103,23 @@ function failure({ failing_since: failing, last_failure: last }, now) {
   );
 }
 
-function journal({ journal: all, at }) {
+function journal({ journal: all, findings: found }) {
+  const own = found.filter((finding) => has([finding], "NotReady", "JournalFilling", "DiskLow", "EventsDamaged"));
   const share = all.bytes / all.max_bytes;
   const used = `${size(all.bytes)} of ${size(all.max_bytes)}`;
   return el(
     "section",
     { id: "journal" },
     el("h2", null, "Journal"),
-    el("div", { class: `card ${all.health === "healthy" ? (all.damaged_records > 0 ? "warning" : "ok") : "critical"}` },
+    el("div", { class: `card ${level(own)}` },
       el("meter", { min: 0, max: 1, high: 0.75, value: share.toFixed(4), "aria-label": `${used} used` }, used),
       facts(
-        ["State", all.health, all.health !== "healthy"],
+        ["State", all.health, has(own, "NotReady")],
         ["Used", `${used} (${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %)`],
         ["Events kept", grouped(all.records)],
-        ["Full in", all.full_in_seconds === null ? "does not grow" : `${age(all.full_in_seconds)} at this rate`, all.full_in_seconds !== null && all.full_in_seconds < 4 * 3600 && share > 0.25],
-        ["Disk free", size(all.disk_free_bytes), all.disk_free_bytes < 2 ** 30],
-        ["Damaged", grouped(all.damaged_records), all.damaged_records > 0],
+        ["Full in", all.full_in_seconds === null ? "does not grow" : `${age(all.full_in_seconds)} at this rate`, has(own, "JournalFilling")],
+        ["Disk free", size(all.disk_free_bytes), has(own, "DiskLow")],
+        ["Damaged", grouped(all.damaged_records), has(own, "EventsDamaged")],
       ),
     ),
   );

@@ -7,7 +7,7 @@ use sendbird_bridge::http::overview::{DeadLetters, Moment, Refused, Sink, State,
 use sendbird_bridge::journal::Health;
 
 use crate::support::prometheus::promtool;
-use crate::support::repository::repository;
+use crate::support::repository::{read, repository};
 
 const GIB: u64 = 1024 * 1024 * 1024;
 const NOW: Moment = Moment(1_767_225_733_789);
@@ -179,6 +179,18 @@ fn each_state_has_its_sentence() {
         let verdict = judge(&state);
         assert_eq!(verdict.sentence, sentence, "{:?}", verdict.findings);
         assert_eq!(verdict.needs_a_person, !verdict.findings.is_empty());
+    }
+}
+
+#[test]
+fn what_is_found_of_a_sink_names_it_as_the_alert_does() {
+    let rules = read("deploy/prometheus/rules.yaml");
+    let findings: Vec<_> = states().iter().flat_map(|(_, state)| judge(state).findings).collect();
+    assert!(findings.iter().any(|finding| finding.sink.is_some()) && findings.iter().any(|f| f.sink.is_none()));
+    for finding in findings {
+        let rule = rules.split("- alert: ").find(|rule| rule.lines().next() == Some(&finding.alert)).unwrap();
+        let is_of_sink = rule.contains("$labels.sink");
+        assert_eq!(finding.sink.as_deref(), is_of_sink.then_some("kafka"), "{finding:?}");
     }
 }
 

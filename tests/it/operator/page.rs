@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::bridge::{Config, signed_by};
 use crate::support::broker::{Kind, Own};
@@ -153,6 +153,36 @@ fn a_bridge_that_is_gone_is_said_to_be() {
                 || line.contains("ERR_EMPTY_RESPONSE")),
         "{complaints:?}"
     );
+}
+
+/// The limits are the bridge's: the page has none of its own.
+#[test]
+fn a_card_is_marked_by_what_the_bridge_finds() {
+    let bridge = Config::new().fixed_address().stdout_sink(Stdout::Read).start();
+    let mut browser = Browser::start();
+    browser.open(bridge.admin, "/");
+    browser.shows("[aria-label='Sink lines']", "connected for");
+    let mut marked = |findings: Value| {
+        browser.evaluate(&format!(
+            "(async () => {{
+                const page = document.querySelector('script[type=module]').src;
+                const now = await import(new URL('now.js', page));
+                const overview = await (await fetch('overview')).json();
+                const main = document.createElement('main');
+                now.update(main, {{ ...overview, findings: {findings} }});
+                const classes = [...main.querySelectorAll('#sinks .card, #journal .card')].map((card) => card.className);
+                return [...classes, ...[...main.querySelectorAll('.bad dt')].map((name) => name.textContent)];
+            }})()"
+        ))
+    };
+    let found = |alert: &str, sink: Option<&str>, severity: &str| json!({ "alert": format!("SendbirdBridge{alert}"), "sink": sink, "severity": severity, "text": "", "action": "" });
+    assert_eq!(marked(json!([])), json!(["card ok", "card ok"]));
+    let behind = found("SinkBehind", Some("lines"), "critical");
+    let low = found("DiskLow", None, "critical");
+    assert_eq!(marked(json!([behind, low])), json!(["card critical", "card critical", "Pending", "Disk free"]));
+    let stuck = found("EventsStuck", Some("lines"), "warning");
+    assert_eq!(marked(json!([stuck])), json!(["card warning", "card ok", "Stuck"]));
+    assert_eq!(marked(json!([found("EventsStuck", Some("another"), "warning")])), json!(["card ok", "card ok"]));
 }
 
 /// What somebody may call themselves, or put into a call, to be seen by whoever looks at it.
