@@ -25,12 +25,18 @@ async function ask() {
   try {
     overview = await get("overview");
     answeredAt = Date.now();
-    show();
   } catch (error) {
     if (error instanceof Unauthorized) return login(error.message);
     lost(error);
+    return again();
   }
-  // A page that nobody sees asks nothing.
+  again();
+  show();
+}
+
+/** A page that nobody sees asks nothing. */
+function again() {
+  clearTimeout(timer);
   if (!document.hidden) timer = setTimeout(ask, PERIOD);
 }
 
@@ -44,18 +50,18 @@ function show() {
   shown.update?.(main, overview);
 }
 
-/** Opens the screen that the address names: `#/ID` or `#/ID/ARGUMENT`. */
+/** Opens the screen that the address names: `#/ID`. */
 function route() {
   // Another address of that kind is one within the screen.
   if (!overview || (shown && !location.hash.startsWith("#/"))) return;
-  const [, id, argument] = location.hash.split("/");
+  const id = location.hash.slice(2);
   const screen = SCREENS.find((screen) => screen.id === id) ?? now;
   shown?.close?.();
   shown = screen;
   const link = (screen) => el("a", { href: `#/${screen.id}`, "aria-current": screen === shown && "page" }, screen.title);
   render(part("screens"), SCREENS.map(link));
   main.replaceChildren();
-  shown.open?.(main, argument && decodeURIComponent(argument), overview);
+  shown.open?.(main, overview);
   shown.update?.(main, overview);
 }
 

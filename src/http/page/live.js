@@ -20,6 +20,9 @@ const PERIOD = 250;
 /** After how many milliseconds a feed that ended is opened again. */
 const RETRY = 2000;
 
+/** For how many milliseconds a feed may be silent. The bridge writes something every 15 s. */
+const SILENT_FOR = 45_000;
+
 const CATEGORIES = ["direct_call:dial", "direct_call:accept", "direct_call:end", "room:create", "room:delete", "room:participant_enter", "room:participant_exit", "room:participant_disconnect", "room:invitation_send", "room:invitation_accept", "room:invitation_decline", "room:invitation_cancel", "room:invitation_no_answer"];
 
 let parts = null;
@@ -27,12 +30,13 @@ let feed = null;
 let position = null;
 let waiting = [];
 let skipped = 0;
-let timer = 0;
+/** The next time that rows are added, and that the feed is opened again. */
+let [flushing, reopening] = [0, 0];
 let isPaused = false;
 let journal = null;
 
 /** Shows the screen. */
-export function open(main, _argument, overview) {
+export function open(main, overview) {
   const category = el("select", { id: "category" }, el("option", { value: "" }, "all"), CATEGORIES.map((name) => el("option", null, name)));
   const key = el("input", { id: "key", placeholder: "call_id or room_id", autocomplete: "off", spellcheck: "false" });
   const application = el("input", { id: "application", autocomplete: "off", spellcheck: "false" });
@@ -74,8 +78,7 @@ export function visibility(isHidden) {
 function stop(why) {
   feed?.abort();
   feed = null;
-  clearTimeout(timer);
-  timer = 0;
+  clearTimeout(reopening);
   flush();
   parts.state.textContent = why;
 }
@@ -85,14 +88,21 @@ function restart() {
   const { first_position: first, last_position: last } = journal;
   position = Math.max(first - 1, parts.key.value.trim() ? 0 : last - BEGINS_WITH, 0);
   parts.rows.replaceChildren();
-  waiting = [];
+  [waiting, skipped] = [[], 0];
   if (!isPaused) follow();
 }
 
 async function follow() {
   feed?.abort();
+  clearTimeout(reopening);
   const own = new AbortController();
   feed = own;
+  let silence = 0;
+  const listen = () => {
+    clearTimeout(silence);
+    silence = setTimeout(() => own.abort(new Error("the feed is silent")), SILENT_FOR);
+  };
+  listen();
   const query = new URLSearchParams({ after: position });
   if (parts.key.value.trim()) query.set("key", parts.key.value.trim());
   if (parts.category.value) query.set("type", parts.category.value);
@@ -104,6 +114,7 @@ async function follow() {
     for (;;) {
       const { done, value } = await reader.read();
       if (feed !== own) return;
+      listen();
       if (done) break;
       const blocks = (rest + value).split("\n\n");
       rest = blocks.pop();
@@ -113,7 +124,9 @@ async function follow() {
   } catch (error) {
     if (feed !== own) return;
     parts.state.textContent = `${error.message}; opening it again.`;
-    timer = setTimeout(follow, RETRY);
+    reopening = setTimeout(follow, RETRY);
+  } finally {
+    clearTimeout(silence);
   }
 }
 
@@ -132,16 +145,12 @@ function take(block) {
   // One row is left for saying so.
   const surplus = waiting.length - (MOST_ROWS - 1);
   if (surplus > 0) skipped += waiting.splice(0, surplus).length;
-  if (!timer) {
-    timer = setTimeout(() => {
-      timer = 0;
-      flush();
-    }, PERIOD);
-  }
+  if (!flushing) flushing = setTimeout(flush, PERIOD);
 }
 
 function flush() {
-  if (!parts) return;
+  clearTimeout(flushing);
+  flushing = 0;
   if (skipped > 0) waiting.unshift({ comment: `${grouped(skipped)} events came faster than they can be shown, and were skipped` });
   const rows = waiting.map((row) => (row.comment ? el("li", { class: "note" }, row.comment) : line(row)));
   [waiting, skipped] = [[], 0];

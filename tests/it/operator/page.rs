@@ -185,6 +185,37 @@ fn a_card_is_marked_by_what_the_bridge_finds() {
     assert_eq!(marked(json!([found("EventsStuck", Some("another"), "warning")])), json!(["card ok", "card ok"]));
 }
 
+#[test]
+fn the_feed_goes_on_after_a_restart_of_the_bridge() {
+    let mut bridge = Config::new().fixed_address().stdout_sink(Stdout::Read).start();
+    bridge.deliver(&dial("before-it", 1)).stored();
+    let mut browser = Browser::start();
+    browser.open(bridge.admin, "/#/live");
+    browser.shows("#feed > li", "before-it");
+    for call in ["after-the-first", "after-the-second"] {
+        let config = bridge.config().clone();
+        assert_eq!(bridge.stop().code(), Some(0));
+        browser.shows("#feed-state", "opening it again");
+        bridge = config.start();
+        browser.shows("#feed-state", "Following");
+        bridge.deliver(&dial(call, 1)).stored();
+        browser.shows("#feed > li:first-child", call);
+    }
+    assert_eq!(browser.count("#feed > li"), 3);
+}
+
+#[test]
+fn an_address_that_names_no_screen_shows_the_first() {
+    let bridge = Config::new().fixed_address().stdout_sink(Stdout::Read).start();
+    let mut browser = Browser::start();
+    for address in ["/#/nothing", "/#/live/%", "/#%E0%A4%A"] {
+        browser.open(bridge.admin, address);
+        browser.shows("#screens [aria-current]", "Now");
+        browser.shows("#journal", "Events kept");
+    }
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
 /// What somebody may call themselves, or put into a call, to be seen by whoever looks at it.
 const HOSTILE: [&str; 5] = [
     "<img src=x onerror=\"document.title='owned'\">",
