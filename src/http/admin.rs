@@ -1,8 +1,8 @@
 //! The admin endpoint: health, metrics, status, the feed and the documents.
 //!
-//! Health, metrics and the files of the operations page are open; the rest asks for the admin token where one is set. Readiness means
-//! that the journal takes events and never depends on a broker: otherwise an outage of a broker would
-//! take every receiver away from Sendbird, and events would be lost.
+//! Health, metrics and the files of the operations page are open; the rest asks for the admin token where one is
+//! set. Readiness means that the journal takes events and never depends on a broker: otherwise an outage of a
+//! broker would take every receiver away from Sendbird, and events would be lost.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
