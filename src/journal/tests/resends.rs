@@ -208,6 +208,13 @@ fn a_replay_keeps_what_it_needs_and_is_cut_where_room_is_short() {
         }
     };
     assert_eq!(last, 401);
+    // Where compactions have kept up with that, there was always room; beside what no sink has published there is none.
+    for n in 401.. {
+        if journal.active_replays("a") == 0 {
+            break;
+        }
+        assert!(matches!(append(&journal, bench.entry_of(n, 10_000)), Ok(Appended::Stored(_))), "refused for a replay");
+    }
     assert_eq!((journal.active_replays("a"), journal.resends("a"), journal.resends_dropped()), (0, 0, 30));
     flush(&journal);
     assert!(bench.admin().replays(None).unwrap().is_empty());
