@@ -457,7 +457,6 @@ impl JournalAdmin {
 
 /// The chain as a directory holds it now, and the runs of positions that are missing.
 pub(super) fn find(dir: &Path, connection: &Connection) -> Result<(Chain, Vec<(u64, u64)>), OpenError> {
-    let released = progress::load_released(connection).unwrap_or_default();
-    let found = find_chain(dir, connection, &released)?;
+    let found = find_chain(dir, connection, || progress::load_released(connection).unwrap_or_default())?;
     Ok((Chain::new(dir, found.segments, found.last, false), found.gaps))
 }

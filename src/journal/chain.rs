@@ -103,7 +103,7 @@ impl Chain {
         if self.is_owner {
             return Ok(self.segments.load().iter().any(|other| Arc::ptr_eq(other, segment)));
         }
-        let found = find(&self.dir, |_| Proof::default(), &Released::default())?;
+        let found = find(&self.dir, |_| Proof::default(), Released::default)?;
         if found.segments.iter().any(|other| other.name == segment.name) {
             return Ok(true);
         }
@@ -197,12 +197,10 @@ pub(super) struct Found {
     pub(super) damaged: Vec<u64>,
     /// The bytes that they took.
     pub(super) damaged_bytes: u64,
-    /// Whether a file went away while the directory was read.
-    has_changed: bool,
 }
 
 /// Which ranges of positions were released, in order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Released {
     pub(super) ranges: Vec<(u64, u64)>,
     /// Whether these are all.
@@ -212,34 +210,58 @@ pub(super) struct Released {
 /// How often a directory is read again because the bridge that owns it has changed it meanwhile.
 const MOST_TRIES: u32 = 10;
 
-/// Reads what a directory holds; changes nothing. `proof` says how far a segment is known to be durable.
+/// Reads what a directory holds; changes nothing. `proof` says how far a segment is known to be durable, `released` what
+/// was released until it is asked.
+///
+/// A bridge that owns the directory may add to it, close, compact and release segments meanwhile, also while the directory
+/// is being listed. So it is read again until it held the same files before and after; and what is missing is what each
+/// reading has missed, at least two.
 ///
 /// # Errors
 /// When the directory or a file cannot be read for another reason than damage; a segment of another major version is
 /// [`io::ErrorKind::Unsupported`].
-pub(super) fn find(dir: &Path, proof: impl Fn(Name) -> Proof, released: &Released) -> io::Result<Found> {
-    let mut found = Found::default();
-    for _ in 0..MOST_TRIES {
-        found = find_once(dir, &proof, released)?;
-        if !found.has_changed {
-            break;
+pub(super) fn find(dir: &Path, proof: impl Fn(Name) -> Proof, released: impl Fn() -> Released) -> io::Result<Found> {
+    let (mut files, mut known): (_, Option<Vec<(u64, u64)>>) = (list(dir)?, None);
+    let mut tries = 1;
+    loop {
+        let mut found = find_once(dir, &files, &proof, &released())?;
+        if let Some(known) = &known {
+            found.gaps = common(known, &found.gaps);
         }
+        let now = list(dir)?;
+        let is_sure = found.gaps.is_empty() || known.as_ref() == Some(&found.gaps);
+        if (is_sure && now == files) || tries == MOST_TRIES {
+            return Ok(found);
+        }
+        (files, known) = (now, Some(found.gaps));
+        tries += 1;
     }
-    Ok(found)
 }
 
-fn find_once(dir: &Path, proof: &impl Fn(Name) -> Proof, released: &Released) -> io::Result<Found> {
+/// The files of segments.
+fn list(dir: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let paths = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
+    paths.filter(|path| path.as_ref().map_or(true, |path| parse(path).is_some())).collect()
+}
+
+fn parse(path: &Path) -> Option<(Name, &str)> {
+    path.file_name().and_then(|file| file.to_str()).and_then(Name::parse)
+}
+
+fn find_once(
+    dir: &Path,
+    files: &BTreeSet<PathBuf>,
+    proof: &impl Fn(Name) -> Proof,
+    released: &Released,
+) -> io::Result<Found> {
     let mut found = Found::default();
     let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let Some((name, ending)) = path.file_name().and_then(|file| file.to_str()).and_then(Name::parse) else {
-            continue;
-        };
+    for path in files {
+        let Some((name, ending)) = parse(path) else { continue };
         match ending {
             "log" | "idx" => drop(names.insert(name)),
             "ids" => drop(ids.insert(name)),
-            _ => found.obsolete.push(path),
+            _ => found.obsolete.push(path.clone()),
         }
         found.number = found.number.max(name.last);
     }
@@ -261,7 +283,7 @@ fn find_once(dir: &Path, proof: &impl Fn(Name) -> Proof, released: &Released) ->
         match fs::metadata(&path) {
             Ok(metadata) if metadata.len() > segment::HEADER as u64 => found.unreadable.push(path),
             Ok(_) => found.obsolete.push(path),
-            Err(_) => found.has_changed |= !name.index(dir).exists(),
+            Err(_) => {}
         }
         found.obsolete.push(name.index(dir));
     }
@@ -319,6 +341,12 @@ pub(super) fn without(mut first: u64, last: u64, ranges: &[(u64, u64)]) -> Vec<(
     rest
 }
 
+/// The runs of positions that are in both.
+fn common(some: &[(u64, u64)], others: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let within = |(first, last): &(u64, u64)| without(*first, *last, &without(*first, *last, others));
+    some.iter().flat_map(within).collect()
+}
+
 fn find_segment(name: Name, dir: &Path, proof: &Proof) -> io::Result<(Segment, FoundLog)> {
     let summary = Index::read_summary(&name.index(dir))?;
     let (length, header) = match directory::open_readable(&name.log(dir))? {
@@ -343,6 +371,13 @@ fn find_segment(name: Name, dir: &Path, proof: &Proof) -> io::Result<(Segment, F
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_two_readings_have_missed_is_in_both() {
+        assert_eq!(common(&[(1, 10)], &[]), []);
+        assert_eq!(common(&[(1, 10), (20, 30)], &[(5, 22), (30, 40)]), [(5, 10), (20, 22), (30, 30)]);
+        assert_eq!(common(&[(5, 5)], &[(5, 5)]), [(5, 5)]);
+    }
 
     #[test]
     fn what_was_released_is_not_missing() {

@@ -108,7 +108,7 @@ fn find(dir: &Path, connection: &Connection, is_whole: bool) -> Result<Found, Op
         tracing::error!("damaged list of released positions; positions that no file holds are taken for released");
     }
     released.is_complete &= is_whole;
-    let found = find_chain(dir, connection, &released)?;
+    let found = find_chain(dir, connection, || released.clone())?;
     // Nobody will ever know; from now on it counts as released. Only then do the damaged rows go: a kill in between must not
     // leave a list that seems complete.
     let mut unknown = found.unknown.iter();
@@ -126,7 +126,11 @@ fn find(dir: &Path, connection: &Connection, is_whole: bool) -> Result<Found, Op
 }
 
 /// What a directory holds, with what the state file knows of its newest segment.
-pub(super) fn find_chain(dir: &Path, connection: &Connection, released: &Released) -> Result<Found, OpenError> {
+pub(super) fn find_chain(
+    dir: &Path,
+    connection: &Connection,
+    released: impl Fn() -> Released,
+) -> Result<Found, OpenError> {
     let proof = progress::load_proof(connection).unwrap_or_default();
     chain::find(dir, |name| progress::proof_of(name, proof), released).map_err(|source| unreadable(dir, source))
 }

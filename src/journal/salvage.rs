@@ -42,7 +42,7 @@ impl JournalAdmin {
         }
         let connection = state::salvage_into(dir, to)?;
         let (_, proof) = progress::load_proof(&connection).unwrap_or_default();
-        let found = find_chain(dir, &connection, &Released::default())?;
+        let found = find_chain(dir, &connection, Released::default)?;
         let chain = Arc::new(Chain::new(dir, found.segments, found.last, false));
         let mut salvage = Salvage { to, number: 0, open: None, salvaged: Salvaged::default() };
         let mut reader = super::Reader::new(chain);

@@ -66,11 +66,12 @@ impl JournalAdmin {
     }
 
     fn missing(&self, found: &mut impl FnMut(Fault)) -> Result<(), AdminError> {
+        // First: while it is read, more may become durable.
+        let (segment, proof) = progress::load_proof(&self.connection).unwrap_or_default();
         let (chain, gaps) = admin::find(&self.dir, &self.connection)?;
         for (first, last) in gaps {
             found(Fault::Missing { first, last });
         }
-        let (segment, proof) = progress::load_proof(&self.connection).unwrap_or_default();
         // After a salvage it stands for no segment, and only keeps positions from being used twice.
         if segment > 0 && proof.position > chain.last() {
             found(Fault::Missing { first: chain.last() + 1, last: proof.position });

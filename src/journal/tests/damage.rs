@@ -327,7 +327,7 @@ fn a_start_does_not_wait_for_a_missing_segment_twice() {
         });
         journal.close();
     }
-    let found = chain::find(bench.dir(), |_| segment::Proof::default(), &chain::Released::default()).unwrap();
+    let found = chain::find(bench.dir(), |_| segment::Proof::default(), chain::Released::default).unwrap();
     assert!(found.segments.iter().rev().skip(1).all(|segment| segment.is_sealed()));
 }
 

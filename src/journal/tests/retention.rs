@@ -282,6 +282,38 @@ fn a_kill_while_a_segment_is_released_leaves_no_gap() {
     journal.close();
 }
 
+/// Segments are closed, compacted and released between any two things that it reads.
+#[test]
+fn a_check_beside_a_busy_bridge_finds_nothing() {
+    let mut bench = Bench::small();
+    bench.settings.retain_bytes = Size(0);
+    let journal = bench.open();
+    let (done, mut checks, mut faults) = (std::sync::atomic::AtomicBool::new(false), 0, Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0.. {
+                if done.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                let (first, last) = (round * 20 + 1, round * 20 + 20);
+                bench.fill(&journal, first..=last, 1_000);
+                // What is left goes with the next round.
+                publish_but(&journal, "a", last.into(), &[last.into()]);
+                journal.acknowledge("a", u64::from(last.saturating_sub(20)));
+            }
+        });
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(8) && faults.is_empty() {
+            bench.admin().verify(|fault| faults.push(fault)).unwrap();
+            checks += 1;
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(faults, [], "after {checks} checks");
+    assert!(checks > 3 && journal.stats().last_position > 1_000, "{checks} checks, {:?}", journal.stats());
+    journal.close();
+}
+
 #[test]
 fn a_segment_is_closed_when_it_is_old_though_nothing_comes() {
     let mut bench = Bench::new();
